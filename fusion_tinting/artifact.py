@@ -1,0 +1,206 @@
+"""The artefact folder that a run leaves behind, readable without this package.
+
+tinting.json              format version, settings, tasks in order, content hashes, versions, cost
+coefficients.safetensors  merged tensor name -> (K,) float32, the effective λ
+tints/<task>.safetensors  the tinted layer of that task
+curves.csv                loss, agreement, share kept and mean λ by iteration and task
+"""
+
+import resource
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import torch
+from torch import nn
+
+from fusion_tinting.files import read_json, read_tensors, write_json, write_tensors, write_text
+from fusion_tinting.history import History
+from fusion_tinting.merging import load_merged
+from fusion_tinting.task_vectors import PRETRAINED
+from fusion_tinting.tints import HEAD
+
+if TYPE_CHECKING:
+    from fusion_tinting.tinted_model import TintedModel
+
+FORMAT_VERSION = 1
+MANIFEST = "tinting.json"
+PACKAGES = ("fusion-tinting", "torch", "transformers", "fusion-bench")
+
+
+class Reordered(Mapping):
+    """A mapping with its keys in another order; values are still loaded on access."""
+
+    def __init__(self, items: Mapping, keys: list[str]):
+        self._items, self._keys = items, keys
+
+    def __getitem__(self, key):
+        return self._items[key]
+
+    def __iter__(self) -> Iterator:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def save(model: "TintedModel", run_dir: Path) -> None:
+    """Write every file of `model`'s artefact; the manifest last, so that it vouches for the rest."""
+    names = model.info.get("tensor_names") or {}
+    coefficients = {names.get(name, name): row for name, row in model.coefficients.items()}
+    write_tensors(run_dir / "coefficients.safetensors", coefficients, {"format": "pt"})
+    for task, tint in model.tints.items():
+        tensors = {_tint_name(model, name, names): t for name, t in tint.state_dict().items()}
+        write_tensors(_tint_path(run_dir, task), tensors, {"format": "pt"})
+    if model.history is not None:
+        write_text(run_dir / "curves.csv", model.history.to_csv())
+    write_json(run_dir / MANIFEST, manifest(model, names))
+
+
+def manifest(model: "TintedModel", names: Mapping[str, str]) -> dict:
+    """The content of `tinting.json`."""
+    hashes, info = model.vectors.hashes, model.info
+    ids = info.get("ids", {})
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": "model_tinting",
+        "tasks": model.tasks,
+        "layer": model.layer,
+        "tinted_tensors": [names.get(name, name) for name in model.tinted_tensors],
+        "settings": info.get("settings", {}),
+        "split": info.get("split"),
+        "samples": info.get("samples", {}),
+        "base": {"id": ids.get(PRETRAINED), "sha256": hashes[PRETRAINED]},
+        "experts": {t: {"id": ids.get(t), "sha256": hashes[t]} for t in model.tasks},
+        "steps": 0 if model.history is None else len(model.history),
+        "skipped_steps": 0 if model.history is None else model.history.skipped,
+        "seconds": info.get("seconds"),
+        "peak_memory_bytes": info.get("peak_memory_bytes"),
+        "versions": installed_versions(),
+    }
+
+
+def read_manifest(run_dir: Path) -> dict:
+    """`tinting.json`, if this version of the package can read it.
+
+    Raises:
+        FileNotFoundError: no finished run there.
+        ValueError: a damaged manifest, or one of a newer format.
+    """
+    path = run_dir / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`{run_dir}` holds no finished run: `{MANIFEST}` is missing. Expected an artefact folder "
+            "(a run that was interrupted continues when it is started again with this `run_dir`)."
+        )
+    found = read_json(path)
+    if found.get("format_version", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"`{path}` has format version {found['format_version']}; this version of "
+            f"fusion_tinting reads up to {FORMAT_VERSION}. Upgrade fusion_tinting."
+        )
+    lacking = [k for k in ("tasks", "layer", "base", "experts", "settings", "samples") if k not in found]
+    if lacking:
+        raise ValueError(f"`{path}` is no manifest of fusion_tinting: it lacks {lacking}.")
+    return found
+
+
+def identity(found: dict) -> dict:
+    """What `checkpoint.identity` says of a run, read from its manifest."""
+    models = {PRETRAINED: found["base"]["sha256"]}
+    models |= {task: entry["sha256"] for task, entry in found["experts"].items()}
+    return {**{key: found[key] for key in ("tasks", "settings", "samples")}, "models": models}
+
+
+def restore(
+    model: "TintedModel", run_dir: Path, found: dict, names: Mapping[str, str] | None = None
+) -> "TintedModel":
+    """Put the artefact's λ and tints into `model`, fresh from `TintedModel.untrained`; return it."""
+    names = names or {}
+    check_hashes(run_dir, found, model.vectors.hashes)
+    path = run_dir / "coefficients.safetensors"
+    stored, _ = read_tensors(path)
+    wanted = [names.get(name, name) for name in model.vectors.slots]
+    _check_names(path, wanted, stored)
+    model.coefficients = {n: stored[w] for n, w in zip(model.vectors.slots, wanted, strict=True)}
+    for name, row in model.coefficients.items():
+        if row.shape != (len(model.tasks),) or not torch.isfinite(row).all():
+            raise ValueError(
+                f"`{name}` in `{path}` must hold {len(model.tasks)} finite numbers, one for each of "
+                f"{model.tasks}. Found shape {tuple(row.shape)}."
+            )
+    load_merged(model.encoder, model.vectors, torch.stack(list(model.coefficients.values())))
+    for task, tint in model.tints.items():
+        _restore_tint(model, tint, _tint_path(run_dir, task), names)
+    curves = run_dir / "curves.csv"
+    if curves.is_file():
+        model.history = History.from_csv(curves.read_text(), model.tasks)
+    model.info = {k: found.get(k) for k in ("settings", "split", "samples", "seconds")}
+    model.info["ids"] = {t: entry["id"] for t, entry in found["experts"].items()}
+    model.info["ids"][PRETRAINED] = found["base"]["id"]
+    model.info |= {"peak_memory_bytes": found.get("peak_memory_bytes"), "tensor_names": dict(names)}
+    return model.requires_grad_(False)
+
+
+def check_hashes(run_dir: Path, found: dict, hashes: Mapping[str, str]) -> None:
+    """Refuse an artefact that was learned from other models."""
+    for name, digest in identity(found)["models"].items():
+        if hashes.get(name) != digest:
+            who = "pre-trained model" if name == PRETRAINED else f"expert `{name}`"
+            raise ValueError(
+                f"`{run_dir}` was learned from another {who}: its tensors have sha256 "
+                f"{digest[:12]}… there and {hashes.get(name, 'none')[:12]}… here. Pass the models it "
+                "was learned from, or adapt again into another folder."
+            )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def peak_memory() -> int:
+    """Bytes: the GPU's peak where one is used, else this process's peak resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _restore_tint(model: "TintedModel", tint: nn.Module, path: Path, names: Mapping) -> None:
+    stored, _ = read_tensors(path)
+    wanted = {_tint_name(model, name, names): name for name in tint.state_dict()}
+    _check_names(path, list(wanted), stored)
+    for name, tensor in stored.items():
+        target = tint.state_dict()[wanted[name]]
+        if tensor.shape != target.shape:
+            raise ValueError(
+                f"`{name}` in `{path}` has shape {tuple(tensor.shape)}; the layer `{model.layer}` "
+                f"of these models has {tuple(target.shape)}."
+            )
+    tint.load_state_dict({wanted[name]: tensor for name, tensor in stored.items()})
+
+
+def _check_names(path: Path, wanted: list[str], stored: Mapping) -> None:
+    missing = [name for name in wanted if name not in stored]
+    extra = [name for name in stored if name not in wanted]
+    if missing or extra:
+        raise ValueError(
+            f"`{path}` does not fit these models: tensors missing {missing[:3]}, not theirs {extra[:3]}."
+        )
+
+
+def _tint_name(model: "TintedModel", name: str, names: Mapping[str, str]) -> str:
+    full = f"{HEAD if model.layer == HEAD else model.layer}.{name}"
+    return names.get(full, full)
+
+
+def _tint_path(run_dir: Path, task: str) -> Path:
+    return run_dir / "tints" / f"{quote(task, safe='')}.safetensors"

@@ -1,0 +1,107 @@
+"""Checkpoints: a run that was killed continues as if it never had been."""
+
+import json
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.settings import Settings
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.unlabeled import Unlabeled
+
+if TYPE_CHECKING:
+    from fusion_tinting.adaptation import Adaptation
+
+EVERY = 50
+"""Iterations between checkpoints. One is a few megabytes (λ, tints, Adam's moments)."""
+
+
+class Keeper:
+    """Writes and finds the checkpoints of an adaptation; with no `run_dir` it does neither.
+
+    As a context it also holds back Ctrl-C until the iteration under way is finished and its checkpoint
+    is there (a second Ctrl-C interrupts at once).
+    """
+
+    def __init__(self, adaptation: "Adaptation", run_dir: Path | None):
+        self.adaptation = adaptation
+        self.path = None if run_dir is None else Path(run_dir) / "checkpoint" / "state.safetensors"
+        self.interrupted = False
+        self._handler = None
+
+    def __enter__(self) -> "Keeper":
+        # Signals reach the main thread only; elsewhere Ctrl-C keeps its usual meaning.
+        if self.path is not None and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def resume(self) -> int:
+        """Take up the checkpoint found, if any; returns the first iteration to run.
+
+        Raises:
+            ValueError: it belongs to another run; what differs is named.
+        """
+        if self.path is None or not self.path.is_file():
+            return 0
+        state, metadata = read_tensors(self.path)
+        check_identity(self.path.parents[1], json.loads(metadata["run"]), self._identity())
+        self.adaptation.load_state(state)
+        self.adaptation.merged.write(self.adaptation.coefficients())
+        return int(metadata["next_step"])
+
+    def after(self, step: int) -> None:
+        """Write a checkpoint after iteration `step` if it is time; raise a held-back Ctrl-C."""
+        last = step + 1 == self.adaptation.settings.steps
+        due = self.interrupted or last or (step + 1) % EVERY == 0
+        if self.path is not None and due and self.adaptation.processes.rank == 0:
+            metadata = {"run": json.dumps(self._identity()), "next_step": str(step + 1)}
+            write_tensors(self.path, self.adaptation.state(), metadata)
+        if self.interrupted:
+            raise KeyboardInterrupt(f"Stopped after iteration {step + 1}; `{self.path}` continues it.")
+
+    def _identity(self) -> dict:
+        adaptation = self.adaptation
+        return identity(adaptation.model, adaptation.settings, adaptation.unlabeled)
+
+    def _on_interrupt(self, *_) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+def identity(model: TintedModel, settings: Settings, unlabeled: Mapping[str, Unlabeled]) -> dict:
+    """What must be equal for a run folder to hold the same run."""
+    return {
+        "tasks": model.tasks,
+        "settings": settings.to_json(),
+        "models": model.vectors.hashes,
+        "samples": {task: len(inputs) for task, inputs in unlabeled.items()},
+    }
+
+
+def check_identity(run_dir: Path, found: dict, mine: dict) -> None:
+    """Refuse the run folder of another run.
+
+    Raises:
+        ValueError: naming each difference.
+    """
+    differences = [
+        f"{part}.{key} is {found[part].get(key)!r} there and {mine[part].get(key)!r} here"
+        for part in ("settings", "models", "samples")
+        for key in {**found[part], **mine[part]}
+        if found[part].get(key) != mine[part].get(key)
+    ]
+    if found["tasks"] != mine["tasks"]:
+        differences.append(f"tasks are {found['tasks']} there and {mine['tasks']} here")
+    if differences:
+        raise ValueError(
+            f"`{run_dir}` holds another run: {'; '.join(differences)}. "
+            "Choose another `run_dir`, or delete this one."
+        )

@@ -1,0 +1,89 @@
+"""Files that are whole or not there at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, then rename it into place.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing half-written is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"Could not write `{path}`: {error}. Free space or choose another folder; "
+            "nothing half-written was left there."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: _write_synced(temporary, text))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically."""
+    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(owned, temporary, dict(metadata)))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is cut short or is no safetensors file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` is missing.")
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()  # not iterable itself
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"`{path}` is cut short or no safetensors file: {error}.") from error
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is cut short or no JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` is missing.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"`{path}` is cut short or no JSON: {error}.") from error
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

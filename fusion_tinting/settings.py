@@ -1,0 +1,88 @@
+"""The settings of an adaptation; the defaults are Model Tinting++ as published."""
+
+from dataclasses import asdict, dataclass, fields
+
+from fusion_tinting.coefficients import GRANULARITIES
+from fusion_tinting.errors import unknown
+from fusion_tinting.objectives import Objective, resolve_objective
+from fusion_tinting.sampling import Sampler, resolve_sampler
+
+UPDATES = ("sequential", "joint")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an adaptation does; arXiv 2412.19098 unless another source is named.
+
+    Attributes:
+        layer: the layer to tint; see `tints.resolve_layer`. None trains coefficients alone.
+        sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable.
+        objective: `hard`, `soft`, `entropy`, `l1`, or a callable.
+        update: `sequential` takes an optimiser step after each task (the paper: K steps an
+            iteration); `joint` sums the tasks' gradients and takes one step (AdaMerging's habit).
+        steps: iterations; each visits every task once.
+        batch_size: unlabelled samples per task and iteration.
+        lr: Adam's learning rate, β = (0.9, 0.999), no weight decay.
+        lr_coefficients: another one for λ; 0 freezes λ. AdaMerging uses 1e-3.
+        lr_tints: another one for the tints; 0 freezes them.
+        schedule: `constant`, or `cosine` from lr towards 0.
+        init: the value at which every λ starts (0.3; 0.1 for 14 and 20 tasks in some released runs).
+        granularity: `layer`, `block` or `task`; see `Coefficients`.
+        clamp: whether λ is kept in [0, 1].
+        seed: of batches and task order.
+
+    Raises:
+        ValueError: an unknown option, or a number out of range, named.
+    """
+
+    layer: str | None = "head"
+    sampler: str | Sampler = "confidence_difference"
+    objective: str | Objective = "hard"
+    update: str = "sequential"
+    steps: int = 500
+    batch_size: int = 32
+    lr: float = 1e-2
+    lr_coefficients: float | None = None
+    lr_tints: float | None = None
+    schedule: str = "constant"
+    init: float = 0.3
+    granularity: str = "layer"
+    clamp: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        resolve_sampler(self.sampler)
+        resolve_objective(self.objective)
+        for name, choices in (
+            ("update", UPDATES),
+            ("schedule", SCHEDULES),
+            ("granularity", GRANULARITIES),
+        ):
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+        for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be a whole number, at least {least}. Found {value!r}.")
+        for name in ("lr", "lr_coefficients", "lr_tints", "init"):
+            value = getattr(self, name)
+            given = value is not None or name in ("lr", "init")
+            if given and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+                raise ValueError(f"`{name}` must be a number, at least 0. Found {value!r}.")
+
+    @classmethod
+    def from_options(cls, options: dict) -> "Settings":
+        """Settings from keyword arguments or a configuration; unknown names are an error."""
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise unknown("setting", name, names)
+        return cls(**options)
+
+    def to_json(self) -> dict:
+        """The settings with callables by their qualified names."""
+        return {
+            name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+            for name, value in asdict(self).items()
+        }

@@ -1,0 +1,97 @@
+"""`tint`: the whole of Model Tinting in one call."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from fusion_tinting import artifact, checkpoint
+from fusion_tinting.adaptation import adapt
+from fusion_tinting.errors import same_tasks
+from fusion_tinting.experts import predict_experts
+from fusion_tinting.processes import Processes
+from fusion_tinting.settings import Settings
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.unlabeled import Unlabeled, batch_schedule
+
+
+def tint(
+    pretrained: nn.Module,
+    *,
+    experts: Mapping[str, nn.Module],
+    heads: Mapping[str, nn.Module],
+    unlabeled: Mapping[str, Iterable],
+    run_dir: str | Path | None = None,
+    processes: Processes | None = None,
+    progress: bool = True,
+    on_step=None,
+    info: Mapping | None = None,
+    **settings,
+) -> TintedModel:
+    """Merge `experts` by Model Tinting and return the tinted model.
+
+    Args:
+        pretrained: θ₀, any encoder.
+        experts: task -> the encoder fine-tuned on it, of the same architecture. A mapping that loads
+            on access keeps one expert at a time in memory.
+        heads: task -> module from the encoder's output to logits (B, classes).
+        unlabeled: task -> DataLoader, or another iterable of batches. Labels are ignored.
+        run_dir: where checkpoints and the artefact go; a run found there is continued, a finished one
+            loaded.
+        processes: where it runs (default: this process, the device of `pretrained`).
+        progress: whether to show progress bars.
+        on_step: called with (step, history) after every iteration.
+        info: what the host knows of the run for `tinting.json`: `ids`, `split`, `tensor_names`.
+        **settings: see `Settings`: `layer`, `sampler`, `objective`, `update`, `steps`, `batch_size`,
+            `lr`, ...
+
+    Raises:
+        ValueError: bad settings, models that do not fit each other, tasks without head or data, or a
+            `run_dir` of another run; always before any work is done.
+    """
+    options = Settings.from_options(settings)
+    same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
+    processes = processes or Processes(next(pretrained.parameters()).device)
+    model = TintedModel.untrained(pretrained, experts, heads, options.layer)
+    inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
+    identity = checkpoint.identity(model, options, inputs)
+    if run_dir is not None and (Path(run_dir) / artifact.MANIFEST).is_file():
+        manifest = artifact.read_manifest(Path(run_dir))
+        checkpoint.check_identity(Path(run_dir), artifact.identity(manifest), identity)
+        return artifact.restore(model, Path(run_dir), manifest, (info or {}).get("tensor_names"))
+    start = time.perf_counter()
+    predictions = predict_experts(experts, heads, inputs, processes=processes, progress=progress)
+    adapt(
+        model,
+        inputs,
+        predictions,
+        options,
+        run_dir=None if run_dir is None else Path(run_dir),
+        processes=processes,
+        progress=progress,
+        on_step=on_step,
+    )
+    model.info = {
+        **(info or {}),
+        "settings": options.to_json(),
+        "samples": identity["samples"],
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory_bytes": artifact.peak_memory(),
+    }
+    if run_dir is not None and processes.rank == 0:
+        model.save(run_dir)
+    return model
+
+
+def _visited(task: str, source: Iterable, options: Settings) -> Unlabeled:
+    """The samples that the schedule will visit: all of them, or as many as there are places in it."""
+    try:
+        unlabeled = Unlabeled.of(source)
+    except ValueError as error:
+        raise ValueError(f"Task `{task}`: {error}") from error
+    places = options.steps * options.batch_size
+    if places == 0 or places >= len(unlabeled):
+        return unlabeled
+    chosen = batch_schedule(len(unlabeled), places, 1, options.seed, f"visited {task}")
+    return unlabeled.subset(sorted(chosen[0].tolist()))

@@ -1,0 +1,96 @@
+"""The tint φ_k: task k's own trainable copy of ONE layer, and how one is made active."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+
+from torch import nn
+
+from fusion_tinting.errors import unknown
+
+HEAD = "head"
+
+
+def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
+    """The layer to tint, as `head`, as the full name of a submodule of `encoder`, or None.
+
+    Args:
+        layer: `head`; `block:<index>` of the longest ModuleList of equal blocks (negative from the
+            end); the exact name of a submodule, or an ending that only one has; None for no tint.
+
+    Raises:
+        ValueError: nothing or several submodules match (the candidates are listed), or the one
+            that matches has no parameters to train.
+    """
+    if layer is None or layer == HEAD:
+        return layer
+    if layer.startswith("block:"):
+        return _block(encoder, layer.removeprefix("block:"))
+    modules = {name: module for name, module in encoder.named_modules() if name}
+    trainable = [name for name, m in modules.items() if any(True for _ in m.parameters())]
+    matches = [layer] if layer in modules else [n for n in trainable if n.endswith(f".{layer}")]
+    if len(matches) > 1:
+        raise ValueError(f"`layer={layer}` matches {len(matches)} submodules: {matches}. Name one.")
+    if not matches:
+        raise unknown("layer", layer, [HEAD, "block:<index>", *trainable])
+    if matches[0] not in trainable:
+        raise ValueError(f"The layer `{matches[0]}` has no parameters, so it cannot be tinted.")
+    return matches[0]
+
+
+def make_tints(
+    layer: str | None,
+    pretrained: nn.Module,
+    experts: Mapping[str, nn.Module],
+    heads: Mapping[str, nn.Module],
+) -> nn.ModuleList:
+    """One tint per task, where training starts: the expert's own layer, or the task's head.
+
+    Args:
+        layer: as `resolve_layer` returns it; with None the list is empty.
+
+    Raises:
+        ValueError: a head without parameters.
+    """
+    if layer is None:
+        return nn.ModuleList()
+    for task in experts:
+        if layer == HEAD and not any(True for _ in heads[task].parameters()):
+            raise ValueError(f"The head of `{task}` has no parameters, so it cannot be tinted.")
+    layers = (heads[task] if layer == HEAD else experts[task].get_submodule(layer) for task in experts)
+    return nn.ModuleList(deepcopy(module).float().requires_grad_(True).eval() for module in layers)
+
+
+@contextmanager
+def active(encoder: nn.Module, layer: str, tint: nn.Module) -> Iterator[None]:
+    """Within the context `tint` stands in `encoder` where its layer `layer` was."""
+    parent, _, name = layer.rpartition(".")
+    owner = encoder.get_submodule(parent)
+    shared = owner._modules[name]
+    owner._modules[name] = tint
+    try:
+        yield
+    finally:
+        owner._modules[name] = shared
+
+
+def _block(encoder: nn.Module, index: str) -> str:
+    lists = {
+        name: blocks
+        for name, blocks in encoder.named_modules()
+        if isinstance(blocks, nn.ModuleList) and len({_shape(block) for block in blocks}) == 1
+    }
+    if not lists:
+        raise ValueError("`layer=block:…` needs a ModuleList of equal blocks; the encoder has none.")
+    name = max(lists, key=lambda name: len(lists[name]))
+    count = len(lists[name])
+    if not index.lstrip("-").isdigit() or not -count <= int(index) < count:
+        raise ValueError(
+            f"`layer=block:{index}` must have an index from {-count} to {count - 1}: "
+            f"`{name}` has {count} blocks."
+        )
+    return f"{name}.{int(index) % count}"
+
+
+def _shape(block: nn.Module) -> tuple:
+    return type(block), tuple((name, p.shape) for name, p in block.named_parameters())

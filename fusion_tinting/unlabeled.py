@@ -1,0 +1,135 @@
+"""A task's unlabelled inputs: every sample has an index, every batch a place in a seeded schedule.
+
+Because the schedule is a pure function of (seed, task, number of samples), a resumed run sees the same
+batches, and each sample's expert prediction can be computed once and looked up by index.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+
+INPUT_KEYS = ("input", "inputs", "image", "images", "pixel_values", "x")
+LABEL_KEYS = ("label", "labels", "target", "targets")
+CACHE_BYTES = 1 << 30
+"""A pool whose collated inputs fit in this much memory is kept there: decoding and preprocessing
+images again at every step costs more than a small model does."""
+
+
+class Unlabeled:
+    """The unlabelled inputs of one task.
+
+    Args:
+        dataset: indexable; its items are what `collate` takes.
+        collate: a list of items -> a batch, of which the input is taken (see `input_of`).
+        num_workers: loader processes for a pool too large to keep in memory.
+    """
+
+    def __init__(self, dataset: Dataset | Sequence, collate=default_collate, num_workers: int = 0):
+        self.dataset, self.collate, self.num_workers = dataset, collate, num_workers
+        self._cached: Tensor | None = None
+        if len(dataset) == 0:
+            raise ValueError("The unlabelled data is empty: expected at least one sample.")
+
+    @classmethod
+    def of(cls, source: "Unlabeled | DataLoader | Iterable") -> "Unlabeled":
+        """From a DataLoader: its dataset, collate function and workers (its own order and batch size
+        do not count). From another iterable of batches: read once and cut into samples."""
+        if isinstance(source, Unlabeled):
+            return source
+        if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
+            return cls(source.dataset, source.collate_fn, source.num_workers)
+        return cls([sample for batch in source for sample in _samples(input_of(batch))])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def subset(self, indices: Sequence[int]) -> "Unlabeled":
+        """Only the samples `indices`, renumbered from zero."""
+        return Unlabeled(Subset(self.dataset, list(indices)), self.collate, self.num_workers)
+
+    def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Any]:
+        """The inputs of one batch after another; each element of `schedule` lists sample indices."""
+        schedule = [list(map(int, indices)) for indices in schedule]
+        if self._keep_in_memory():
+            return (self._cached[indices] for indices in schedule)
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=schedule,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+        )
+        return map(input_of, loader)
+
+    def _keep_in_memory(self) -> bool:
+        if self._cached is None:
+            first = input_of(self.collate([self.dataset[0]]))
+            if not isinstance(first, Tensor) or first.nbytes * len(self) > CACHE_BYTES:
+                return False
+            chunks = DataLoader(
+                self.dataset, batch_size=256, collate_fn=self.collate, num_workers=self.num_workers
+            )
+            inputs = [input_of(chunk) for chunk in chunks]
+            if len({chunk.shape[1:] for chunk in inputs}) > 1:
+                return False
+            self._cached = torch.cat(inputs)
+        return True
+
+
+def input_of(batch: Any) -> Any:
+    """The model's input within a batch.
+
+    A tensor is its own input; of a tuple or list it is the first element; of a mapping the value of
+    the first key that names an input, or else the mapping without its labels (keyword arguments).
+    """
+    if isinstance(batch, (tuple, list)):
+        return batch[0]
+    if not isinstance(batch, Mapping):
+        return batch
+    rest = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
+    named = [key for key in INPUT_KEYS if key in rest]
+    if named or len(rest) == 1:
+        return rest[named[0] if named else next(iter(rest))]
+    return rest
+
+
+def call(module: torch.nn.Module, inputs: Any) -> Any:
+    """`module(inputs)`, or `module(**inputs)` when the inputs are a mapping."""
+    return module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
+
+
+def to_device(inputs: Any, device: torch.device | str) -> Any:
+    """Move a tensor, or every tensor of a mapping."""
+    if isinstance(inputs, Mapping):
+        return {key: to_device(value, device) for key, value in inputs.items()}
+    return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+
+
+def batch_schedule(n: int, batch_size: int, steps: int, seed: int, task: str) -> Tensor:
+    """Sample indices of every step, shape (steps, batch_size): one shuffled epoch after another."""
+    generator = torch.Generator().manual_seed(stable_seed(seed, "batches", task))
+    epochs = -(-steps * batch_size // n)
+    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(epochs)])
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def task_order(tasks: list[str], step: int, seed: int) -> list[str]:
+    """The tasks in this iteration's random order. It depends on their names, not on their places, so
+    that listing the tasks in another order changes nothing but the order of the results."""
+    return sorted(tasks, key=lambda task: stable_seed(seed, "order", step, task))
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed from any values, the same in every process and Python version."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _samples(inputs: Any) -> Iterator[Any]:
+    if isinstance(inputs, Mapping):
+        rows = zip(*inputs.values(), strict=True)
+        return (dict(zip(inputs, row, strict=True)) for row in rows)
+    return iter(inputs)
