@@ -27,6 +27,7 @@ def tint(
     progress: bool = True,
     on_step=None,
     info: Mapping | None = None,
+    model_class: type[TintedModel] = TintedModel,
     **settings,
 ) -> TintedModel:
     """Merge `experts` by Model Tinting and return the tinted model.
@@ -43,6 +44,7 @@ def tint(
         progress: whether to show progress bars.
         on_step: called with (step, history) after every iteration.
         info: what the host knows of the run for `tinting.json`: `ids`, `split`, `tensor_names`.
+        model_class: a family's own kind of `TintedModel`.
         **settings: see `Settings`: `layer`, `sampler`, `objective`, `update`, `steps`, `batch_size`,
             `lr`, ...
 
@@ -53,7 +55,7 @@ def tint(
     options = Settings.from_options(settings)
     same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
     processes = processes or Processes(next(pretrained.parameters()).device)
-    model = TintedModel.untrained(pretrained, experts, heads, options.layer)
+    model = model_class.untrained(pretrained, experts, heads, options.layer)
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
     identity = checkpoint.identity(model, options, inputs)
     if run_dir is not None and (Path(run_dir) / artifact.MANIFEST).is_file():

@@ -56,11 +56,15 @@ class Unlabeled:
         schedule = [list(map(int, indices)) for indices in schedule]
         if self._keep_in_memory():
             return (self._cached[indices] for indices in schedule)
+        return self._load(schedule)
+
+    def _load(self, schedule: Sequence[Sequence[int]]) -> Iterator[Any]:
         loader = DataLoader(
             self.dataset,
             batch_sampler=schedule,
             collate_fn=self.collate,
             num_workers=self.num_workers,
+            generator=torch.Generator(),  # or every pass would draw from the caller's
         )
         return map(input_of, loader)
 
@@ -69,10 +73,8 @@ class Unlabeled:
             first = input_of(self.collate([self.dataset[0]]))
             if not isinstance(first, Tensor) or first.nbytes * len(self) > CACHE_BYTES:
                 return False
-            chunks = DataLoader(
-                self.dataset, batch_size=256, collate_fn=self.collate, num_workers=self.num_workers
-            )
-            inputs = [input_of(chunk) for chunk in chunks]
+            every = range(len(self))
+            inputs = list(self._load([every[i : i + 256] for i in range(0, len(self), 256)]))
             if len({chunk.shape[1:] for chunk in inputs}) > 1:
                 return False
             self._cached = torch.cat(inputs)
@@ -133,3 +135,19 @@ def _samples(inputs: Any) -> Iterator[Any]:
         rows = zip(*inputs.values(), strict=True)
         return (dict(zip(inputs, row, strict=True)) for row in rows)
     return iter(inputs)
+
+
+class InMemory(Dataset):
+    """Remembers the items of a dataset after their first use, in the process that uses them."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self._items: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in self._items:
+            self._items[index] = self.dataset[index]
+        return self._items[index]

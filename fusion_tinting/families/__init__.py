@@ -1,0 +1,1 @@
+"""How a model family gives features, heads and unlabelled batches; one module each."""

@@ -1,0 +1,108 @@
+"""CLIP image classifiers with zero-shot heads: features, folded heads, names on disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import CLIPModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from fusion_tinting.cache import cache_folder
+from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.task_vectors import content_hash
+from fusion_tinting.tinted_model import TintedModel
+
+
+class CLIPImageEncoder(nn.Module):
+    """Pixels (B, 3, H, W) -> L2-normalised image embeddings (B, d).
+
+    The visual projection belongs to the pre-trained model: the experts share the object itself, so it
+    has no task vector, but it can be tinted (`layer=visual_projection`).
+    """
+
+    def __init__(self, vision_model: nn.Module, visual_projection: nn.Module):
+        super().__init__()
+        self.vision_model = vision_model
+        self.visual_projection = visual_projection
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        pooled = self.vision_model(pixel_values=pixel_values).pooler_output
+        return nn.functional.normalize(self.visual_projection(pooled), dim=-1)
+
+
+class TintedCLIP(TintedModel):
+    """A tinted model whose encoder is a `CLIPImageEncoder`."""
+
+    @property
+    def merged(self) -> nn.Module:
+        """The shared vision tower θ(λ), a `transformers.CLIPVisionModel`."""
+        return self.encoder.vision_model
+
+    def save_pretrained(self, path: str | Path, **kwargs) -> None:
+        """Save the shared vision tower as `CLIPVisionModel.from_pretrained` reads it, and, in the same
+        folder, the artefact: coefficients and tints."""
+        self.merged.save_pretrained(path, **kwargs)
+        self.save(path)
+
+
+def folded_head(zero_shot: Tensor, scale: Tensor | float) -> nn.Linear:
+    """The zero-shot classifier as released: logits = (scale · W) z + b, with b starting at zero.
+
+    The logit scale (100 for OpenAI's CLIP) is multiplied INTO the class weights before training, which
+    at the same learning rate is another algorithm than training W with the scale outside.
+
+    Args:
+        zero_shot: W, normalised class embeddings, shape (classes, d).
+        scale: exp of CLIP's logit scale.
+    """
+    head = nn.Linear(zero_shot.shape[1], zero_shot.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(scale * zero_shot)
+        head.bias.zero_()
+    return head.requires_grad_(False)
+
+
+@torch.no_grad()
+def zero_shot_weights(
+    clip_model: CLIPModel,
+    processor,
+    class_names: Sequence[str],
+    templates: Sequence[Callable[[str], str]],
+) -> Tensor:
+    """Normalised class embeddings (classes, d): the mean over templates of normalised text embeddings.
+
+    Cached on disk by the content of the text tower and of every prompt.
+    """
+    prompts = [[template(name) for template in templates] for name in class_names]
+    text = {n: p for n, p in clip_model.named_parameters() if not n.startswith(("vision", "visual"))}
+    tokens = processor(text=list(chain(*prompts)), return_tensors="pt", padding=True)
+    key = content_hash({**text, **tokens})
+    path = cache_folder() / "zero_shot" / f"{key}.safetensors"
+    try:
+        return read_tensors(path)[0]["weights"]
+    except (OSError, ValueError, KeyError, SafetensorError):
+        weights = torch.stack([_class_embedding(clip_model, processor, texts) for texts in prompts])
+        write_tensors(path, {"weights": weights}, {"format": "pt"})
+        return weights
+
+
+def names_on_disk(encoder: CLIPImageEncoder) -> Mapping[str, str]:
+    """Parameter name -> tensor name in the checkpoint that the vision tower was loaded from.
+
+    transformers 5 drops and restores prefixes such as `vision_model.`; this asks it which.
+    """
+    names = {}
+    for name, parameter in encoder.vision_model.named_parameters():
+        (stored,) = revert_weight_conversion(encoder.vision_model, {name: parameter})
+        names[f"vision_model.{name}"] = stored
+    return names
+
+
+def _class_embedding(clip_model: CLIPModel, processor, texts: list[str]) -> Tensor:
+    tokens = processor(text=texts, return_tensors="pt", padding=True).to(clip_model.device)
+    pooled = clip_model.text_model(**tokens).pooler_output
+    embeddings = nn.functional.normalize(clip_model.text_projection(pooled), dim=-1)
+    return nn.functional.normalize(embeddings.mean(0), dim=0).cpu()

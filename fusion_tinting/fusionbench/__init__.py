@@ -1,0 +1,1 @@
+"""The FusionBench host: the algorithm, the task pool, and the repairs of `compat`."""

@@ -1,0 +1,255 @@
+"""`method=model_tinting`: Model Tinting over any CLIP model pool of FusionBench."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fusion_bench import BaseAlgorithm
+from fusion_bench.dataset import CLIPDataset
+from fusion_bench.mixins import LightningFabricMixin
+from fusion_bench.modelpool import CLIPVisionModelPool
+from fusion_bench.taskpool import CLIPVisionModelTaskPool
+from fusion_bench.tasks.clip_classification import get_classnames_and_templates
+from fusion_bench.utils.hydra_utils import get_hydra_output_dir
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fusion_tinting.errors import unknown
+from fusion_tinting.families import clip
+from fusion_tinting.fusionbench.processes import FabricProcesses
+from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool
+from fusion_tinting.history import History
+from fusion_tinting.reporting import plots, tables
+from fusion_tinting.settings import Settings
+from fusion_tinting.task_vectors import PRETRAINED
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tinting import tint
+from fusion_tinting.unlabeled import Unlabeled, batch_schedule
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("test", "val", "train")
+KEPT_ASIDE = 0.1
+"""Share of each task's samples that do not teach when no task pool will evaluate the result."""
+
+
+class ModelTinting(LightningFabricMixin, BaseAlgorithm):
+    """Learns λ and the tints on a model pool's unlabelled images; returns a `TintedCLIP`.
+
+    Args:
+        adapt_split: the split whose images teach: `test` (transductive, as the papers and
+            FusionBench's AdaMerging), `val` or `train`. Labels are never used.
+        num_workers: loader processes per task for pools too large to keep in memory.
+        run_dir: where checkpoints and the artefact go (default: `tinting` in the log folder). A run
+            found there continues.
+        artifact: an earlier run's folder to apply, without adaptation.
+        **settings: see `fusion_tinting.Settings`; the top-level `seed` is one of them.
+
+    Raises:
+        ValueError: bad settings, before anything is loaded.
+    """
+
+    _config_mapping = BaseAlgorithm._config_mapping | {
+        name: name for name in ("adapt_split", "num_workers", "run_dir", "artifact", "settings")
+    }
+
+    def __init__(
+        self,
+        *,
+        adapt_split: str = "test",
+        num_workers: int = 0,
+        run_dir: str | None = None,
+        artifact: str | None = None,
+        seed: int | None = None,
+        **settings,
+    ):
+        if adapt_split not in SPLITS:
+            raise unknown("adapt_split", adapt_split, SPLITS)
+        self.settings = {**settings, "seed": seed or 0}
+        Settings.from_options(self.settings)
+        self.adapt_split, self.num_workers = adapt_split, num_workers
+        self.run_dir, self.artifact = run_dir, artifact
+        super().__init__()
+
+    def run(self, modelpool: CLIPVisionModelPool) -> TintedModel:
+        """Adapt, or apply `artifact`, and return the tinted model.
+
+        Raises:
+            ValueError: a pool of another kind; a task without head, data or class names; a task
+                pool that cannot evaluate the result; models that do not fit each other.
+        """
+        self._check(modelpool)
+        tasks = modelpool.model_names
+        clip_model = modelpool.load_clip_model(PRETRAINED).eval()
+        pretrained = clip.CLIPImageEncoder(modelpool.load_model(PRETRAINED), clip_model.visual_projection)
+        experts = PoolExperts(modelpool, clip_model.visual_projection)
+        heads = {task: self._head(modelpool, clip_model, task) for task in tasks}
+        models = {"pretrained": pretrained, "experts": experts, "heads": heads}
+        names = clip.names_on_disk(pretrained)
+        if self.artifact is not None:
+            model = clip.TintedCLIP.load(self.artifact, **models, tensor_names=names)
+        else:
+            model = self._adapt(modelpool, models, names)
+        return model
+
+    def _adapt(self, modelpool, models: dict, names: Mapping[str, str]) -> TintedModel:
+        unlabeled = {task: self._unlabeled(modelpool, task) for task in models["experts"]}
+        aside = {}
+        if not self._will_be_evaluated:
+            unlabeled, aside = keep_aside(unlabeled, self.settings["seed"])
+        run_dir = self._run_dir()
+        processes = FabricProcesses(self.fabric)
+        settings = {**self.settings, "steps": 1} if self.is_debug_mode else self.settings
+        model = tint(
+            models["pretrained"],
+            experts=models["experts"],
+            heads=models["heads"],
+            unlabeled=unlabeled,
+            run_dir=run_dir,
+            processes=processes,
+            on_step=self._log_step,
+            info={
+                "split": self.adapt_split,
+                "ids": {name: model_id(modelpool, name) for name in modelpool.all_model_names},
+                "tensor_names": names,
+            },
+            model_class=clip.TintedCLIP,
+            **settings,
+        )
+        if processes.rank == 0:
+            plots.write_all(model, run_dir)
+            log.info(f"Coefficients, tints and curves are in {run_dir}.")
+        if aside:
+            self._show_agreement(model, models, unlabeled, aside, processes)
+        self.fabric.barrier()
+        return model
+
+    def _show_agreement(self, model, models, unlabeled, aside, processes) -> None:
+        columns = {"inputs used": unlabeled, "kept aside": aside}
+        table = tables.agreement_table(
+            model, models["experts"], models["heads"], columns, self.adapt_split, processes
+        )
+        if processes.rank == 0:
+            tables.show(table)
+
+    def _check(self, modelpool) -> None:
+        """Everything that can be seen to fail before a model is loaded."""
+        if not isinstance(modelpool, CLIPVisionModelPool):
+            raise ValueError(
+                f"`method=model_tinting` needs a CLIPVisionModelPool. Found {type(modelpool).__name__}."
+            )
+        tasks = modelpool.model_names
+        if not tasks or not modelpool.has_pretrained:
+            raise ValueError(
+                "The model pool must have `_pretrained_` and at least one expert. Found models: "
+                f"{modelpool.all_model_names}."
+            )
+        for task in tasks:
+            try:
+                get_classnames_and_templates(task)
+            except ValueError as error:
+                raise ValueError(
+                    f"No class names are known for the task `{task}`, so it has no zero-shot head. "
+                    "Register them in `CLIPTemplateFactory._dataset_mapping`."
+                ) from error
+        if self.artifact is None:
+            self._check_split(modelpool, tasks)
+        self._check_taskpool(tasks)
+
+    def _check_split(self, modelpool, tasks: list[str]) -> None:
+        available = {split: getattr(modelpool, f"{split}_dataset_names") for split in SPLITS}
+        missing = [task for task in tasks if task not in available[self.adapt_split]]
+        if missing:
+            usable = [s for s in SPLITS if set(tasks) <= set(available[s])]
+            raise ValueError(
+                f"The model pool has no `{self.adapt_split}_datasets` for {missing}. "
+                f"`method.adapt_split` can be one of {usable} with this pool."
+            )
+
+    def _check_taskpool(self, tasks: list[str]) -> None:
+        taskpool = getattr(self._program, "taskpool", None)
+        if not isinstance(taskpool, CLIPVisionModelTaskPool):
+            return
+        if not isinstance(taskpool, TintedCLIPVisionModelTaskPool):
+            target = f"{TintedCLIPVisionModelTaskPool.__module__}.TintedCLIPVisionModelTaskPool"
+            raise ValueError(
+                f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with "
+                "zero-shot heads and report a wrong accuracy for the tinted model. Use a task pool of "
+                f"fusion_tinting, such as `taskpool=clip-vit-b32_TA8`, or add `taskpool._target_={target}`."
+            )
+        strange = [task for task in taskpool._test_datasets if task not in tasks]
+        if strange:
+            raise ValueError(
+                f"The task pool evaluates {strange}, for which the model pool has no expert and a "
+                f"tinted model no tint. Its tasks must be among {tasks}."
+            )
+
+    @property
+    def _will_be_evaluated(self) -> bool:
+        return isinstance(getattr(self._program, "taskpool", None), TintedCLIPVisionModelTaskPool)
+
+    def _head(self, modelpool, clip_model, task: str) -> nn.Linear:
+        weights = clip.zero_shot_weights(
+            clip_model, modelpool.load_processor(), *get_classnames_and_templates(task)
+        )
+        return clip.folded_head(weights, clip_model.logit_scale.detach().exp())
+
+    def _unlabeled(self, modelpool, task: str) -> Unlabeled:
+        dataset = getattr(modelpool, f"load_{self.adapt_split}_dataset")(task)
+        if len(dataset) == 0:
+            raise ValueError(f"The {self.adapt_split} split of `{task}` is empty.")
+        images = CLIPDataset(dataset, modelpool.load_processor())
+        return Unlabeled.of(DataLoader(images, num_workers=self.num_workers))
+
+    def _run_dir(self) -> Path:
+        folder = self.run_dir or Path(self.log_dir or get_hydra_output_dir() or ".") / "tinting"
+        return Path(self.fabric.broadcast(str(folder)))
+
+    def _log_step(self, step: int, history: History) -> None:
+        loss, agreed, kept, _ = history.values[step].mean(0).tolist()
+        metrics = {"train/loss": loss, "train/agreement": agreed, "train/kept": kept}
+        for task, value in zip(history.tasks, history.agreement[step].tolist(), strict=True):
+            metrics[f"train/agreement/{task}"] = value
+        self.log_dict(metrics, step=step)
+
+
+class PoolExperts(Mapping):
+    """The experts of a model pool, loaded when asked for; the last one is kept, the others let go."""
+
+    def __init__(self, modelpool: CLIPVisionModelPool, visual_projection: nn.Module):
+        self._pool, self._projection = modelpool, visual_projection
+        self._last: tuple[str, nn.Module] | None = None
+
+    def __getitem__(self, task: str) -> nn.Module:
+        if task not in self._pool.model_names:
+            raise KeyError(task)
+        if self._last is None or self._last[0] != task:
+            vision_model = self._pool.load_model(task)
+            self._last = (task, clip.CLIPImageEncoder(vision_model, self._projection).eval())
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pool.model_names)
+
+    def __len__(self) -> int:
+        return len(self._pool.model_names)
+
+
+def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dict]:
+    """Split each task's samples into those that teach and a tenth (at least one) kept aside."""
+    used, aside = {}, {}
+    for task, inputs in unlabeled.items():
+        order = batch_schedule(len(inputs), len(inputs), 1, seed, f"aside {task}")[0].tolist()
+        count = max(1, round(KEPT_ASIDE * len(inputs)))
+        if count == len(inputs):
+            raise ValueError(f"Task `{task}` has a single sample; at least two are needed.")
+        used[task], aside[task] = inputs.subset(order[count:]), inputs.subset(order[:count])
+    return used, aside
+
+
+def model_id(modelpool: CLIPVisionModelPool, name: str) -> str:
+    """The hub id or path of a pool's model, as its configuration says."""
+    config = modelpool.get_model_config(name)
+    if isinstance(config, str):
+        return config
+    return str(config.get("pretrained_model_name_or_path", name)) if hasattr(config, "get") else name

@@ -1,0 +1,80 @@
+"""Curves of an adaptation and the heat map of λ, as PNG."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fusion_tinting.files import write_atomically
+from fusion_tinting.history import History
+from fusion_tinting.tinted_model import TintedModel
+
+TASK_COLOURS = "tab20"
+PANELS = (
+    ("loss", "loss (mean over kept samples)"),
+    ("agreement", "agreement with the expert (%)"),
+    ("kept", "samples kept (%)"),
+    ("coefficient", "mean λ over tensors"),
+)
+
+
+def write_all(model: TintedModel, run_dir: Path) -> None:
+    """Write `curves.png` (if there is a history) and `coefficients.png` into `run_dir`."""
+    if model.history is not None and len(model.history):
+        save(curves(model.history), run_dir / "curves.png")
+    save(coefficient_map(model), run_dir / "coefficients.png")
+
+
+def curves(history: History) -> Figure:
+    """Loss, agreement, share kept and mean λ by iteration: a line per task, smoothed, and their mean."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    colours = matplotlib.colormaps[TASK_COLOURS].colors
+    for axis, (column, label) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        values = getattr(history, column) * (100 if "%" in label else 1)
+        window = 1 if column == "coefficient" else max(1, len(history) // 25)
+        smooth = _smooth(values, window)
+        steps = np.arange(len(smooth)) + window
+        for k, task in enumerate(history.tasks):
+            axis.plot(steps, smooth[:, k], color=colours[k % len(colours)], linewidth=1, label=task)
+        axis.plot(steps, smooth.mean(1), color="black", linewidth=2, label="mean")
+        axis.set_xlabel("iteration")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    figure.suptitle(f"Adaptation (moving average of {max(1, len(history) // 25)} iterations)")
+    return figure
+
+
+def coefficient_map(model: TintedModel) -> Figure:
+    """The effective λ: a row per merged tensor, from input to output, a column per task."""
+    names = list(model.coefficients)
+    lam = torch.stack(list(model.coefficients.values())).numpy()
+    height = min(4 + 0.09 * len(names), 40)
+    figure = Figure(figsize=(3.5 + 0.55 * len(model.tasks), height), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(lam, aspect="auto", cmap="viridis", vmin=0, vmax=max(1.0, lam.max()))
+    axis.set_xticks(range(len(model.tasks)), model.tasks, rotation=60, ha="right", fontsize=8)
+    every = max(1, len(names) // 40)
+    shown = range(0, len(names), every)
+    axis.set_yticks(list(shown), [names[i] for i in shown], fontsize=6)
+    axis.set_title("merging coefficients λ", fontsize=10)
+    figure.colorbar(image, ax=axis, label="λ")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def _smooth(values: torch.Tensor, window: int) -> np.ndarray:
+    """Moving average over `window` iterations, shape (steps − window + 1, K)."""
+    sums = np.cumsum(np.vstack([np.zeros((1, values.shape[1])), values.numpy()]), axis=0)
+    return (sums[window:] - sums[:-window]) / window

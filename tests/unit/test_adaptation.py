@@ -1,0 +1,271 @@
+"""The method itself: against the plainest loop that autograd allows, and its invariances."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from conftest import TASKS, make_world
+from torch.func import functional_call
+
+import fusion_tinting as ft
+from fusion_tinting.objectives import resolve_objective
+from fusion_tinting.sampling import resolve_sampler
+from fusion_tinting.unlabeled import batch_schedule, task_order
+
+
+def plain_loop(world, *, layer, sampler, objective, update, steps, lr=1e-2, batch_size=8, seed=0):
+    """Model Tinting as the paper tells it, in float64: every merge a sum inside autograd, every expert
+    asked again at every step, one Adam for λ and the tints."""
+    pretrained = copy.deepcopy(world.pretrained).double().eval()
+    experts = {t: copy.deepcopy(e).double().eval() for t, e in world.experts.items()}
+    heads = {t: copy.deepcopy(h).double() for t, h in world.heads.items()}
+    base = dict(pretrained.named_parameters())
+    lam = torch.full((len(base), len(experts)), 0.3, dtype=torch.float64, requires_grad=True)
+    tints = {t: dict(heads[t].named_parameters()) for t in experts}
+    if layer not in ("head", None):
+        tints = {t: dict(experts[t].get_submodule(layer).named_parameters()) for t in experts}
+    tints = {t: {n: p.detach().clone() for n, p in tint.items()} for t, tint in tints.items()}
+    if layer is None:
+        tints = {t: {} for t in experts}
+    for parameter in itertools.chain(*(tint.values() for tint in tints.values())):
+        parameter.requires_grad_(True)
+    adam = torch.optim.Adam([lam, *itertools.chain(*(t.values() for t in tints.values()))], lr=lr)
+    inputs = {t: torch.cat(world.unlabeled[t]).double() for t in experts}
+
+    def loss_of(task, x):
+        theta = {}
+        for row, (name, value) in zip(lam.clamp(0, 1), base.items(), strict=True):
+            deltas = [dict(e.named_parameters())[name] - value for e in experts.values()]
+            theta[name] = value.detach() + sum(w * d.detach() for w, d in zip(row, deltas, strict=True))
+        head = tints[task] if layer == "head" else {}
+        if layer not in ("head", None):
+            theta |= {f"{layer}.{n}": p for n, p in tints[task].items()}
+        output = functional_call(heads[task], head, functional_call(pretrained, theta, x))
+        expert = heads[task](experts[task](x)).detach()
+        keep = resolve_sampler(sampler)(output.detach(), expert)
+        return resolve_objective(objective)(output[keep], expert[keep]).mean()
+
+    for step in range(steps):
+        for task in task_order(list(experts), step, seed):
+            rows = batch_schedule(len(inputs[task]), batch_size, steps, seed, task)[step]
+            loss_of(task, inputs[task][rows]).backward()
+            if update == "sequential":
+                adam.step()
+                adam.zero_grad(set_to_none=True)
+        if update == "joint":
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+    return dict(zip(base, lam.detach().clamp(0, 1), strict=True)), tints
+
+
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+@pytest.mark.parametrize(
+    ("layer", "sampler", "objective"),
+    [
+        ("head", "all", "hard"),
+        ("head", "confidence_difference", "soft"),
+        ("blocks.1", "top_confidence:0.6", "hard"),
+        ("stem", "all", "l1"),
+        (None, "all", "entropy"),
+    ],
+)
+def test_it_is_the_papers_algorithm(world, layer, sampler, objective, update):
+    options = dict(layer=layer, sampler=sampler, objective=objective, update=update, steps=6)
+    lam, tints = plain_loop(world, **options)
+    tinted = world.tint(**options)
+    for name, row in lam.items():
+        torch.testing.assert_close(tinted.coefficients[name].double(), row, rtol=0, atol=2e-5)
+    for task, tint in tinted.tints.items():
+        for name, parameter in tint.named_parameters():
+            expected = tints[task][name].detach()
+            torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_golden_values(world):
+    """Pins the arithmetic, the batches and the task order across releases of this package."""
+    tinted = world.tint(steps=6, sampler="confidence_difference")
+    assert tinted.coefficients["stem.weight"].tolist() == pytest.approx(GOLDEN["stem.weight"], abs=1e-5)
+    assert tinted.tints["dogs"].bias.tolist() == pytest.approx(GOLDEN["dogs.bias"], abs=1e-5)
+    assert tinted.history.agreement[-1].tolist() == pytest.approx(GOLDEN["agreement"])
+
+
+GOLDEN = {
+    "stem.weight": [0.321052, 0.436167, 0.21514],
+    "dogs.bias": [0.222211, 0.372284, 0.109271, -0.091332],
+    "agreement": [0.625, 1.0, 1.0],
+}
+
+
+def test_the_merged_encoder_is_the_merge_of_the_exported_coefficients(world):
+    tinted = world.tint()
+    vectors = ft.TaskVectors.from_models(world.pretrained, world.experts)
+    merged = vectors.views(ft.merge(vectors, torch.stack(list(tinted.coefficients.values()))))
+    for name, parameter in tinted.merged.named_parameters():
+        assert torch.equal(parameter, merged[name])
+
+
+def test_nothing_of_the_callers_is_changed(world):
+    world.pretrained.train()
+    models = [world.pretrained, *world.experts.values(), *world.heads.values()]
+    before = copy.deepcopy(models)
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    world.tint(layer="block:-1")
+    for was, now in zip(before, models, strict=True):
+        assert was.training == now.training
+        for a, b in zip(was.parameters(), now.parameters(), strict=True):
+            assert torch.equal(a, b)
+            assert b.grad is None
+            assert a.requires_grad == b.requires_grad
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_it_adapts_without_dropout(world):
+    world.pretrained.train()
+    for expert in world.experts.values():
+        expert.train()
+    one, two = world.tint(seed=1), world.tint(seed=1)
+    assert torch.equal(one.history.values, two.history.values)
+
+
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+def test_permuting_the_tasks_permutes_the_result(update):
+    straight = make_world()
+    turned = make_world()
+    order = [2, 0, 1]
+    for name in ("experts", "heads", "unlabeled"):
+        entries = getattr(turned, name)
+        setattr(turned, name, {TASKS[k]: entries[TASKS[k]] for k in order})
+    a, b = straight.tint(update=update), turned.tint(update=update)
+    assert b.tasks == [TASKS[k] for k in order]
+    for name, row in a.coefficients.items():
+        torch.testing.assert_close(b.coefficients[name], row[order], rtol=0, atol=1e-6)
+    torch.testing.assert_close(b.history.values, a.history.values[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_one_expert_alone_is_enough():
+    tinted = make_world(["cats"]).tint(steps=2)
+    assert tinted.coefficients["stem.weight"].shape == (1,)
+
+
+def test_a_sampler_that_keeps_nothing_skips_the_step_and_is_counted(world):
+    tinted = world.tint(sampler=lambda output, expert: torch.zeros(len(output), dtype=torch.bool))
+    assert tinted.history.skipped == 4 * 3
+    assert all(torch.equal(row, torch.full((3,), 0.3)) for row in tinted.coefficients.values())
+    for task, tint in tinted.tints.items():
+        assert torch.equal(tint.weight, world.heads[task].weight)
+    assert torch.isfinite(tinted.history.values).all()
+
+
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+def test_a_task_that_is_skipped_leaves_its_tint_alone(world, update):
+    world.heads = {task: torch.nn.Linear(6, 3 + k) for k, task in enumerate(world.experts)}
+    tinted = world.tint(
+        update=update,
+        sampler=lambda output, expert: torch.full((len(output),), output.shape[1] != 4),
+    )
+    assert torch.equal(tinted.tints["dogs"].weight, world.heads["dogs"].weight)
+    assert not torch.equal(tinted.tints["cats"].weight, world.heads["cats"].weight)
+    assert tinted.history.skipped == 4
+
+
+def test_frozen_coefficients_and_frozen_tints(world):
+    tints_only = world.tint(lr_coefficients=0)
+    assert all(torch.equal(row, torch.full((3,), 0.3)) for row in tints_only.coefficients.values())
+    assert not torch.equal(tints_only.tints["cats"].weight, world.heads["cats"].weight)
+    coefficients_only = world.tint(lr_tints=0)
+    assert not torch.equal(coefficients_only.coefficients["stem.weight"], torch.full((3,), 0.3))
+    assert torch.equal(coefficients_only.tints["cats"].weight, world.heads["cats"].weight)
+
+
+def test_the_tinted_layer_keeps_its_initial_coefficients_in_the_shared_encoder(world):
+    tinted = world.tint(layer="blocks.1")
+    assert tinted.tinted_tensors == ["blocks.1.weight", "blocks.1.bias"]
+    for name, row in tinted.coefficients.items():
+        assert torch.equal(row, torch.full((3,), 0.3)) == (name in tinted.tinted_tensors)
+
+
+def test_a_cosine_schedule_ends_with_small_steps(world):
+    moves = {}
+    for schedule in ("constant", "cosine"):
+        tinted = world.tint(schedule=schedule, steps=20)
+        moves[schedule] = tinted.history.coefficient.diff(dim=0).abs().sum(1)
+    assert moves["cosine"][-1] < 0.2 * moves["constant"][-1]
+    assert torch.allclose(moves["cosine"][:1], moves["constant"][:1], atol=1e-3)
+
+
+def test_only_the_samples_that_will_be_visited_are_asked_of_the_experts(world, monkeypatch):
+    asked = {}
+
+    def count(experts, heads, unlabeled, **_):
+        asked.update({task: len(inputs) for task, inputs in unlabeled.items()})
+        return ft.predict_experts(experts, heads, unlabeled, progress=False)
+
+    monkeypatch.setattr("fusion_tinting.tinting.predict_experts", count)
+    world.tint(steps=2, batch_size=8)
+    assert asked == dict.fromkeys(TASKS, 16)
+    world.tint(steps=20, batch_size=8)
+    assert asked == dict.fromkeys(TASKS, 40)
+
+
+def test_history_has_one_row_per_iteration_and_task(world):
+    history = world.tint(steps=5).history
+    assert history.loss.shape == history.agreement.shape == history.kept.shape == (5, 3)
+    assert ((0 <= history.agreement) & (history.agreement <= 1)).all()
+    rows = list(history.rows())
+    assert len(rows) == 15
+    assert rows[4]["step"] == 1
+    assert rows[4]["task"] == "dogs"
+
+
+def test_adaptation_brings_the_model_nearer_to_the_experts(world):
+    history = world.tint(steps=150, layer="block:-1").history
+    assert history.loss[-20:].mean() < 0.8 * history.loss[:20].mean()
+    assert history.agreement[-20:].mean() > history.agreement[:20].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "al"}, "Unknown sampler `al`.*`all`"),
+        ({"objective": "harder"}, "Did you mean `hard`"),
+        ({"update": "both"}, "`sequential`, `joint`"),
+        ({"schedule": "linear"}, "`constant`, `cosine`"),
+        ({"steps": -1}, "`steps` must be a whole number, at least 0. Found -1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number, at least 1"),
+        ({"lr": "fast"}, "`lr` must be a number, at least 0. Found 'fast'"),
+        ({"init": float("nan")}, "`init` must be a number"),
+        ({"stepz": 3}, "Unknown setting `stepz`. Did you mean `steps`"),
+        ({"layer": "bodies.1"}, "Unknown layer"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(world, monkeypatch, options, message):
+    monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
+    with pytest.raises(ValueError, match=message):
+        world.tint(**options)
+
+
+@pytest.mark.parametrize("what", ["heads", "unlabeled"])
+def test_a_task_without_head_or_data_is_named(world, what):
+    del getattr(world, what)["dogs"]
+    with pytest.raises(ValueError, match=rf"`{what}` must have one entry.*none for \['dogs'\]"):
+        world.tint()
+
+
+def test_heads_without_expert_are_named(world):
+    world.heads["bats"] = torch.nn.Linear(6, 2)
+    with pytest.raises(ValueError, match=r"has \['bats'\], for which there is no expert"):
+        world.tint()
+
+
+def test_empty_data_names_its_task(world):
+    world.unlabeled["owls"] = []
+    with pytest.raises(ValueError, match="Task `owls`: The unlabelled data is empty"):
+        world.tint()
+
+
+def test_a_head_that_gives_nan_is_found_before_adaptation(world):
+    world.heads["cats"].bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        world.tint()

@@ -1,0 +1,260 @@
+"""What a run leaves behind: loading, resuming, and every way the folder can be wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_world
+from safetensors.torch import load_file, save_file
+
+import fusion_tinting as ft
+from fusion_tinting import checkpoint, files
+
+LAYERS = ["head", "block:1", None]
+
+
+def same(one, two):
+    x = torch.randn(7, 5)
+    assert one.tasks == two.tasks
+    for task in one.tasks:
+        assert torch.equal(one(x, task=task), two(x, task=task))
+    for name, row in one.coefficients.items():
+        assert torch.equal(row, two.coefficients[name])
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_saving_and_loading_changes_nothing(world, tmp_path, layer):
+    tinted = world.tint(layer=layer)
+    tinted.save(tmp_path)
+    same(tinted, ft.TintedModel.load(tmp_path, **world.models()))
+
+
+def test_loading_takes_the_artefacts_own_task_order(world, tmp_path):
+    tinted = world.tint()
+    tinted.save(tmp_path)
+    for name in ("experts", "heads"):
+        setattr(world, name, dict(reversed(getattr(world, name).items())))
+    same(tinted, ft.TintedModel.load(tmp_path, **world.models()))
+
+
+def test_the_folder_reads_without_our_code(world, tmp_path):
+    world.tint(layer="block:1", run_dir=tmp_path, seed=3)
+    manifest = json.loads((tmp_path / "tinting.json").read_text())
+    assert manifest["format_version"] == 1
+    assert manifest["tasks"] == ["cats", "dogs", "owls"]
+    assert manifest["tinted_tensors"] == ["blocks.1.weight", "blocks.1.bias"]
+    assert manifest["settings"]["seed"] == 3
+    assert manifest["seconds"] > 0
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert len(manifest["experts"]["dogs"]["sha256"]) == 64
+    coefficients = load_file(tmp_path / "coefficients.safetensors")
+    assert coefficients.keys() == dict(world.pretrained.named_parameters()).keys()
+    assert all(row.shape == (3,) and row.dtype == torch.float32 for row in coefficients.values())
+    tint = load_file(tmp_path / "tints" / "dogs.safetensors")
+    assert tint.keys() == {"blocks.1.weight", "blocks.1.bias"}
+    lines = (tmp_path / "curves.csv").read_text().splitlines()
+    assert lines[0] == "step,task,loss,agreement,kept,coefficient"
+    assert len(lines) == 1 + 4 * 3
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, monkeypatch, layer, update):
+    options = {"layer": layer, "update": update, "steps": 9, "schedule": "cosine"}
+    whole = world.tint(**options)
+    monkeypatch.setattr(checkpoint, "EVERY", 4)
+
+    def die(step, history):
+        if step == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        world.tint(**options, run_dir=tmp_path, on_step=die)
+    steps = []
+    resumed = world.tint(**options, run_dir=tmp_path, on_step=lambda step, _: steps.append(step))
+    assert steps == [4, 5, 6, 7, 8]
+    same(whole, resumed)
+    assert torch.equal(whole.history.values, resumed.history.values)
+
+
+def test_a_finished_run_is_loaded_and_not_repeated(world, tmp_path):
+    first = world.tint(run_dir=tmp_path)
+    steps = []
+    again = world.tint(run_dir=tmp_path, on_step=lambda *_: steps.append(1))
+    assert steps == []
+    same(first, again)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch
+from conftest import make_world
+from fusion_tinting import checkpoint
+checkpoint.EVERY = 1000
+def tell(step, history):
+    if step == 3:
+        print("running", flush=True)
+make_world().tint(steps=100000, run_dir={run!r}, on_step=tell)
+"""
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
+    code = CHILD.format(folder=str(Path(__file__).parent), run=str(tmp_path))
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "running\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert "KeyboardInterrupt: Stopped after iteration" in errors
+    state = load_file(tmp_path / "checkpoint" / "state.safetensors")
+    assert state["history"].shape == (100000, 3, 4)
+    done = int((state["history"][:, 0, 3] != 0).sum())
+    assert done >= 4
+    assert f"iteration {done};" in errors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.5}, "settings.lr is 0.01 there and 0.5 here"),
+        ({"steps": 7}, "settings.steps is 4 there and 7 here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(world, tmp_path, change, message):
+    world.tint(run_dir=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        world.tint(run_dir=tmp_path, **change)
+    (tmp_path / "tinting.json").unlink()  # only the checkpoint is left
+    with pytest.raises(ValueError, match=message):
+        world.tint(run_dir=tmp_path, **change)
+
+
+def test_an_artefact_of_other_experts_is_refused(world, tmp_path):
+    world.tint(run_dir=tmp_path)
+    other = make_world(seed=1)
+    world.experts["dogs"] = other.experts["dogs"]
+    with pytest.raises(ValueError, match="learned from another expert `dogs`: its tensors have sha256"):
+        ft.TintedModel.load(tmp_path, **world.models())
+    world.pretrained = other.pretrained
+    with pytest.raises(ValueError, match="learned from another pre-trained model"):
+        ft.TintedModel.load(tmp_path, **world.models())
+
+
+def test_other_tasks_are_refused(world, tmp_path):
+    world.tint(run_dir=tmp_path)
+    del world.experts["owls"], world.heads["owls"]
+    with pytest.raises(ValueError, match=r"none for \['owls'\]"):
+        ft.TintedModel.load(tmp_path, **world.models())
+
+
+class TestDamage:
+    @pytest.fixture(autouse=True)
+    def run(self, world, tmp_path):
+        self.world, self.run_dir = world, tmp_path
+        world.tint(run_dir=tmp_path)
+
+    def refused(self, message, error=ValueError):
+        with pytest.raises(error, match=message):
+            ft.TintedModel.load(self.run_dir, **self.world.models())
+
+    def edit(self, **changes):
+        path = self.run_dir / "tinting.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def test_a_newer_format(self):
+        self.edit(format_version=99)
+        self.refused("format version 99.*reads up to 1. Upgrade")
+
+    def test_no_artefact(self):
+        (self.run_dir / "tinting.json").unlink()
+        self.refused("holds no finished run", FileNotFoundError)
+
+    def test_a_manifest_cut_short(self):
+        path = self.run_dir / "tinting.json"
+        path.write_text(path.read_text()[:80])
+        self.refused("tinting.json` is cut short or no JSON")
+
+    def test_some_other_json(self):
+        (self.run_dir / "tinting.json").write_text("{}")
+        self.refused("no manifest of fusion_tinting: it lacks")
+
+    @pytest.mark.parametrize("name", ["coefficients.safetensors", "tints/dogs.safetensors"])
+    def test_a_tensor_file_cut_short_or_missing(self, name):
+        path = self.run_dir / name
+        path.write_bytes(path.read_bytes()[:-3])
+        self.refused(f"{name}` is cut short or no safetensors file")
+        path.unlink()
+        self.refused(f"{name}` is missing", FileNotFoundError)
+
+    def test_missing_and_unknown_coefficients(self):
+        path = self.run_dir / "coefficients.safetensors"
+        tensors = load_file(path)
+        tensors["nonsense"] = tensors.pop("stem.bias")
+        save_file(tensors, path)
+        self.refused(r"missing \['stem.bias'\], not theirs \['nonsense'\]")
+
+    def test_coefficients_that_are_not_finite_or_too_few(self):
+        path = self.run_dir / "coefficients.safetensors"
+        tensors = load_file(path)
+        for bad in (torch.full((3,), float("nan")), torch.ones(2)):
+            save_file({**tensors, "stem.bias": bad}, path)
+            self.refused("`stem.bias` in .* must hold 3 finite numbers")
+
+    def test_a_tint_of_another_shape(self):
+        path = self.run_dir / "tints" / "dogs.safetensors"
+        save_file({**load_file(path), "head.bias": torch.ones(9)}, path)
+        self.refused(r"`head.bias`.*has shape \(9,\).*has \(4,\)")
+
+    def test_a_checkpoint_cut_short(self):
+        (self.run_dir / "tinting.json").unlink()
+        path = self.run_dir / "checkpoint" / "state.safetensors"
+        path.write_bytes(path.read_bytes()[:-3])
+        with pytest.raises(ValueError, match="state.safetensors` is cut short"):
+            self.world.tint(run_dir=self.run_dir)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    target = tmp_path / "a" / "tensors.safetensors"
+    files.write_tensors(target, {"x": torch.ones(1)}, {})
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match=r"Could not write .*No space left.*Free space"):
+        files.write_tensors(target, {"x": torch.zeros(1)}, {})
+    assert os.listdir(target.parent) == ["tensors.safetensors"]
+    assert load_file(target)["x"].item() == 1
+
+
+def test_task_names_may_hold_any_character(tmp_path):
+    world = make_world(["a/b", "c d", "é.f"])
+    tinted = world.tint(run_dir=tmp_path)
+    same(tinted, ft.TintedModel.load(tmp_path, **world.models()))
+
+
+def test_using_a_tinted_model(world):
+    tinted, x = world.tint(), torch.randn(3, 5)
+    assert tinted(x, task="owls").shape == (3, 5)
+    tinted.set_task("cats")
+    assert torch.equal(tinted(x), tinted(x, task="cats"))
+    with pytest.raises(ValueError, match="Unknown task `cat`. Did you mean `cats`"):
+        tinted(x, task="cat")
+    assert type(tinted.merged) is type(world.pretrained)
+    assert list(tinted.tints) == ["cats", "dogs", "owls"]
+
+
+def test_remerged_models_are_the_named_ones(world):
+    tinted, x = world.tint(), torch.randn(3, 5)
+    for task in tinted.tasks:
+        expected = world.heads[task](world.pretrained.eval()(x))
+        torch.testing.assert_close(tinted.remerged(0.0)(x, task=task), expected)
+        expected = world.heads[task](world.experts[task].eval()(x))
+        torch.testing.assert_close(tinted.remerged(task)(x, task=task), expected)

@@ -1,0 +1,103 @@
+"""θ(λ) and ∂λ: identities of the formula, and the fast path against the reference."""
+
+import pytest
+import torch
+from conftest import TASKS
+
+import fusion_tinting as ft
+
+
+@pytest.fixture
+def vectors(world):
+    return ft.TaskVectors.from_models(world.pretrained, world.experts)
+
+
+def named(vectors, lam):
+    return vectors.views(ft.merge(vectors, lam))
+
+
+def test_zero_coefficients_give_the_pretrained_model(world, vectors):
+    merged = named(vectors, torch.zeros(len(vectors.slots), 3))
+    for name, tensor in world.pretrained.named_parameters():
+        assert torch.equal(merged[name], tensor)
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_a_one_hot_row_gives_that_expert(world, vectors, k):
+    merged = named(vectors, torch.eye(3)[k].expand(len(vectors.slots), 3))
+    for name, tensor in world.experts[TASKS[k]].named_parameters():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=2e-7)
+
+
+def test_the_merge_is_the_formula_in_float64(vectors):
+    torch.manual_seed(1)
+    lam = torch.rand(len(vectors.slots), 3)
+    for row, (name, (a, b, _)) in zip(lam, vectors.slots.items(), strict=True):
+        exact = vectors.base[a:b].double() + row.double() @ vectors.deltas[:, a:b].double()
+        for merged in (named(vectors, lam)[name], ft.merge_reference(vectors, lam)[name]):
+            torch.testing.assert_close(merged.flatten().double(), exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1.0, 1e8, 1e15])
+def test_fast_and_reference_agree_in_value_and_gradient_at_any_scale(vectors, scale):
+    torch.manual_seed(2)
+    vectors.deltas.mul_(scale)
+    lam = torch.rand(len(vectors.slots), 3, requires_grad=True)
+    weights = torch.randn_like(vectors.base)
+    reference = torch.cat([t.flatten() for t in ft.merge_reference(vectors, lam).values()])
+    (reference * weights).sum().backward()
+    close = {"rtol": 1e-5, "atol": 1e-5 * max(scale, 1e-3)}
+    torch.testing.assert_close(ft.merge(vectors, lam), reference.detach(), **close)
+    torch.testing.assert_close(ft.coefficient_gradient(vectors, weights), lam.grad, **close)
+
+
+def test_merging_is_linear_in_the_coefficients(vectors):
+    torch.manual_seed(3)
+    one, two = torch.rand(2, len(vectors.slots), 3)
+    between = ft.merge(vectors, (one + two) / 2)
+    torch.testing.assert_close(between, (ft.merge(vectors, one) + ft.merge(vectors, two)) / 2)
+
+
+def test_tensors_are_matched_by_name_not_by_place(world):
+    """Experts whose parameters are registered in another order are the same experts."""
+    straight = ft.TaskVectors.from_models(world.pretrained, world.experts)
+    for expert in world.experts.values():
+        expert._modules = dict(reversed(expert._modules.items()))
+    turned = ft.TaskVectors.from_models(world.pretrained, world.experts)
+    assert torch.equal(straight.deltas, turned.deltas)
+    assert straight.hashes == turned.hashes
+
+
+def test_a_parameter_shared_with_the_pretrained_model_is_not_merged(world):
+    for expert in world.experts.values():
+        expert.stem = world.pretrained.stem
+    vectors = ft.TaskVectors.from_models(world.pretrained, world.experts)
+    assert not any(name.startswith("stem") for name in vectors.names)
+
+
+class TestBadModels:
+    def test_no_expert(self, world):
+        with pytest.raises(ValueError, match="at least one expert"):
+            ft.TaskVectors.from_models(world.pretrained, {})
+
+    def test_missing_and_additional_tensors(self, world):
+        world.experts["dogs"].stem = torch.nn.Linear(5, 6, bias=False)
+        world.experts["dogs"].extra = torch.nn.Linear(1, 1)
+        with pytest.raises(ValueError, match=r"`dogs`.*missing.*stem.bias.*additional.*extra.weight"):
+            ft.TaskVectors.from_models(world.pretrained, world.experts)
+
+    def test_another_shape(self, world):
+        world.experts["owls"].stem = torch.nn.Linear(4, 6)
+        with pytest.raises(ValueError, match=r"`stem.weight`.*`owls`.*\(6, 4\).*\(6, 5\)"):
+            ft.TaskVectors.from_models(world.pretrained, world.experts)
+
+    def test_another_dtype(self, world):
+        world.experts["cats"].half()
+        with pytest.raises(ValueError, match=r"`cats`.*float16.*float32"):
+            ft.TaskVectors.from_models(world.pretrained, world.experts)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_values_that_are_not_finite(self, world, bad):
+        world.experts["cats"].norm.weight.data[2] = bad
+        with pytest.raises(ValueError, match=r"`norm.weight` of the expert `cats`.*NaN or infinite"):
+            ft.TaskVectors.from_models(world.pretrained, world.experts)
