@@ -71,7 +71,7 @@ def plain_loop(world, *, layer, sampler, objective, update, steps, lr=1e-2, batc
     ],
 )
 def test_it_is_the_papers_algorithm(world, layer, sampler, objective, update):
-    options = dict(layer=layer, sampler=sampler, objective=objective, update=update, steps=6)
+    options = {"layer": layer, "sampler": sampler, "objective": objective, "update": update, "steps": 6}
     lam, tints = plain_loop(world, **options)
     tinted = world.tint(**options)
     for name, row in lam.items():
@@ -212,7 +212,7 @@ def test_only_the_samples_that_will_be_visited_are_asked_of_the_experts(world, m
 def test_history_has_one_row_per_iteration_and_task(world):
     history = world.tint(steps=5).history
     assert history.loss.shape == history.agreement.shape == history.kept.shape == (5, 3)
-    assert ((0 <= history.agreement) & (history.agreement <= 1)).all()
+    assert ((history.agreement >= 0) & (history.agreement <= 1)).all()
     rows = list(history.rows())
     assert len(rows) == 15
     assert rows[4]["step"] == 1

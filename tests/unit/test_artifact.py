@@ -141,7 +141,7 @@ def test_an_artefact_of_other_experts_is_refused(world, tmp_path):
     world.tint(run_dir=tmp_path)
     other = make_world(seed=1)
     world.experts["dogs"] = other.experts["dogs"]
-    with pytest.raises(ValueError, match="learned from another expert `dogs`: its tensors have sha256"):
+    with pytest.raises(ValueError, match=r"learned from another expert `dogs`: its tensors have sha256"):
         ft.TintedModel.load(tmp_path, **world.models())
     world.pretrained = other.pretrained
     with pytest.raises(ValueError, match="learned from another pre-trained model"):
@@ -217,7 +217,7 @@ class TestDamage:
         (self.run_dir / "tinting.json").unlink()
         path = self.run_dir / "checkpoint" / "state.safetensors"
         path.write_bytes(path.read_bytes()[:-3])
-        with pytest.raises(ValueError, match="state.safetensors` is cut short"):
+        with pytest.raises(ValueError, match=r"state.safetensors` is cut short"):
             self.world.tint(run_dir=self.run_dir)
 
 
@@ -245,7 +245,7 @@ def test_using_a_tinted_model(world):
     assert tinted(x, task="owls").shape == (3, 5)
     tinted.set_task("cats")
     assert torch.equal(tinted(x), tinted(x, task="cats"))
-    with pytest.raises(ValueError, match="Unknown task `cat`. Did you mean `cats`"):
+    with pytest.raises(ValueError, match=r"Unknown task `cat`. Did you mean `cats`"):
         tinted(x, task="cat")
     assert type(tinted.merged) is type(world.pretrained)
     assert list(tinted.tints) == ["cats", "dogs", "owls"]
