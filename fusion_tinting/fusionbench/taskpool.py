@@ -1,5 +1,7 @@
 """A CLIP task pool that evaluates a tinted model task by task, and any other model as before."""
 
+import atexit
+
 import torch
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.tasks.clip_classification import get_num_classes
@@ -44,8 +46,7 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
             if self.baselines:
                 report["baselines"] = self._baselines(model)
             if self.fabric.is_global_zero:
-                show(accuracy_table(report, model))
-                self._log(report, model.tasks)
+                self._show(report, model)
         return report
 
     def _evaluate(self, classifier, test_loader, num_classes, task_name=None) -> dict:
@@ -71,9 +72,15 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
         result = super()._evaluate(classifier, loader, get_num_classes(task), task_name=task)
         return result["accuracy"]
 
-    def _log(self, report: dict, tasks: list[str]) -> None:
-        scores = {task: report[task]["accuracy"] for task in [*tasks, "average"] if task in report}
+    def _show(self, report: dict, model: TintedCLIP) -> None:
+        """Log the accuracies and show the closing table."""
+        scores = {t: report[t]["accuracy"] for t in [*model.tasks, "average"] if t in report}
         self.log_dict({f"test/{task}/accuracy": value for task, value in scores.items()})
+        table = accuracy_table(report, model)
+        if self._program is None:
+            show(table)
+        else:  # FusionBench's program still prints its whole report; the table is to be the last word
+            atexit.register(show, table)
 
 
 class _TaskClassifier(nn.Module):

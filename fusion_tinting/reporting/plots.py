@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +12,9 @@ from fusion_tinting.files import write_atomically
 from fusion_tinting.history import History
 from fusion_tinting.tinted_model import TintedModel
 
-TASK_COLOURS = "tab20"
+OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999", "#B8A900")
+"""Eight colours that colour-blind readers tell apart; with more tasks the line style changes too."""
+STYLES = ("-", "--", ":")
 PANELS = (
     ("loss", "loss (mean over kept samples)"),
     ("agreement", "agreement with the expert (%)"),
@@ -32,21 +33,25 @@ def write_all(model: TintedModel, run_dir: Path) -> None:
 def curves(history: History) -> Figure:
     """Loss, agreement, share kept and mean λ by iteration: a line per task, smoothed, and their mean."""
     figure = Figure(figsize=(11, 7), layout="constrained")
-    colours = matplotlib.colormaps[TASK_COLOURS].colors
+    window = max(1, len(history) // 25)
     for axis, (column, label) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         values = getattr(history, column) * (100 if "%" in label else 1)
-        window = 1 if column == "coefficient" else max(1, len(history) // 25)
-        smooth = _smooth(values, window)
-        steps = np.arange(len(smooth)) + window
+        smooth = _smooth(values, 1 if column == "coefficient" else window)
+        steps = np.arange(len(history) - len(smooth), len(history)) + 1
         for k, task in enumerate(history.tasks):
-            axis.plot(steps, smooth[:, k], color=colours[k % len(colours)], linewidth=1, label=task)
+            style = {"color": OKABE_ITO[k % 8], "linestyle": STYLES[k // 8 % 3]}
+            axis.plot(steps, smooth[:, k], linewidth=1.2, label=task, **style)
         axis.plot(steps, smooth.mean(1), color="black", linewidth=2, label="mean")
         axis.set_xlabel("iteration")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if column == "kept":
+            axis.set_ylim(0, 105)
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
-    figure.suptitle(f"Adaptation (moving average of {max(1, len(history) // 25)} iterations)")
+    averaged = f", moving average of {window} iterations" if window > 1 else ""
+    figure.suptitle(f"Adaptation{averaged}")
     return figure
 
 

@@ -32,7 +32,7 @@ def accuracy_table(report: Mapping, model: TintedModel) -> Table:
     init = model.info.get("settings", {}).get("init")
     labels = {
         "pretrained": "pre-trained",
-        "task_arithmetic": f"Task Arithmetic (λ={init})",
+        "task_arithmetic": f"Task\nArithmetic\nλ = {init}",
         "expert": "expert",
     }
     columns = {label: baselines[name] for name, label in labels.items() if name in baselines}
@@ -42,7 +42,7 @@ def accuracy_table(report: Mapping, model: TintedModel) -> Table:
     for label in columns:
         table.add_column(label, justify="right", style="bold" if label == "tinted" else None)
     if "expert" in columns:
-        table.add_column("tinted / expert", justify="right")
+        table.add_column("tinted /\nexpert", justify="right")
     for task in tasks:
         table.add_row(*_row(task, {label: values[task] for label, values in columns.items()}))
     means = {label: sum(values[task] for task in tasks) / len(tasks) for label, values in columns.items()}
