@@ -1,0 +1,84 @@
+"""How much of everything the mini benchmark is made of. Sizes and steps only: no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from fusion_tinting.errors import unknown
+
+VERSION = 1
+"""Raise it whenever a zoo built by the new code would differ from one built by the old."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One benchmark of tiny models. Equal recipes and seeds give equal zoos."""
+
+    name: str
+    tasks: tuple[str, ...]
+    train: int = 3000
+    val: int = 2000
+    test: int = 1000
+    """Images a task in each split."""
+    width: int = 128
+    layers: int = 4
+    web_images: int = 2400
+    """Clean images a task for pre-training; a fortieth as many come from the task's own training split."""
+    pretrain_steps: int = 1000
+    pretrain_batch: int = 64
+    pretrain_lr: float = 2e-3
+    expert_steps: int = 400
+    expert_batch: int = 32
+    expert_lr: float = 3e-4
+    minutes: str = "about 3 minutes"
+    """How long a build takes, said to the user."""
+
+    @property
+    def field_images(self) -> int:
+        """Images a task taken with the tasks' own camera among those for pre-training."""
+        return max(1, self.web_images // 40)
+
+    def fingerprint(self) -> str:
+        """Short name of everything that the zoo depends on but the seed."""
+        content = {"version": VERSION, **asdict(self)}
+        del content["minutes"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="clip-mini_8",
+            tasks=(
+                "mini-digits", "mini-letters", "mini-numbers", "mini-photos",
+                "mini-textures", "mini-aerial", "mini-signs", "mini-cars",
+            ),
+        ),
+        Recipe(
+            name="clip-micro_3",
+            tasks=("mini-digits", "mini-textures", "mini-signs"),
+            train=120,
+            val=60,
+            test=60,
+            width=32,
+            layers=2,
+            web_images=120,
+            pretrain_steps=20,
+            pretrain_batch=32,
+            expert_steps=10,
+            expert_batch=32,
+            minutes="a few seconds",
+        ),
+    )
+}  # fmt: skip
+"""Recipe name -> recipe: the benchmark, and a far smaller one of the same make for tests."""
+
+
+def find(name: str) -> Recipe:
+    """The recipe of this name."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]

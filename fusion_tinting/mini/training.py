@@ -1,0 +1,117 @@
+"""How the tiny CLIP is pre-trained, and how an expert is fine-tuned from it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, CLIPModel
+
+from . import tiny_clip
+from .canvas import FIELD, WEB
+from .recipe import Recipe
+from .tasks import TASKS, Task
+
+Advance = Callable[[int], None]
+"""Called with the number of steps just done."""
+
+
+def pretraining_images(recipe: Recipe, seed: int, advance: Advance):
+    """Web pictures of all tasks and a few of the tasks' own: images, and each one's caption number.
+
+    Only the train split's photographs, fonts and handwriting are used.
+    """
+    images, captions, first = [], [], 0
+    for name in recipe.tasks:
+        for style, count in ((WEB, recipe.web_images), (FIELD, recipe.field_images)):
+            # Another seed than the tasks' data, so that no training image is seen here already.
+            pictures, labels = TASKS[name].render(count, "train", style, seed + 1_000_003)
+            images.append(pictures)
+            captions.append(labels + first)
+        first += len(TASKS[name].classnames)
+        advance(1)
+    return np.concatenate(images), torch.from_numpy(np.concatenate(captions))
+
+
+def pretrain(recipe: Recipe, seed: int, folder: Path, advance: Advance) -> None:
+    """Pre-train a CLIP on captioned images and save it, with its processor, as a complete folder.
+
+    Each image is to find its caption among those of every class of every task. That is CLIP's
+    contrastive loss with a fixed set of captions: a batch of a few classes would repeat captions.
+    """
+    torch.manual_seed(seed)
+    tasks = [TASKS[name] for name in recipe.tasks]
+    tokenizer = tiny_clip.make_tokenizer(tasks)
+    model = tiny_clip.make_model(recipe, tokenizer).train()
+    images, caption_of = pretraining_images(recipe, seed, advance)
+    tokens = _tokenised_captions(tokenizer, tasks)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.pretrain_lr, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.pretrain_lr, total_steps=recipe.pretrain_steps, pct_start=0.15
+    )
+    batches = _batches(len(images), recipe.pretrain_batch, np.random.default_rng([seed, 1]))
+    for step in range(recipe.pretrain_steps):
+        batch = next(batches)
+        texts = tiny_clip.text_features(model, tokens[step % len(tokens)])
+        features = tiny_clip.image_features(model, tiny_clip.pixel_values(images[batch]))
+        logits = model.logit_scale.exp() * features @ texts.T
+        loss = nn.functional.cross_entropy(logits, caption_of[batch])
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        advance(1)
+    model.eval().save_pretrained(folder)
+    tiny_clip.save_processor(folder, tokenizer)
+
+
+def finetune(
+    recipe: Recipe, task: Task, data, zoo: Path, folder: Path, seed: int, advance: Advance
+) -> None:
+    """Fine-tune the vision tower on one task, against its zero-shot head, and save the tower.
+
+    `data` holds the training images ``(N, SIZE, SIZE, 3)`` and labels ``(N,)``.
+    """
+    images, labels = data
+    model = CLIPModel.from_pretrained(zoo / "pretrained")
+    tokenizer = AutoTokenizer.from_pretrained(zoo / "pretrained")
+    head = model.logit_scale.detach().exp() * tiny_clip.zero_shot_head(model, tokenizer, task)
+    tower = model.vision_model.train()
+    pixels, labels = tiny_clip.pixel_values(images), torch.from_numpy(labels)
+    optimiser = torch.optim.Adam(tower.parameters(), lr=recipe.expert_lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.expert_steps)
+    rng = np.random.default_rng([seed, 2, zlib.crc32(task.name.encode())])
+    batches = _batches(len(labels), recipe.expert_batch, rng)
+    for _ in range(recipe.expert_steps):
+        batch = next(batches)
+        logits = tiny_clip.image_features(model, pixels[batch]) @ head.T
+        loss = nn.functional.cross_entropy(logits, labels[batch])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        advance(1)
+    # Saved as a `CLIPVisionModel` checkpoint, like FusionBench's own experts.
+    tower.eval().save_pretrained(folder)
+
+
+def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, torch.Tensor]]:
+    """All classes' captions tokenised, once for each number of template."""
+    count = max(len(task.templates) for task in tasks)
+    captions = [
+        [text for task in tasks for text in task.captions(i % len(task.templates))] for i in range(count)
+    ]
+    return [dict(tokenizer(each, padding=True, return_tensors="pt")) for each in captions]
+
+
+def _batches(count: int, size: int, rng: np.random.Generator):
+    """Endless shuffled batches of indices; every epoch visits everything but an incomplete batch."""
+    size = min(size, count)
+    while True:
+        order = torch.from_numpy(rng.permutation(count))
+        yield from order[: count - count % size].split(size)

@@ -1,0 +1,253 @@
+"""The mini benchmark: deterministic, disjoint, loadable, and safe to interrupt or to build twice."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusion_tinting import mini
+from fusion_tinting.mini import canvas, glyphs, photos, recipe, tiny_clip, zoo
+from fusion_tinting.mini.tasks import SPLITS, TASKS
+
+MICRO = recipe.find("clip-micro_3")
+BUILD = "from fusion_tinting import mini; print(mini.build({seed}, recipe='clip-micro_3'))"
+
+
+def start_build(cache: Path, seed: int = 0) -> subprocess.Popen:
+    """A plain script, without a main guard, that builds the micro zoo in a cache of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD.format(seed=seed)],
+        env={
+            **os.environ,
+            "FUSION_TINTING_CACHE": str(cache),
+            "PYTHONPATH": str(Path(mini.__file__).parents[2]),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of all of a zoo's models."""
+    return {
+        f"{model}/{name}": tensor
+        for model in ("pretrained", *MICRO.tasks)
+        for name, tensor in load_file(folder / model / "model.safetensors").items()
+    }
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory):
+    """The micro zoo with seed 0."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSION_TINTING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield mini.build(0, progress=False, recipe="clip-micro_3")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_images_follow_from_the_seed(task):
+    first, again, other = (task.render(40, "train", canvas.FIELD, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_class_is_drawn_equally_often(task):
+    classes = len(task.classnames)
+    images, labels = task.render(3 * classes, "val", canvas.FIELD, 0)
+    assert images.shape == (3 * classes, canvas.SIZE, canvas.SIZE, 3) and images.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [3] * classes
+
+
+def test_the_benchmark_has_eight_tasks_of_which_four_hold_real_pixels():
+    assert recipe.find("clip-mini_8").tasks == tuple(TASKS)
+    assert len(TASKS) == 8
+    assert set(photos.MATERIALS) < set(TASKS["mini-textures"].classnames)
+    assert set(photos.PHOTOGRAPHS) == set(TASKS["mini-photos"].classnames)
+
+
+@pytest.mark.parametrize("file", [*photos.PHOTOGRAPHS.values(), *photos.MATERIALS.values()])
+def test_photographs_give_each_split_regions_of_its_own(file):
+    width, height = photos.photograph(file).size
+    times_used = np.zeros((height, width), int)
+    for split in SPLITS:
+        boxes = photos.regions(file, split)
+        assert len(boxes) >= 2
+        for left, top, right, bottom in boxes:
+            times_used[top:bottom, left:right] += 1
+    assert times_used.max() == 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_crops_stay_inside_one_region(split):
+    rng = np.random.default_rng(0)
+    regions = photos.regions("coins.png", split)
+    for _ in range(300):
+        square = photos.choose_square(rng, "coins.png", split, (24, photos.CELL))
+        assert any(
+            square[0] >= box[0] and square[1] >= box[1] and square[2] <= box[2] and square[3] <= box[3]
+            for box in regions
+        )
+
+
+def test_a_missing_photograph_is_named():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png.*scikit-image"):
+        photos.photograph_path("nowhere.png")
+
+
+def test_splits_have_their_own_fonts_and_handwriting():
+    for one, other in combinations(SPLITS, 2):
+        assert not set(glyphs.FONTS[one]) & set(glyphs.FONTS[other])
+    assert sum(len(glyphs.handwritten_digits(split)[1]) for split in SPLITS) == 1797
+
+
+def test_every_font_draws_every_character_differently():
+    for split in SPLITS:
+        for font in glyphs.font_glyphs("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", split):
+            assert len({glyph.tobytes() for glyph in font}) == 36
+
+
+def test_no_image_is_in_two_splits(micro):
+    for task in MICRO.tasks:
+        seen = [
+            {
+                hashlib.sha256(np.asarray(image)).digest()
+                for image in zoo.data.read(micro, task, split)["image"]
+            }
+            for split in SPLITS
+        ]
+        assert [len(images) for images in seen] == [MICRO.train, MICRO.val, MICRO.test]
+        assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+
+
+def test_datasets_have_images_and_named_labels(micro):
+    dataset = mini.load_dataset("mini-signs", "test", recipe="clip-micro_3")
+    assert dataset.features["label"].names == list(TASKS["mini-signs"].classnames)
+    assert dataset[0]["image"].size == (canvas.SIZE, canvas.SIZE)
+
+
+def test_models_load_as_the_hub_s_do(micro):
+    from transformers import CLIPModel, CLIPVisionModel
+
+    CLIPModel.from_pretrained(micro / "pretrained")
+    for folder in ("pretrained", *MICRO.tasks):
+        tower, found = CLIPVisionModel.from_pretrained(micro / folder, output_loading_info=True)
+        assert not found["missing_keys"]
+        assert tower(torch.zeros(2, 3, 32, 32)).pooler_output.shape == (2, MICRO.width)
+
+
+def test_experts_have_moved_from_the_pretrained_model(micro):
+    tensors = weights(micro)
+    for task in MICRO.tasks:
+        for name in (key for key in tensors if key.startswith(f"{task}/")):
+            shared = name.removeprefix(f"{task}/")
+            shared = shared if shared.startswith("vision_model.") else f"vision_model.{shared}"
+            assert not torch.equal(tensors[name], tensors[f"pretrained/{shared}"]), name
+
+
+def test_the_processor_gives_what_the_models_were_trained_on(micro):
+    from transformers import CLIPProcessor
+
+    processor = CLIPProcessor.from_pretrained(micro / "pretrained")
+    dataset = zoo.data.read(micro, "mini-digits", "test")
+    pixels = processor(images=dataset[:4]["image"], return_tensors="pt")["pixel_values"]
+    images, _ = zoo.data.read_arrays(micro, "mini-digits", "test")
+    torch.testing.assert_close(pixels, tiny_clip.pixel_values(images[:4]), rtol=0, atol=1e-6)
+
+
+def test_heads_are_those_that_fusionbench_makes(micro):
+    from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+
+    from fusion_tinting.fusionbench import compat
+
+    compat.apply()
+    from fusion_bench.models.hf_clip import HFCLIPClassifier
+
+    model = CLIPModel.from_pretrained(micro / "pretrained").eval()
+    classifier = HFCLIPClassifier(model, CLIPProcessor.from_pretrained(micro / "pretrained"))
+    task = TASKS["mini-signs"]
+    classifier.set_classification_task(list(task.classnames), [text.format for text in task.templates])
+    tokenizer = AutoTokenizer.from_pretrained(micro / "pretrained")
+    ours = tiny_clip.zero_shot_head(model, tokenizer, task)
+    torch.testing.assert_close(ours, classifier.zeroshot_weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_call_finds_the_zoo(micro):
+    before = (micro / "zoo.json").stat().st_mtime_ns
+    assert mini.build(0, recipe="clip-micro_3") == micro
+    assert (micro / "zoo.json").stat().st_mtime_ns == before
+
+
+def test_concurrent_builders_make_one_zoo_and_the_same_one(micro, tmp_path):
+    builders = [start_build(tmp_path) for _ in range(2)]
+    said = [builder.communicate(timeout=300) for builder in builders]
+    folders = {Path(out.strip()) for out, _ in said}
+    assert folders == {tmp_path / "mini" / micro.name}
+    assert sum("Building" in err for _, err in said) == 1
+    assert not list(tmp_path.rglob("*" + zoo.UNFINISHED))
+    (folder,) = folders
+    expected, found = weights(micro), weights(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_killed_build_leaves_no_zoo_and_the_next_one_completes_it(micro, tmp_path):
+    killed = start_build(tmp_path, seed=1)
+    unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{zoo.UNFINISHED}"
+    deadline = time.monotonic() + 120
+    while not (unfinished / "data" / MICRO.tasks[0]).exists():
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    folder = Path(str(unfinished).removesuffix(zoo.UNFINISHED))
+    assert not folder.exists()
+
+    out, _ = start_build(tmp_path, seed=1).communicate(timeout=300)
+    assert Path(out.strip()) == folder
+    assert not list(tmp_path.rglob("*" + zoo.UNFINISHED))
+    first, other = weights(micro), weights(folder)
+    assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("fc1.weight"))
+
+
+def test_a_failing_build_says_why_and_leaves_no_zoo(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path))
+    impossible = replace(MICRO, name="impossible", tasks=("mini-nothing",))
+    with pytest.raises(RuntimeError, match="mini-nothing"):
+        mini.build(0, progress=False, recipe=impossible)
+    assert not zoo.zoo_folder(impossible, 0).exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "`seed` should be"),
+        ({"seed": True}, "`seed` should be"),
+        ({"recipe": "clip-mikro_3"}, "Did you mean `clip-micro_3`"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        mini.build(**wrong)
+
+
+def test_unknown_tasks_and_splits_are_named(micro):
+    with pytest.raises(ValueError, match="mini-signs"):
+        mini.load_dataset("mini-sings", "test", recipe="clip-micro_3")
+    with pytest.raises(ValueError, match="`train`, `val`, `test`"):
+        mini.load_dataset("mini-signs", "validation", recipe="clip-micro_3")
+
+
+def test_recipes_that_differ_have_zoos_of_their_own():
+    assert replace(MICRO, expert_steps=11).fingerprint() != MICRO.fingerprint()
+    assert replace(MICRO, minutes="an hour").fingerprint() == MICRO.fingerprint()
