@@ -24,7 +24,7 @@ def apply() -> None:
 
 
 def repair_typing() -> None:
-    """Python 3.11: FusionBench's OpenCLIP, ResNet, ConvNeXt and DINOv2 pools import it from typing."""
+    """Python 3.11: the OpenCLIP, ResNet, ConvNeXt and DINOv2 pools import `typing.override`."""
     if sys.version_info < (3, 12) and not hasattr(typing, "override"):
         from typing_extensions import override
 
@@ -39,8 +39,8 @@ def repair_modeling_clip(module: ModuleType) -> None:
     if not hasattr(module, "CLIPVisionTransformer"):
         module.CLIPVisionTransformer = model
 
-        # The WEMoE methods walk model.vision_model.encoder.layers; that level is now the model itself.
-        # A property and no submodule: names of parameters and of saved tensors stay as they are.
+        # The WEMoE methods walk model.vision_model.encoder.layers; that level is now the model
+        # itself. A property and no submodule: parameters and saved tensors keep their names.
         model.vision_model = property(lambda self: self)
 
 

@@ -1,0 +1,104 @@
+"""The repairs of FusionBench 0.2.33 beside transformers 5."""
+
+import sys
+import types
+from pathlib import Path
+
+import torch
+from command import run
+from safetensors.torch import load_file, save_file
+
+from fusion_tinting.fusionbench import compat
+
+
+def python(code: str, cwd: Path) -> str:
+    return run(sys.executable, "-c", code, cwd=cwd).stdout
+
+
+def tiny_vision_model():
+    compat.apply()
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "image_size": 32, "patch_size": 16}
+    return CLIPVisionModel(CLIPVisionConfig(**size, num_hidden_layers=2, num_attention_heads=2)).eval()
+
+
+def test_applying_imports_no_transformers(tmp_path):
+    code = """
+import sys
+from fusion_tinting.fusionbench import compat
+compat.apply()
+print([name for name in sys.modules if name.split(".")[0] == "transformers"])
+"""
+    assert python(code, tmp_path).strip() == "[]"
+
+
+def test_clip_is_repaired_when_it_gets_imported_however_often_we_apply(tmp_path):
+    code = """
+import sys
+from fusion_tinting.fusionbench import compat
+compat.apply(); compat.apply()
+assert sum(type(finder).__name__ == "RepairOnImport" for finder in sys.meta_path) == 1
+
+from transformers import CLIPVisionModel  # through transformers' own lazy modules
+from transformers.models.clip.modeling_clip import CLIPVisionTransformer
+assert CLIPVisionTransformer is CLIPVisionModel
+compat.apply()
+assert CLIPVisionTransformer is CLIPVisionModel
+"""
+    python(code, tmp_path)
+
+
+def test_clip_is_repaired_when_it_was_imported_before(tmp_path):
+    code = """
+from transformers.models.clip import modeling_clip
+from fusion_tinting.fusionbench import compat
+compat.apply()
+assert modeling_clip.CLIPVisionTransformer is modeling_clip.CLIPVisionModel
+"""
+    python(code, tmp_path)
+
+
+def test_a_transformers_that_has_the_names_is_left_alone():
+    class CLIPVisionModel:
+        vision_model = "theirs"
+
+    module = types.ModuleType("modeling_clip")
+    module.CLIPVisionModel, module.CLIPVisionTransformer = CLIPVisionModel, object
+    compat.repair_modeling_clip(module)
+    assert module.CLIPVisionTransformer is object
+    assert CLIPVisionModel.vision_model == "theirs"
+
+
+def test_the_layers_are_found_where_the_wemoe_methods_look():
+    model = tiny_vision_model()
+    assert model.vision_model.encoder.layers is model.encoder.layers
+
+
+def test_the_hubs_checkpoints_load_and_keep_their_names_when_saved(tmp_path):
+    model = tiny_vision_model()
+    hub = {f"vision_model.{name}": value for name, value in model.state_dict().items()}
+    model.config.save_pretrained(tmp_path)
+    save_file(hub, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    loaded = type(model).from_pretrained(tmp_path)
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+    loaded.save_pretrained(tmp_path / "saved")
+    assert set(load_file(tmp_path / "saved" / "model.safetensors")) == set(hub)
+
+
+def test_pools_that_fail_without_the_repairs_import(tmp_path):
+    code = """
+from fusion_tinting.fusionbench import compat
+compat.apply()
+from fusion_bench.modelpool import ConvNextForImageClassificationPool
+from fusion_bench.modelpool import Dinov2ForImageClassificationPool
+from fusion_bench.modelpool import OpenCLIPVisionModelPool
+from fusion_bench.modelpool import ResNetForImageClassificationPool
+from fusion_bench.taskpool import CLIPVisionModelTaskPool
+from fusion_bench.models.surgery.surgerymodelwrapper import SurgeryModelWrapper
+"""
+    python(code, tmp_path)
