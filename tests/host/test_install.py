@@ -1,0 +1,190 @@
+"""What an installation contains and does, and what it must not do to the user's other programs."""
+
+import ast
+import os
+import re
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from command import FUSION_BENCH, run
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = "hydra_plugins/fusion_tinting_search_path.py"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(
+        *(sys.executable, "-m", "pip", "wheel", ROOT, "--wheel-dir", folder),
+        *("--no-deps", "--no-build-isolation", "--no-index", "--quiet"),
+        cwd=folder,
+    )
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A folder that holds the wheel's files, for PYTHONPATH: it comes before this checkout."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> Path:
+    """An unrelated folder with configurations of its own, where FusionBench looks for its own."""
+    for name in ("config", "configs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text("a: 1\n")
+    return tmp_path
+
+
+def test_the_wheel_holds_the_package_its_yaml_and_the_plugin_once(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert len(names) == len(set(names))
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"fusion_tinting", "hydra_plugins"}
+    assert [name for name in names if name.endswith("search_path.py")] == [PLUGIN]
+    assert "hydra_plugins/__init__.py" not in names  # shared with other distributions
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        assert f"fusion_tinting/{file.relative_to(ROOT)}" in names
+    for file in (ROOT / "fusion_tinting").rglob("*.py"):
+        name = file.relative_to(ROOT).as_posix()
+        assert name in names or name.endswith(PLUGIN)
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_help_lists_our_groups_beside_a_foreign_config_folder(installed, elsewhere):
+    env = {"PYTHONPATH": str(installed)}
+    shown = run(FUSION_BENCH, "--help", cwd=elsewhere, env=env).stdout
+    for group, name in [
+        ("method", "simple_average"),
+        ("method", "model_tinting"),
+        ("modelpool", "clip-vit-b32_TA8"),
+        ("taskpool", "clip-vit-l14_TALL20"),
+    ]:
+        (line,) = re.findall(rf"^{group}: (.*)$", shown, re.MULTILINE)
+        assert name in line.split(", ")
+
+
+def test_the_installed_yaml_is_found_inside_the_package(installed, elsewhere):
+    result = run(
+        *(FUSION_BENCH, "modelpool=clip-vit-b32_TA8", "--info", "searchpath"),
+        cwd=elsewhere,
+        env={"PYTHONPATH": str(installed)},
+    )
+    rows = [line.split("|") for line in result.stdout.splitlines() if "file://" in line]
+    paths = [(row[1].strip(), row[2].strip()) for row in rows]
+    assert paths[0] == ("main", f"file://{elsewhere}/config")  # the user's files win
+    assert paths[1] == ("fusion_tinting", f"file://{installed}/fusion_tinting/configs")
+    assert paths[2][0] == "fusion_bench"
+
+
+def test_the_plugin_costs_fusionbench_no_further_imports(tmp_path):
+    code = """
+import sys
+import fusion_bench.scripts.cli
+before = set(sys.modules)
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra_plugins.fusion_tinting_search_path import FusionTintingSearchPath
+path = ConfigSearchPathImpl()
+FusionTintingSearchPath().manipulate_search_path(path)
+assert len(path.get_path()) == 2
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+    added = run(sys.executable, "-c", code, cwd=tmp_path).stdout.split()
+    light = {"fusion_tinting", "hydra_plugins", "safetensors"}
+    assert set(added) - set(sys.stdlib_module_names) <= light
+
+
+APPLICATION = """
+import sys
+import hydra
+{imports}
+
+@hydra.main(version_base=None, config_path="conf", config_name="app")
+def main(cfg):
+    print("answer", cfg.answer, "fusion_tinting" in sys.modules)
+
+main()
+"""
+
+
+def application(folder: Path, imports: str = "") -> Path:
+    """A Hydra application of the user's own."""
+    (folder / "conf").mkdir()
+    (folder / "conf" / "app.yaml").write_text("answer: 42\n")
+    (folder / "app.py").write_text(APPLICATION.format(imports=imports))
+    return folder / "app.py"
+
+
+def test_an_unrelated_hydra_application_does_not_even_import_us(installed, tmp_path):
+    result = run(sys.executable, application(tmp_path), cwd=tmp_path, env={"PYTHONPATH": str(installed)})
+    assert result.stdout == "answer 42 False\n"
+    assert result.stderr == ""
+
+
+def test_a_broken_installation_of_ours_warns_and_breaks_nothing(installed, tmp_path):
+    for package in ("broken/fusion_tinting/_hydra", "broken/fusion_bench"):
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").write_text("")
+    broken = tmp_path / "broken"
+    (broken / "fusion_tinting" / "__init__.py").write_text("raise RuntimeError('half updated')\n")
+
+    result = run(
+        *(sys.executable, application(tmp_path, imports="import fusion_bench")),
+        cwd=tmp_path,
+        env={"PYTHONPATH": os.pathsep.join([str(broken), str(installed)])},
+    )
+    assert result.stdout == "answer 42 False\n"
+    assert "half updated" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def imported_modules(*folders: str) -> set[str]:
+    """Top-level modules that the sources import, our own and the standard library's left out."""
+    modules = set()
+    for folder in folders:
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    modules |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    modules.add(node.module.split(".")[0])
+    return modules - set(sys.stdlib_module_names) - {"fusion_tinting", "hydra_plugins"}
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Distribution names as modules are called."""
+    modules = {
+        "fusion-bench": "fusion_bench",
+        "hydra-core": "hydra",
+        "scikit-image": "skimage",
+        "scikit-learn": "sklearn",
+        "pillow": "PIL",
+        "pyyaml": "yaml",
+        "open_clip_torch": "open_clip",
+    }
+    found = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+    return {modules.get(name, name) for name in found}
+
+
+def test_every_import_is_declared_and_every_dependency_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    optional = names(extras["openclip"] + extras["mergekit"])
+    assert imported_modules("fusion_tinting") - optional == names(project["dependencies"])
+
+
+def test_every_dependency_is_bounded_on_both_sides():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in project["dependencies"] + extras["openclip"] + extras["mergekit"]:
+        assert ">=" in requirement and "<" in requirement.replace(">=", ""), requirement
