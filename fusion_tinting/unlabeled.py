@@ -5,6 +5,7 @@ batches, and each sample's expert prediction can be computed once and looked up 
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
 def batch_schedule(n: int, batch_size: int, steps: int, seed: int, task: str) -> Tensor:
     """Sample indices of every step, shape (steps, batch_size): one shuffled epoch after another."""
     generator = torch.Generator().manual_seed(stable_seed(seed, "batches", task))
-    epochs = -(-steps * batch_size // n)
+    epochs = max(1, math.ceil(steps * batch_size / n))
     order = torch.cat([torch.randperm(n, generator=generator) for _ in range(epochs)])
     return order[: steps * batch_size].view(steps, batch_size)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fusion_bench import BaseAlgorithm
-from fusion_bench.dataset import CLIPDataset
+from fusion_bench.dataset.image_dataset import ImageClassificationDataset
 from fusion_bench.mixins import LightningFabricMixin
 from fusion_bench.modelpool import CLIPVisionModelPool
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
@@ -198,7 +198,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         dataset = getattr(modelpool, f"load_{self.adapt_split}_dataset")(task)
         if len(dataset) == 0:
             raise ValueError(f"The {self.adapt_split} split of `{task}` is empty.")
-        images = CLIPDataset(dataset, modelpool.load_processor())
+        images = ImageClassificationDataset(dataset, modelpool.load_processor())
         return Unlabeled.of(DataLoader(images, num_workers=self.num_workers))
 
     def _run_dir(self) -> Path:

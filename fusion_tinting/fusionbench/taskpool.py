@@ -5,6 +5,8 @@ import atexit
 import torch
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.tasks.clip_classification import get_num_classes
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from torch import Tensor, nn
 
 from fusion_tinting.families.clip import TintedCLIP
@@ -77,10 +79,10 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
         scores = {t: report[t]["accuracy"] for t in [*model.tasks, "average"] if t in report}
         self.log_dict({f"test/{task}/accuracy": value for task, value in scores.items()})
         table = accuracy_table(report, model)
-        if self._program is None:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            atexit.register(show, table)  # after the report that the command prints, as the last word
+        else:
             show(table)
-        else:  # FusionBench's program still prints its whole report; the table is to be the last word
-            atexit.register(show, table)
 
 
 class _TaskClassifier(nn.Module):

@@ -39,7 +39,9 @@ class TheirAdaMerging(LayerWiseAdaMergingAlgorithm):
         return self.heads[task](module(images))
 
 
-@pytest.mark.parametrize(("lr", "init", "clamp"), [(1e-3, 0.3, True), (5e-2, 0.9, True), (1e-2, 0.3, False)])
+@pytest.mark.parametrize(
+    ("lr", "init", "clamp"), [(1e-3, 0.3, True), (5e-2, 0.9, True), (1e-2, 0.3, False)]
+)
 def test_every_step_agrees_with_fusionbench(lr, init, clamp, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

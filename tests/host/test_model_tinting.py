@@ -1,0 +1,232 @@
+"""`method=model_tinting` through FusionBench: what it returns, leaves behind, and refuses."""
+
+import json
+
+import pytest
+import torch
+from command import FUSION_BENCH, run
+from fusion_bench.taskpool import CLIPVisionModelTaskPool
+from safetensors.torch import load_file
+from transformers import CLIPVisionModel
+
+from fusion_tinting.families.clip import TintedCLIP
+
+TASKS = ["mini-digits", "mini-textures", "mini-signs"]
+SHORT = ("method=model_tinting", "method.steps=3")
+
+
+def accuracies(report) -> list[float]:
+    return [report[task]["accuracy"] for task in TASKS]
+
+
+def test_a_run_reports_in_the_stock_layout_and_leaves_the_artefact(fuse, tmp_path):
+    result = fuse("method=model_tinting", "method.steps=3", "seed=4")
+    report = result["report"]
+    assert report["average"]["accuracy"] == pytest.approx(sum(accuracies(report)) / 3)
+    assert report["baselines"].keys() == {"pretrained", "expert", "task_arithmetic"}
+    assert json.loads((tmp_path / "program_report.json").read_text()) == report
+    run_dir = tmp_path / "tinting"
+    names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert names == {
+        "tinting.json", "coefficients.safetensors", "curves.csv", "curves.png", "coefficients.png",
+        "checkpoint/state.safetensors", *(f"tints/{task}.safetensors" for task in TASKS),
+    }  # fmt: skip
+    manifest = json.loads((run_dir / "tinting.json").read_text())
+    assert manifest["settings"]["seed"] == 4
+    assert manifest["settings"]["sampler"] == "all"
+    assert manifest["split"] == "test"
+    assert manifest["base"]["id"].endswith("pretrained")
+
+
+def test_tensor_names_in_the_artefact_are_the_checkpoints(fuse, tmp_path):
+    model = fuse(*SHORT, "method.layer=block:-1")["merged_model"]
+    pretrained = load_file(model.info["ids"]["_pretrained_"] + "/model.safetensors")
+    coefficients = load_file(tmp_path / "tinting" / "coefficients.safetensors")
+    towers = {
+        name for name in pretrained if name.startswith("vision_model.") and "position_ids" not in name
+    }
+    assert coefficients.keys() == towers
+    tint = load_file(tmp_path / "tinting" / "tints" / "mini-signs.safetensors")
+    assert tint.keys() == {name for name in towers if ".layers.1." in name}
+
+
+@pytest.mark.parametrize("layer", ["head", "visual_projection", "block:0"])
+def test_an_artefact_applied_gives_the_runs_own_report(fuse, layer):
+    first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
+    again = fuse("method=model_tinting", "method.artifact=run")
+    assert accuracies(again["report"]) == accuracies(first["report"])
+    x = torch.randn(4, 3, 32, 32)
+    for task in TASKS:
+        assert torch.equal(first["merged_model"](x, task), again["merged_model"](x, task))
+
+
+def test_plus_plus_differs_in_the_sampler_alone(fuse):
+    settings = {}
+    for name in ("model_tinting", "model_tinting_pp"):
+        model = fuse(f"method={name}", "method.steps=1", f"method.run_dir={name}")["merged_model"]
+        settings[name] = model.info["settings"]
+    assert settings["model_tinting_pp"].pop("sampler") == "confidence_difference"
+    assert settings["model_tinting"].pop("sampler") == "all"
+    assert settings["model_tinting"] == settings["model_tinting_pp"]
+
+
+def test_before_any_step_the_folded_head_is_the_zero_shot_head(fuse):
+    """With λ = 0 and no step, every figure is the stock pool's for the pre-trained model."""
+    tinted = fuse("method=model_tinting", "method.steps=0", "method.init=0")["report"]
+    plain = fuse("method=dummy")["report"]
+    assert accuracies(tinted) == accuracies(plain)
+    for task in TASKS:
+        assert tinted[task]["loss"] == pytest.approx(plain[task]["loss"], abs=1e-4)
+    assert [tinted["baselines"]["pretrained"][task] for task in TASKS] == accuracies(plain)
+
+
+def test_the_experts_row_is_each_expert_on_its_own_task(fuse):
+    experts = fuse(*SHORT)["report"]["baselines"]["expert"]
+    for task in TASKS:
+        own = fuse("method=dummy", f"modelpool.models={{_pretrained_: {task}}}")["report"]
+        assert experts[task] == own[task]["accuracy"]
+
+
+def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse):
+    ours = fuse(*SHORT)["report"]["baselines"]["task_arithmetic"]
+    theirs = fuse("method=task_arithmetic", "method.scaling_factor=0.3")["report"]
+    assert [ours[task] for task in TASKS] == accuracies(theirs)
+
+
+@pytest.mark.parametrize("method", ["simple_average", "task_arithmetic"])
+def test_a_plain_model_scores_as_in_the_stock_pool(fuse, method, monkeypatch):
+    ours = fuse(f"method={method}")["report"]
+    from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool as Ours
+
+    for name in ("evaluate", "_evaluate", "setup"):
+        monkeypatch.setattr(Ours, name, getattr(CLIPVisionModelTaskPool, name))
+    assert fuse(f"method={method}")["report"] == ours
+
+
+def test_the_saved_model_loads_in_transformers_and_in_fusionbench(fuse, tmp_path):
+    model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
+    loaded = CLIPVisionModel.from_pretrained(tmp_path / "saved")
+    for (name, ours), (_, theirs) in zip(
+        model.merged.named_parameters(), loaded.named_parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    fuse("method=dummy", f"modelpool.models={{_pretrained_: {tmp_path / 'saved'}}}")
+
+
+def test_the_split_is_the_one_asked_for(fuse):
+    samples = {
+        split: fuse(
+            *SHORT, "method.batch_size=99", f"method.adapt_split={split}", f"method.run_dir={split}"
+        )["merged_model"].info["samples"]["mini-digits"]
+        for split in ("train", "val")
+    }
+    assert samples == {"train": 120, "val": 60}
+
+
+def test_fast_dev_run_makes_one_step(fuse, monkeypatch):
+    from fusion_bench import RuntimeConstants
+
+    monkeypatch.setattr(RuntimeConstants, "debug", False)
+    result = fuse("method=model_tinting", "fast_dev_run=true")
+    assert len(result["merged_model"].history) == 1
+
+
+@pytest.mark.parametrize("taskpool", ["taskpool=dummy", "~taskpool"])
+def test_without_a_task_pool_it_ends_with_agreement(fuse, taskpool, capsys):
+    fuse(*SHORT, taskpool)
+    out = capsys.readouterr().out
+    assert "Agreement with the experts" in out
+    assert "kept aside" in out
+    assert "taskpool=" in out
+
+
+def test_scalars_reach_the_logger(fuse, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "lightning.fabric.loggers.TensorBoardLogger.log_metrics",
+        lambda self, metrics, step=None: seen.update({(name, step): v for name, v in metrics.items()}),
+    )
+    report = fuse(*SHORT)["report"]
+    assert ("train/loss", 2) in seen
+    assert ("train/agreement/mini-signs", 0) in seen
+    assert seen[("test/average/accuracy", None)] == report["average"]["accuracy"]
+
+
+def nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr("fusion_bench.modelpool.CLIPVisionModelPool.load_model", None)
+    monkeypatch.setattr("fusion_bench.modelpool.CLIPVisionModelPool.load_clip_model", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["taskpool._target_=fusion_bench.taskpool.CLIPVisionModelTaskPool"], "would evaluate the shared encoder.*taskpool=clip-"),
+        (["method.adapt_split=tests"], "Did you mean `test`"),
+        (["method.sampler=some"], "Unknown sampler `some`"),
+        (["method.lr=-1"], "`lr` must be a number"),
+        (["+method.layers=head"], "Unknown setting `layers`. Did you mean `layer`"),
+        (["modelpool.val_datasets=null", "method.adapt_split=val"], r"no `val_datasets`.*\['test', 'train'\]"),
+        (["~modelpool.test_datasets.mini-signs"], r"no `test_datasets` for \['mini-signs'\]"),
+        (["+modelpool.models.unheard-of=mini-signs"], "No class names are known for the task `unheard-of`"),
+        ([f"~modelpool.models.{task}" for task in TASKS], "at least one expert"),
+        (["~modelpool.models._pretrained_"], "must have `_pretrained_`"),
+        (["~modelpool.models.mini-signs"], r"evaluates \['mini-signs'\], for which.*no expert"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(fuse, monkeypatch, overrides, message):
+    nothing_is_loaded(monkeypatch)
+    with pytest.raises(Exception, match=message) as caught:
+        fuse("method=model_tinting", *overrides)
+    assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
+
+
+def test_an_empty_split_is_named(fuse, monkeypatch):
+    empty = "fusion_bench.modelpool.CLIPVisionModelPool.load_test_dataset"
+    monkeypatch.setattr(empty, lambda self, task: [])
+    with pytest.raises(ValueError, match="test split of `mini-digits` is empty"):
+        fuse(*SHORT)
+
+
+def test_precision_that_would_not_train_in_float32_is_refused(fuse):
+    with pytest.raises(ValueError, match="fabric.precision=16-true` is not supported.*bf16-mixed"):
+        fuse(*SHORT, "fabric.precision=16-true")
+
+
+def test_bf16_encoders_adapt(fuse):
+    history = fuse(*SHORT, "fabric.precision=bf16-mixed")["merged_model"].history
+    assert torch.isfinite(history.values).all()
+
+
+def test_the_returned_model_is_a_tinted_clip(fuse):
+    model = fuse(*SHORT)["merged_model"]
+    assert isinstance(model, TintedCLIP)
+    assert isinstance(model.merged, CLIPVisionModel)
+
+
+class TestCommand:
+    """Through the real command, in processes of its own."""
+
+    OVERRIDES = (
+        "modelpool=clip-micro_3",
+        "taskpool=clip-micro_3",
+        "method=model_tinting_pp",
+        "method.steps=4",
+    )
+
+    def test_it_ends_with_the_table(self, cache, tmp_path):
+        result = run(FUSION_BENCH, *self.OVERRIDES, cwd=tmp_path)
+        tail = result.stdout[result.stdout.index("Accuracy %") :]
+        for word in ("pre-trained", "Arithmetic", "expert", "tinted", *TASKS, "average", "transductive"):
+            assert word in tail
+
+    @pytest.mark.parametrize("update", ["sequential", "joint"])
+    def test_two_processes_give_the_one_process_result(self, cache, tmp_path, update):
+        for devices in (1, 2):
+            run(
+                FUSION_BENCH, *self.OVERRIDES, f"method.update={update}", f"method.run_dir=run{devices}",
+                f"fabric.devices={devices}", "fabric.accelerator=cpu", "taskpool=dummy", cwd=tmp_path,
+            )  # fmt: skip
+        for name in ("coefficients", "tints/mini-digits"):
+            one, two = (load_file(tmp_path / f"run{d}" / f"{name}.safetensors") for d in (1, 2))
+            for key, value in one.items():
+                torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
