@@ -27,5 +27,8 @@ def extend(search_path: ConfigSearchPath) -> None:
     # FusionBench takes a folder named ./config for its own and then finds nothing of its own.
     from fusion_bench.constants import PROJECT_ROOT_PATH
 
-    stock = PROJECT_ROOT_PATH / "fusion_bench_config"
-    search_path.append("fusion_bench", f"file://{stock}")
+    for name in ("fusion_bench_config", "config"):  # installed, in a checkout
+        stock = PROJECT_ROOT_PATH / name
+        if (stock / "fabric_model_fusion.yaml").is_file():
+            search_path.append("fusion_bench", f"file://{stock}")
+            break

@@ -33,7 +33,7 @@ class Style:
 WEB = Style(scale=(0.85, 1.0), turn=0.05, shift=0.05, clutter=6.0, camera=False)
 """Clean pictures, as on the web: what the model is pre-trained on."""
 
-FIELD = Style(scale=(0.75, 0.95), turn=0.2, shift=0.12, clutter=16.0, camera=True)
+FIELD = Style(scale=(0.75, 0.95), turn=0.17, shift=0.12, clutter=12.0, camera=True)
 """The tasks' own pictures. They all share the camera, so that the task vectors share a direction."""
 
 
@@ -134,6 +134,6 @@ def finish(rng: np.random.Generator, images: np.ndarray, style: Style) -> np.nda
     """Take the picture: camera and sensor noise, then bytes ``(N, SIZE, SIZE, 3)`` uint8."""
     n = len(images)
     if style.camera:
-        cast = rng.normal(0, 8, (n, 1, 1, 3))
-        images = (images - 128) * 0.6 + 128 + cast + rng.normal(0, 6, images.shape)
+        cast = rng.normal(0, 6, (n, 1, 1, 3))
+        images = (images - 128) * 0.5 + 128 + cast + rng.normal(0, 4, images.shape)
     return np.clip(images + 0.5, 0, 255).astype(np.uint8)

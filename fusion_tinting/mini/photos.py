@@ -92,10 +92,16 @@ def choose_square(rng: np.random.Generator, file: str, split: str, sides: tuple[
 
 def crop(rng: np.random.Generator, file: str, split: str, sides: tuple[int, int]) -> np.ndarray:
     """A random square of the split's regions, shrunk to ``(SIZE, SIZE, 3)``; maybe mirrored."""
-    # Cut out first: resizing a box in place would read a few pixels beyond it.
-    square = photograph(file).crop(choose_square(rng, file, split, sides))
-    patch = np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)
+    # The liveliest of three: large parts of some photographs are plain sky.
+    squares = [_cut_out(file, choose_square(rng, file, split, sides)) for _ in range(3)]
+    patch = max(squares, key=np.std)
     return patch[:, ::-1] if rng.random() < 0.5 else patch
+
+
+def _cut_out(file: str, box: tuple[int, int, int, int]) -> np.ndarray:
+    # Cut, then shrink: shrinking a box in place would read a few pixels beyond it.
+    square = photograph(file).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(square, np.float32)
 
 
 def crops(rng: np.random.Generator, n: int, file: str, split: str, sides=(28, CELL)) -> np.ndarray:

@@ -18,20 +18,20 @@ class Recipe:
 
     name: str
     tasks: tuple[str, ...]
-    train: int = 3000
+    train: int = 4500
     val: int = 2000
     test: int = 1000
     """Images a task in each split."""
     width: int = 128
     layers: int = 4
-    web_images: int = 2400
+    web_images: int = 2000
     """Clean images a task for pre-training; a fortieth as many come from the task's own training split."""
     pretrain_steps: int = 1000
     pretrain_batch: int = 64
     pretrain_lr: float = 2e-3
     expert_steps: int = 400
     expert_batch: int = 32
-    expert_lr: float = 3e-4
+    expert_lr: float = 6e-4
     minutes: str = "about 3 minutes"
     """How long a build takes, said to the user."""
 

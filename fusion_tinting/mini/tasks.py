@@ -86,7 +86,7 @@ def _draw_numbers(rng, labels, style, split):
 
 
 def _draw_photograph(rng, n, style, split, name):
-    sides = (44, photos.CELL) if style is canvas.WEB else (36, photos.CELL)
+    sides = (44, photos.CELL) if style is canvas.WEB else (40, photos.CELL)
     return photos.crops(rng, n, photos.PHOTOGRAPHS[name], split, sides)
 
 

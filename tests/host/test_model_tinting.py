@@ -114,7 +114,7 @@ def test_the_saved_model_loads_in_transformers_and_in_fusionbench(fuse, tmp_path
 
 
 def test_the_split_is_the_one_asked_for(fuse):
-    samples = {
+    runs = {
         split: fuse(
             *SHORT, "method.batch_size=99", f"method.adapt_split={split}", f"method.run_dir={split}"
         )["merged_model"].info["samples"]["mini-digits"]
@@ -144,7 +144,7 @@ def test_scalars_reach_the_logger(fuse, monkeypatch):
     seen = {}
     monkeypatch.setattr(
         "lightning.fabric.loggers.TensorBoardLogger.log_metrics",
-        lambda self, metrics, step=None: seen.update({(name, step): v for name, v in metrics.items()}),
+        lambda self, metrics, step=None: seen.update({(k, step): v for k, v in metrics.items()}),
     )
     report = fuse(*SHORT)["report"]
     assert ("train/loss", 2) in seen
@@ -160,14 +160,17 @@ def nothing_is_loaded(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["taskpool._target_=fusion_bench.taskpool.CLIPVisionModelTaskPool"], "would evaluate the shared encoder.*taskpool=clip-"),
+        (["taskpool._target_=fusion_bench.taskpool.CLIPVisionModelTaskPool"],
+         "would evaluate the shared encoder.*taskpool=clip-"),
         (["method.adapt_split=tests"], "Did you mean `test`"),
         (["method.sampler=some"], "Unknown sampler `some`"),
         (["method.lr=-1"], "`lr` must be a number"),
         (["+method.layers=head"], "Unknown setting `layers`. Did you mean `layer`"),
-        (["modelpool.val_datasets=null", "method.adapt_split=val"], r"no `val_datasets`.*\['test', 'train'\]"),
+        (["modelpool.val_datasets=null", "method.adapt_split=val"],
+         r"no `val_datasets`.*\['test', 'train'\]"),
         (["~modelpool.test_datasets.mini-signs"], r"no `test_datasets` for \['mini-signs'\]"),
-        (["+modelpool.models.unheard-of=mini-signs"], "No class names are known for the task `unheard-of`"),
+        (["+modelpool.models.unheard-of=mini-signs"],
+         "No class names are known for the task `unheard-of`"),
         ([f"~modelpool.models.{task}" for task in TASKS], "at least one expert"),
         (["~modelpool.models._pretrained_"], "must have `_pretrained_`"),
         (["~modelpool.models.mini-signs"], r"evaluates \['mini-signs'\], for which.*no expert"),
@@ -188,7 +191,7 @@ def test_an_empty_split_is_named(fuse, monkeypatch):
 
 
 def test_precision_that_would_not_train_in_float32_is_refused(fuse):
-    with pytest.raises(ValueError, match="fabric.precision=16-true` is not supported.*bf16-mixed"):
+    with pytest.raises(ValueError, match=r"fabric.precision=16-true` is not supported.*bf16-mixed"):
         fuse(*SHORT, "fabric.precision=16-true")
 
 
