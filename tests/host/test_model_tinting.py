@@ -114,7 +114,7 @@ def test_the_saved_model_loads_in_transformers_and_in_fusionbench(fuse, tmp_path
 
 
 def test_the_split_is_the_one_asked_for(fuse):
-    runs = {
+    samples = {
         split: fuse(
             *SHORT, "method.batch_size=99", f"method.adapt_split={split}", f"method.run_dir={split}"
         )["merged_model"].info["samples"]["mini-digits"]
