@@ -17,11 +17,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing half-written is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
@@ -31,7 +32,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "nothing half-written was left there."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Find out before the work, not after it, that nothing can be written.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    probe = folder / "checkpoint" / ".probe"
+    write_text(probe, "x" * 4096)
+    probe.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from fusion_tinting import artifact, checkpoint
 from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
 from fusion_tinting.experts import predict_experts
+from fusion_tinting.files import require_writable
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
@@ -51,6 +52,7 @@ def tint(
     Raises:
         ValueError: bad settings, models that do not fit each other, tasks without head or data, or a
             `run_dir` of another run; always before any work is done.
+        OSError: `run_dir` cannot be written.
     """
     options = Settings.from_options(settings)
     same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
@@ -62,6 +64,8 @@ def tint(
         manifest = artifact.read_manifest(Path(run_dir))
         checkpoint.check_identity(Path(run_dir), artifact.identity(manifest), identity)
         return artifact.restore(model, Path(run_dir), manifest, (info or {}).get("tensor_names"))
+    if run_dir is not None and processes.rank == 0:
+        require_writable(Path(run_dir))
     start = time.perf_counter()
     predictions = predict_experts(experts, heads, inputs, processes=processes, progress=progress)
     adapt(

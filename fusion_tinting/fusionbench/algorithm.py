@@ -79,21 +79,22 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
                 pool that cannot evaluate the result; models that do not fit each other.
         """
         self._check(modelpool)
+        if self.log_dir is not None:
+            self.log_hyperparams()
         tasks = modelpool.model_names
+        processor = modelpool.load_processor()
         clip_model = modelpool.load_clip_model(PRETRAINED).eval()
         pretrained = clip.CLIPImageEncoder(modelpool.load_model(PRETRAINED), clip_model.visual_projection)
         experts = PoolExperts(modelpool, clip_model.visual_projection)
-        heads = {task: self._head(modelpool, clip_model, task) for task in tasks}
+        heads = {task: zero_shot_head(clip_model, processor, task) for task in tasks}
         models = {"pretrained": pretrained, "experts": experts, "heads": heads}
         names = clip.names_on_disk(pretrained)
         if self.artifact is not None:
-            model = clip.TintedCLIP.load(self.artifact, **models, tensor_names=names)
-        else:
-            model = self._adapt(modelpool, models, names)
-        return model
+            return clip.TintedCLIP.load(self.artifact, **models, tensor_names=names)
+        unlabeled = {task: self._unlabeled(modelpool, processor, task) for task in tasks}
+        return self._adapt(modelpool, models, unlabeled, names)
 
-    def _adapt(self, modelpool, models: dict, names: Mapping[str, str]) -> TintedModel:
-        unlabeled = {task: self._unlabeled(modelpool, task) for task in models["experts"]}
+    def _adapt(self, modelpool, models: dict, unlabeled: dict, names: Mapping[str, str]) -> TintedModel:
         aside = {}
         if not self._will_be_evaluated:
             unlabeled, aside = keep_aside(unlabeled, self.settings["seed"])
@@ -188,17 +189,11 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
     def _will_be_evaluated(self) -> bool:
         return isinstance(getattr(self._program, "taskpool", None), TintedCLIPVisionModelTaskPool)
 
-    def _head(self, modelpool, clip_model, task: str) -> nn.Linear:
-        weights = clip.zero_shot_weights(
-            clip_model, modelpool.load_processor(), *get_classnames_and_templates(task)
-        )
-        return clip.folded_head(weights, clip_model.logit_scale.detach().exp())
-
-    def _unlabeled(self, modelpool, task: str) -> Unlabeled:
+    def _unlabeled(self, modelpool, processor, task: str) -> Unlabeled:
         dataset = getattr(modelpool, f"load_{self.adapt_split}_dataset")(task)
         if len(dataset) == 0:
             raise ValueError(f"The {self.adapt_split} split of `{task}` is empty.")
-        images = ImageClassificationDataset(dataset, modelpool.load_processor())
+        images = ImageClassificationDataset(dataset, processor)
         return Unlabeled.of(DataLoader(images, num_workers=self.num_workers))
 
     def _run_dir(self) -> Path:
@@ -233,6 +228,13 @@ class PoolExperts(Mapping):
 
     def __len__(self) -> int:
         return len(self._pool.model_names)
+
+
+def zero_shot_head(clip_model, processor, task: str) -> nn.Linear:
+    """The folded head from FusionBench's class names and templates of a task."""
+    names, templates = get_classnames_and_templates(task)
+    weights = clip.zero_shot_weights(clip_model, processor, names, templates)
+    return clip.folded_head(weights, clip_model.logit_scale.detach().exp())
 
 
 def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dict]:

@@ -45,6 +45,7 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
         """The stock report of `model`; for a tinted model with `baselines`, and a closing table."""
         report = super().evaluate(model, name=name, **kwargs)
         if isinstance(model, TintedCLIP):
+            report["model_info"]["adapt_split"] = model.info["split"]
             if self.baselines:
                 report["baselines"] = self._baselines(model)
             if self.fabric.is_global_zero:
@@ -78,6 +79,8 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
         """Log the accuracies and show the closing table."""
         scores = {t: report[t]["accuracy"] for t in [*model.tasks, "average"] if t in report}
         self.log_dict({f"test/{task}/accuracy": value for task, value in scores.items()})
+        for name, values in report.get("baselines", {}).items():
+            self.log_dict({f"test/{task}/{name}": value for task, value in values.items()})
         table = accuracy_table(report, model)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
             atexit.register(show, table)  # after the report that the command prints, as the last word

@@ -23,6 +23,7 @@ def test_a_run_reports_in_the_stock_layout_and_leaves_the_artefact(fuse, tmp_pat
     result = fuse("method=model_tinting", "method.steps=3", "seed=4")
     report = result["report"]
     assert report["average"]["accuracy"] == pytest.approx(sum(accuracies(report)) / 3)
+    assert report["model_info"]["adapt_split"] == "test"
     assert report["baselines"].keys() == {"pretrained", "expert", "task_arithmetic"}
     assert json.loads((tmp_path / "program_report.json").read_text()) == report
     run_dir = tmp_path / "tinting"
@@ -150,6 +151,7 @@ def test_scalars_reach_the_logger(fuse, monkeypatch):
     assert ("train/loss", 2) in seen
     assert ("train/agreement/mini-signs", 0) in seen
     assert seen[("test/average/accuracy", None)] == report["average"]["accuracy"]
+    assert seen[("test/mini-signs/expert", None)] == report["baselines"]["expert"]["mini-signs"]
 
 
 def nothing_is_loaded(monkeypatch):

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 import torch
-from conftest import TASKS, make_world
 from torch.func import functional_call
+from world import TASKS, make_world
 
 import fusion_tinting as ft
 from fusion_tinting.objectives import resolve_objective

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_world
 from safetensors.torch import load_file, save_file
+from world import make_world
 
 import fusion_tinting as ft
 from fusion_tinting import checkpoint, files
@@ -94,7 +94,7 @@ CHILD = """
 import sys
 sys.path.insert(0, {folder!r})
 import torch
-from conftest import make_world
+from world import make_world
 from fusion_tinting import checkpoint
 checkpoint.EVERY = 1000
 def tell(step, history):
@@ -232,6 +232,13 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch
         files.write_tensors(target, {"x": torch.zeros(1)}, {})
     assert os.listdir(target.parent) == ["tensors.safetensors"]
     assert load_file(target)["x"].item() == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(world, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
+    with pytest.raises(OSError, match="Could not write"):
+        world.tint(run_dir=tmp_path / "file" / "run")
 
 
 def test_task_names_may_hold_any_character(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TASKS
+from world import TASKS
 
 import fusion_tinting as ft
 
