@@ -114,18 +114,18 @@ class Adaptation:
     def update(self) -> None:
         """One optimiser step from the accumulated gradients, then θ(λ) anew.
 
-        λ's gradient is taken here, once: ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, then through the clamp. The tints of
-        tasks that were not visited have no gradient, so Adam leaves them and their state alone.
+        λ's gradient is taken here, once: ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, then through the clamp. It is linear in
+        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ. The tints of tasks that
+        were not visited have no gradient: Adam leaves them and their state alone.
         """
         if self.settings.lr_coefficients != 0:
-            gradient = self.processes.sum(self.merged.gradient)
-            self.coefficients().backward(coefficient_gradient(self.vectors, gradient))
+            gradient = coefficient_gradient(self.vectors, self.merged.take_gradients())
+            self.coefficients().backward(self.processes.sum(gradient))
         for parameter in self.model.tint_modules.parameters():
             if parameter.grad is not None:
                 parameter.grad = self.processes.sum(parameter.grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.merged.gradient.zero_()
         self.merged.write(self.coefficients())
 
     def state(self) -> dict[str, Tensor]:

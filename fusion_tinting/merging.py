@@ -6,6 +6,8 @@ optimiser step from their summed gradients. Each tensor costs one matrix-vector 
 so both run at the speed of memory. The tests hold the two equal in value and gradient.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -37,15 +39,21 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
 
 
 @torch.no_grad()
-def coefficient_gradient(vectors: TaskVectors, gradient: Tensor) -> Tensor:
-    """∂λ_lk = ⟨∂θ_l, τ_k,l⟩, shape (L, K), from the flat gradient ∂θ, shape (P,)."""
-    slots = vectors.slots.values()
-    rows = [torch.mv(vectors.deltas[:, a:b], gradient[a:b]) for a, b, _ in slots]
-    return torch.stack(rows)
+def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> Tensor:
+    """∂λ_lk = ⟨∂θ_l, τ_k,l⟩, shape (L, K).
+
+    Args:
+        gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0.
+    """
+    result = vectors.base.new_zeros(len(vectors.slots), len(vectors.tasks))
+    for row, (name, (start, stop, _)) in zip(result, vectors.slots.items(), strict=True):
+        if name in gradients:
+            torch.mv(vectors.deltas[:, start:stop], gradients[name].reshape(-1), out=row)
+    return result
 
 
 class MergedWeights:
-    """Makes a module's parameters views of one flat buffer, and their gradients views of another.
+    """Makes a module's parameters views of one flat buffer, into which `write` merges.
 
     Used as a context: on leaving, the parameters own their memory again and have no gradients.
 
@@ -57,14 +65,12 @@ class MergedWeights:
     def __init__(self, module: nn.Module, vectors: TaskVectors, trainable: bool = True):
         self.vectors, self.trainable = vectors, trainable
         self.weights = torch.empty_like(vectors.base)
-        self.gradient = torch.zeros_like(vectors.base)
         self._parameters = {name: module.get_parameter(name) for name in vectors.slots}
 
     def __enter__(self) -> "MergedWeights":
-        weights, gradients = self.vectors.views(self.weights), self.vectors.views(self.gradient)
-        for name, parameter in self._parameters.items():
-            parameter.data, parameter.grad = weights[name], gradients[name]
-            parameter.requires_grad_(self.trainable)
+        for name, view in self.vectors.views(self.weights).items():
+            self._parameters[name].data = view
+            self._parameters[name].requires_grad_(self.trainable)
         return self
 
     def __exit__(self, *_) -> None:
@@ -75,6 +81,13 @@ class MergedWeights:
     def write(self, lam: Tensor) -> None:
         """Set the module's parameters to θ(λ); `lam` has shape (L, K)."""
         merge(self.vectors, lam, out=self.weights)
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """Tensor name -> the gradient accumulated since the last call, for those that have one."""
+        taken = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        for name in taken:
+            self._parameters[name].grad = None
+        return taken
 
 
 @torch.no_grad()
