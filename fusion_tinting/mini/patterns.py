@@ -63,7 +63,7 @@ TEXTURES = {
 
 def texture(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
     """Share of the lighter tone of a generated texture, in any direction."""
-    x, y = canvas.frame(rng, n, style, turn=0.15 if style is canvas.WEB else np.pi)
+    x, y = canvas.frame(rng, n, style, turn=0.6 if style is canvas.WEB else np.pi)
     x, y = x + uniform(rng, n, -0.5, 0.5), y + uniform(rng, n, -0.5, 0.5)
     return TEXTURES[name](rng, n, x, y, uniform(rng, n, 7, 12)).astype(np.float32)
 
@@ -181,7 +181,7 @@ AERIAL = {
 
 def aerial(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
     """Land seen from above, whichever way the aircraft flies."""
-    x, y = canvas.frame(rng, n, style, turn=0.1 if style is canvas.WEB else np.pi)
+    x, y = canvas.frame(rng, n, style, turn=np.pi)
     return AERIAL[name](rng, n, style, x, y)
 
 
@@ -240,7 +240,7 @@ CARS = {
 
 def car(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
     """The side view of a car of any colour, facing either way, with proportions that vary."""
-    vary = 0.03 if style is canvas.WEB else 0.06
+    vary = 0.035 if style is canvas.WEB else 0.055
     proportions = np.asarray(CARS[name]) * rng.normal(1, vary, (n, 8))
     proportions = proportions + rng.normal(0, vary / 3, (n, 8))
     length, height, start, end, cabin, front, back, wheel = (

@@ -25,20 +25,20 @@ class Recipe:
     width: int = 128
     layers: int = 4
     web_images: int = 2000
-    """Clean images a task for pre-training; a fortieth as many come from the task's own training split."""
+    """Clean images a task for pre-training; 1 % as many come from the task's own training split."""
     pretrain_steps: int = 1000
     pretrain_batch: int = 64
     pretrain_lr: float = 2e-3
     expert_steps: int = 400
     expert_batch: int = 32
-    expert_lr: float = 6e-4
+    expert_lr: float = 5e-4
     minutes: str = "about 3 minutes"
     """How long a build takes, said to the user."""
 
     @property
     def field_images(self) -> int:
         """Images a task taken with the tasks' own camera among those for pre-training."""
-        return max(1, self.web_images // 40)
+        return max(1, self.web_images // 100)
 
     def fingerprint(self) -> str:
         """Short name of everything that the zoo depends on but the seed."""
