@@ -1,6 +1,7 @@
 """`method=model_tinting`: Model Tinting over any CLIP model pool of FusionBench."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
     Args:
         adapt_split: the split whose images teach: `test` (transductive, as the papers and
             FusionBench's AdaMerging), `val` or `train`. Labels are never used.
-        num_workers: loader processes per task for pools too large to keep in memory.
+        num_workers: loader processes per task (default: one per CPU core, at most 4).
         run_dir: where checkpoints and the artefact go (default: `tinting` in the log folder). A run
             found there continues.
         artifact: an earlier run's folder to apply, without adaptation.
@@ -57,7 +58,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         self,
         *,
         adapt_split: str = "test",
-        num_workers: int = 0,
+        num_workers: int | None = None,
         run_dir: str | None = None,
         artifact: str | None = None,
         seed: int | None = None,
@@ -67,7 +68,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             raise unknown("adapt_split", adapt_split, SPLITS)
         self.settings = {**settings, "seed": seed or 0}
         Settings.from_options(self.settings)
-        self.adapt_split, self.num_workers = adapt_split, num_workers
+        self.adapt_split = adapt_split
+        self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self.run_dir, self.artifact = run_dir, artifact
         super().__init__()
 

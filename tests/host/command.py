@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fusion_bench.scripts.cli  # noqa: F401  (our plugin acts where FusionBench is loaded)
+from fusion_bench.constants import PROJECT_ROOT_PATH
+from hydra import compose, initialize_config_dir
+
+STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
+
 # The command that pip installed beside this interpreter.
 FUSION_BENCH = str(Path(sys.executable).parent / "fusion_bench")
 
@@ -20,3 +26,9 @@ def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> subproce
     )
     assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
     return result
+
+
+def composed(*overrides: str):
+    """FusionBench's configuration with these overrides."""
+    with initialize_config_dir(str(STOCK), version_base=None):
+        return compose("fabric_model_fusion", overrides=list(overrides))

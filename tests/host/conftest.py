@@ -1,8 +1,8 @@
 """FusionBench programs in this process, on a micro zoo that all host tests share."""
 
 import pytest
+from command import composed
 from fusion_bench.scripts.cli import main
-from test_configs import composed
 
 import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before the tests import more of it)
 

@@ -4,17 +4,13 @@ import importlib
 import json
 import sys
 
-import fusion_bench.scripts.cli  # noqa: F401  (our plugin acts where FusionBench is loaded)
 import pytest
-from command import FUSION_BENCH, run
-from fusion_bench.constants import PROJECT_ROOT_PATH
+from command import FUSION_BENCH, STOCK, composed, run
 from hub import TASKS, make_hub
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fusion_tinting._hydra import configs
 
-STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 HYDRA_GROUPS = ("method", "modelpool", "taskpool")
 # Files whose name starts with _ are parts of others.
 CHOICES = [
@@ -29,11 +25,6 @@ BACKBONES = {
     "l14": "clip-vit-large-patch14",
 }
 HUB_POOLS = [(short, tasks) for short in BACKBONES for tasks in SETS]
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(STOCK), version_base=None):
-        return compose("fabric_model_fusion", overrides=list(overrides))
 
 
 def nodes(config):
@@ -133,10 +124,18 @@ with initialize_config_dir({str(STOCK)!r}, version_base=None):
     assert result.stdout.count("loaded clip-vit-") == len(HUB_POOLS)
 
 
-def test_the_command_merges_and_evaluates_the_hubs_checkpoints_offline(hub, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        (["method=simple_average"], set()),
+        (["method=model_tinting", "method.steps=2", "method.adapt_split=val"], {"baselines"}),
+    ],
+    ids=["simple_average", "model_tinting"],
+)
+def test_the_command_merges_and_evaluates_the_hubs_checkpoints_offline(hub, tmp_path, method, more):
     run(
         FUSION_BENCH,
-        "method=simple_average",
+        *method,
         "modelpool=clip-vit-b32_TA8",
         "taskpool=clip-vit-b32_TA8",
         "taskpool.dataloader_kwargs.num_workers=0",
@@ -146,5 +145,5 @@ def test_the_command_merges_and_evaluates_the_hubs_checkpoints_offline(hub, tmp_
         env=hub,
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"model_info", *list(TASKS)[:8], "average"}
+    assert set(report) == {"model_info", *list(TASKS)[:8], "average", *more}
     assert all(0 <= report[task]["accuracy"] <= 1 for task in list(TASKS)[:8])
