@@ -40,11 +40,6 @@ def _dots(x, y, radius) -> np.ndarray:
     return inside(np.hypot((x + 0.5) % 1 - 0.5, (y + 0.5) % 1 - 0.5) - radius, 0.25)
 
 
-def _weave(x, y) -> np.ndarray:
-    over = (np.floor(x) + np.floor(y)) % 2
-    return np.where(over > 0, _wave(2 * np.pi * x), _wave(2 * np.pi * y))
-
-
 TEXTURES = {
     "striped": lambda rng, n, x, y, f: _sharp(np.sin(f * x)),
     "chequered": lambda rng, n, x, y, f: _sharp(1.6 * np.sin(0.7 * f * x) * np.sin(0.7 * f * y)),
@@ -53,10 +48,8 @@ TEXTURES = {
     "zigzag": lambda rng, n, x, y, f: _sharp(np.sin(f * y + 2 * _triangle(0.6 * f * x))),
     "ringed": lambda rng, n, x, y, f: _sharp(np.sin(1.2 * f * np.hypot(x, y))),
     "marbled": lambda rng, n, x, y, f: _wave(0.6 * f * x + 2.2 * canvas.clouds(rng, n, 5)),
-    "wooden": lambda rng, n, x, y, f: _wave(1.3 * f * x + 0.9 * canvas.clouds(rng, n, 2)),
     "cracked": lambda rng, n, x, y, f: _cracks(rng, n, x, y),
     "speckled": lambda rng, n, x, y, f: (canvas.clouds(rng, n, 24) > 1.0).astype(np.float32),
-    "woven": lambda rng, n, x, y, f: _weave(f * x / 4, f * y / 4),
 }
 """Class name of the textures task -> share of the lighter tone, from coordinates and frequency."""
 

@@ -53,7 +53,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
         logit_scale_init_value=2.66,
         vision_config={
             "hidden_size": recipe.width,
-            "intermediate_size": 4 * recipe.width,
+            "intermediate_size": 2 * recipe.width,
             "num_hidden_layers": recipe.layers,
             "num_attention_heads": 4,
             "image_size": SIZE,
