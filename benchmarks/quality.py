@@ -1,6 +1,6 @@
 """How good Model Tinting is on `clip-mini_8`, beside Task Arithmetic and AdaMerging.
 
-    python benchmarks/quality.py            # about 90 minutes on two cores; continues where it was stopped
+    python benchmarks/quality.py            # about an hour on two cores; continues where it was stopped
 
 Every figure is the report of a `fusion_bench` process, as a user would start it; each is kept in
 `--work` and not run again. Zoo seed 0 is adapted with every `--seeds`; the other `--zoos` with the first.
@@ -19,16 +19,18 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 
+from fusion_tinting.mini import recipe
+
+ZOO = recipe.find("clip-mini_8").fingerprint()
 RESULTS = Path(__file__).parent / "results"
 POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8")
-TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
-ADAMERGING = [(init, lr) for init in (0.1, 0.2, 0.3) for lr in (1e-3, 5e-3)]
+TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
+ADAMERGING = [(init, lr) for init in (0.2, 0.3) for lr in (1e-3, 5e-3)]
 ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
-ADAPT_THEIRS_ON_VAL = "modelpool.test_datasets=${modelpool.val_datasets}"
+PROTOCOLS = {"transductive": (), "inductive": ("modelpool.test_datasets=${modelpool.val_datasets}",)}
 TINTINGS = {
     "Model Tinting, transductive": ("method=model_tinting",),
     "Model Tinting, inductive": ("method=model_tinting", "method.adapt_split=val"),
-    "Model Tinting++, inductive": ("method=model_tinting_pp", "method.adapt_split=val"),
     "recommended, inductive": ("method=model_tinting_recommended", "method.adapt_split=val"),
 }
 
@@ -36,46 +38,50 @@ TINTINGS = {
 def main() -> None:
     options = parse()
     run = Runner(options.work, options.jobs)
-    zoos = {zoo: f"modelpool.zoo_seed={zoo}" for zoo in options.zoos}
-    for zoo in zoos.values():  # one at a time: a build uses every core
-        run.now([("warm-up", (zoo, "method=dummy"))])
+    reports, settings = {}, ADAMERGING
+    for zoo in options.zoos:
+        first = zoo == options.zoos[0]
+        run.now([("zoo", (f"modelpool.zoo_seed={zoo}", "method=dummy"))])  # a build uses two cores
+        reports |= run.all(tintings(zoo, options.seeds if first else options.seeds[:1]))
+        reports |= run.all(task_arithmetic(zoo, "val", TA_LAMBDAS, ON_VAL))
+        lam = max(TA_LAMBDAS, key=lambda lam: average(reports["Task Arithmetic", "val", zoo, lam]))
+        reports |= run.all(task_arithmetic(zoo, "test", [lam]))
+        reports |= run.all(adamerging(zoo, "inductive", settings))
+        settings = [max(settings, key=lambda x: average(reports["AdaMerging", "inductive", zoo, x]))]
+        reports |= run.all(adamerging(zoo, "transductive", settings))
+    write(summary(options, reports, settings[0]))
 
-    plan = {}
-    for zoo, pick in zoos.items():
-        for lam in TA_LAMBDAS:
-            ta = (pick, "method=task_arithmetic", f"method.scaling_factor={lam}")
-            plan["Task Arithmetic", "val", zoo, lam] = (*ta, ON_VAL)
-            plan["Task Arithmetic", "test", zoo, lam] = ta
-        for seed in options.seeds if zoo == options.zoos[0] else options.seeds[:1]:
-            for name, method in TINTINGS.items():
-                plan[name, zoo, seed] = (pick, f"seed={seed}", *method)
-        sweep = ADAMERGING if zoo == options.zoos[0] else []
-        plan |= {("AdaMerging", p, zoo, x): adamerging(pick, p, x) for p in PROTOCOLS for x in sweep}
-    reports = run.all(plan)
-    best = {
-        p: max(ADAMERGING, key=lambda x: average(reports["AdaMerging", p, options.zoos[0], x]))
-        for p in PROTOCOLS
+
+def tintings(zoo: int, seeds: list[int]) -> dict:
+    """Every setting with every adaptation seed."""
+    return {
+        (name, zoo, seed): (f"modelpool.zoo_seed={zoo}", f"seed={seed}", *method)
+        for seed in seeds
+        for name, method in TINTINGS.items()
     }
-    rest = {
-        ("AdaMerging", p, zoo, best[p]): adamerging(zoos[zoo], p, best[p])
-        for p in PROTOCOLS
-        for zoo in options.zoos[1:]
-    }
-    reports |= run.all(rest)
-    write(summary(options, reports, best))
 
 
-PROTOCOLS = {"transductive": (), "inductive": (ADAPT_THEIRS_ON_VAL,)}
+def task_arithmetic(zoo: int, split: str, lambdas, *scored: str) -> dict:
+    """FusionBench's Task Arithmetic with each λ, scored on a split."""
+    return {
+        ("Task Arithmetic", split, zoo, lam): (
+            f"modelpool.zoo_seed={zoo}", "method=task_arithmetic", f"method.scaling_factor={lam}", *scored
+        )
+        for lam in lambdas
+    }  # fmt: skip
 
 
-def adamerging(zoo: str, protocol: str, setting: tuple[float, float]) -> tuple[str, ...]:
-    """FusionBench's layer-wise AdaMerging with as many samples and steps as Model Tinting sees."""
-    init, lr = setting
-    return (
-        zoo, "seed=0", "method=adamerging/clip", "method.name=clip_layer_wise_adamerging",
-        f"method.init_values={init}", f"method.lr={lr}", "method.clamp_weights=true",
-        "method.max_steps=500", "method.batch_size=32", "method.num_workers=0", *PROTOCOLS[protocol],
-    )  # fmt: skip
+def adamerging(zoo: int, protocol: str, settings) -> dict:
+    """FusionBench's layer-wise AdaMerging: its own batch size of 16, and Model Tinting's 500 iterations."""
+    return {
+        ("AdaMerging", protocol, zoo, (init, lr)): (
+            f"modelpool.zoo_seed={zoo}", "seed=0", "method=adamerging/clip",
+            "method.name=clip_layer_wise_adamerging", f"method.init_values={init}", f"method.lr={lr}",
+            "method.clamp_weights=true", "method.max_steps=500", "method.num_workers=0",
+            *PROTOCOLS[protocol],
+        )
+        for init, lr in settings
+    }  # fmt: skip
 
 
 class Runner:
@@ -92,7 +98,9 @@ class Runner:
             return list(pool.map(lambda item: self.one(*item), named))
 
     def one(self, name, overrides: tuple[str, ...]) -> dict:
-        key = hashlib.sha256(json.dumps([overrides, version("fusion-bench")]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([overrides, ZOO, version("fusion-bench")]).encode()).hexdigest()[
+            :16
+        ]
         report = self.work / key / "report.json"
         if not report.is_file():
             report.parent.mkdir(parents=True, exist_ok=True)
@@ -123,22 +131,19 @@ def baseline(report: dict, name: str) -> float:
     return 100 * mean(report["baselines"][name].values())
 
 
-def summary(options, reports: dict, best: dict) -> dict:
+def summary(options, reports: dict, best: tuple[float, float]) -> dict:
     """Rows of mean and deviation, with everything that they are made of."""
     first, seed = options.zoos[0], options.seeds[0]
     any_run = {zoo: reports["Model Tinting, transductive", zoo, seed] for zoo in options.zoos}
     experts = {zoo: baseline(run, "expert") for zoo, run in any_run.items()}
-    chosen = {
-        zoo: max(TA_LAMBDAS, key=lambda lam: average(reports["Task Arithmetic", "val", zoo, lam]))
-        for zoo in options.zoos
-    }
+    chosen = {key[2]: key[3] for key in reports if key[:2] == ("Task Arithmetic", "test")}
     by_zoo = {
         "pre-trained": {zoo: baseline(run, "pretrained") for zoo, run in any_run.items()},
         "Task Arithmetic (λ chosen on val)": {
             zoo: average(reports["Task Arithmetic", "test", zoo, chosen[zoo]]) for zoo in options.zoos
         },
         **{
-            f"AdaMerging, {p}": {z: average(reports["AdaMerging", p, z, best[p]]) for z in options.zoos}
+            f"AdaMerging, {p}": {z: average(reports["AdaMerging", p, z, best]) for z in options.zoos}
             for p in PROTOCOLS
         },
         **{name: {z: average(reports[name, z, seed]) for z in options.zoos} for name in TINTINGS},
@@ -159,14 +164,18 @@ def summary(options, reports: dict, best: dict) -> dict:
         "by_zoo": by_zoo,
         "by_seed": by_seed,
         "task_arithmetic_lambda": chosen,
-        "adamerging_setting": {p: dict(zip(("init", "lr"), best[p], strict=True)) for p in PROTOCOLS},
-        "adamerging_sweep": {
-            f"{p}, init {x[0]}, lr {x[1]}": average(reports["AdaMerging", p, first, x])
-            for p in PROTOCOLS for x in ADAMERGING
-        },
-        "seconds": {" ".join(map(str, k)): r["seconds"] for k, r in reports.items() if k[0] in TINTINGS},
+        "adamerging_setting": dict(zip(("init", "lr"), best, strict=True)),
+        "adamerging_sweep_inductive": pick(reports, "AdaMerging", "inductive", first),
+        "task_arithmetic_on_val": {z: pick(reports, "Task Arithmetic", "val", z) for z in options.zoos},
+        "seconds": {" ".join(map(str, key)): report["seconds"] for key, report in reports.items()},
+        "zoo_recipe": ZOO,
         "versions": {p: version(p) for p in ("fusion-tinting", "fusion-bench", "torch", "transformers")},
-    }  # fmt: skip
+    }
+
+
+def pick(reports: dict, *start) -> dict[str, float]:
+    """Accuracy by the last part of the key, of the runs whose key begins with `start`."""
+    return {str(key[3]): average(report) for key, report in reports.items() if key[:3] == start}
 
 
 def spread(values) -> dict:
