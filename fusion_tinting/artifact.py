@@ -111,7 +111,8 @@ def identity(found: dict) -> dict:
     """What `checkpoint.identity` says of a run, read from its manifest."""
     models = {PRETRAINED: found["base"]["sha256"]}
     models |= {task: entry["sha256"] for task, entry in found["experts"].items()}
-    return {**{key: found[key] for key in ("tasks", "settings", "samples")}, "models": models}
+    settings = {**found["settings"], "split": found.get("split")}
+    return {"tasks": found["tasks"], "settings": settings, "models": models, "samples": found["samples"]}
 
 
 def restore(

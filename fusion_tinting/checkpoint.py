@@ -80,7 +80,7 @@ def identity(model: TintedModel, settings: Settings, unlabeled: Mapping[str, Unl
     """What must be equal for a run folder to hold the same run."""
     return {
         "tasks": model.tasks,
-        "settings": settings.to_json(),
+        "settings": {**settings.to_json(), "split": model.info.get("split")},
         "models": model.vectors.hashes,
         "samples": {task: len(inputs) for task, inputs in unlabeled.items()},
     }

@@ -58,12 +58,13 @@ def tint(
     same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
     processes = processes or Processes(next(pretrained.parameters()).device)
     model = model_class.untrained(pretrained, experts, heads, options.layer)
+    model.info = dict(info or {})
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
     identity = checkpoint.identity(model, options, inputs)
     if run_dir is not None and (Path(run_dir) / artifact.MANIFEST).is_file():
         manifest = artifact.read_manifest(Path(run_dir))
         checkpoint.check_identity(Path(run_dir), artifact.identity(manifest), identity)
-        return artifact.restore(model, Path(run_dir), manifest, (info or {}).get("tensor_names"))
+        return artifact.restore(model, Path(run_dir), manifest, model.info.get("tensor_names"))
     if run_dir is not None and processes.rank == 0:
         require_writable(Path(run_dir))
     start = time.perf_counter()
@@ -78,8 +79,7 @@ def tint(
         progress=progress,
         on_step=on_step,
     )
-    model.info = {
-        **(info or {}),
+    model.info |= {
         "settings": options.to_json(),
         "samples": identity["samples"],
         "seconds": round(time.perf_counter() - start, 3),

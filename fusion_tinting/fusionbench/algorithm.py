@@ -9,7 +9,6 @@ from fusion_bench import BaseAlgorithm
 from fusion_bench.dataset.image_dataset import ImageClassificationDataset
 from fusion_bench.mixins import LightningFabricMixin
 from fusion_bench.modelpool import CLIPVisionModelPool
-from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from fusion_bench.utils.hydra_utils import get_hydra_output_dir
 from torch import nn
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import clip
+from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool
 from fusion_tinting.history import History
@@ -29,7 +29,6 @@ from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("test", "val", "train")
 KEPT_ASIDE = 0.1
 """Share of each task's samples that do not teach when no task pool will evaluate the result."""
 
@@ -64,8 +63,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         seed: int | None = None,
         **settings,
     ):
-        if adapt_split not in SPLITS:
-            raise unknown("adapt_split", adapt_split, SPLITS)
+        if adapt_split not in checks.SPLITS:
+            raise unknown("adapt_split", adapt_split, checks.SPLITS)
         self.settings = {**settings, "seed": seed or 0}
         Settings.from_options(self.settings)
         self.adapt_split = adapt_split
@@ -80,7 +79,10 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             ValueError: a pool of another kind; a task without head, data or class names; a task
                 pool that cannot evaluate the result; models that do not fit each other.
         """
-        self._check(modelpool)
+        checks.modelpool(modelpool)
+        checks.taskpool(getattr(self._program, "taskpool", None), modelpool.model_names)
+        if self.artifact is None:
+            checks.split(modelpool, self.adapt_split)
         if self.log_dir is not None:
             self.log_hyperparams()
         tasks = modelpool.model_names
@@ -134,58 +136,6 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         )
         if processes.rank == 0:
             tables.show(table)
-
-    def _check(self, modelpool) -> None:
-        """Everything that can be seen to fail before a model is loaded."""
-        if not isinstance(modelpool, CLIPVisionModelPool):
-            raise ValueError(
-                f"`method=model_tinting` needs a CLIPVisionModelPool. Found {type(modelpool).__name__}."
-            )
-        tasks = modelpool.model_names
-        if not tasks or not modelpool.has_pretrained:
-            raise ValueError(
-                "The model pool must have `_pretrained_` and at least one expert. Found models: "
-                f"{modelpool.all_model_names}."
-            )
-        for task in tasks:
-            try:
-                get_classnames_and_templates(task)
-            except ValueError as error:
-                raise ValueError(
-                    f"No class names are known for the task `{task}`, so it has no zero-shot head. "
-                    "Register them in `CLIPTemplateFactory._dataset_mapping`."
-                ) from error
-        if self.artifact is None:
-            self._check_split(modelpool, tasks)
-        self._check_taskpool(tasks)
-
-    def _check_split(self, modelpool, tasks: list[str]) -> None:
-        available = {split: getattr(modelpool, f"{split}_dataset_names") for split in SPLITS}
-        missing = [task for task in tasks if task not in available[self.adapt_split]]
-        if missing:
-            usable = [s for s in SPLITS if set(tasks) <= set(available[s])]
-            raise ValueError(
-                f"The model pool has no `{self.adapt_split}_datasets` for {missing}. "
-                f"`method.adapt_split` can be one of {usable} with this pool."
-            )
-
-    def _check_taskpool(self, tasks: list[str]) -> None:
-        taskpool = getattr(self._program, "taskpool", None)
-        if not isinstance(taskpool, CLIPVisionModelTaskPool):
-            return
-        if not isinstance(taskpool, TintedCLIPVisionModelTaskPool):
-            target = f"{TintedCLIPVisionModelTaskPool.__module__}.TintedCLIPVisionModelTaskPool"
-            raise ValueError(
-                f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with "
-                "zero-shot heads and report a wrong accuracy for the tinted model. Use a task pool of "
-                f"fusion_tinting, such as `taskpool=clip-vit-b32_TA8`, or add `taskpool._target_={target}`."
-            )
-        strange = [task for task in taskpool._test_datasets if task not in tasks]
-        if strange:
-            raise ValueError(
-                f"The task pool evaluates {strange}, for which the model pool has no expert and a "
-                f"tinted model no tint. Its tasks must be among {tasks}."
-            )
 
     @property
     def _will_be_evaluated(self) -> bool:

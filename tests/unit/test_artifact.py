@@ -126,6 +126,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
     [
         ({"lr": 0.5}, "settings.lr is 0.01 there and 0.5 here"),
         ({"steps": 7}, "settings.steps is 4 there and 7 here"),
+        ({"info": {"split": "val"}}, "settings.split is None there and 'val' here"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(world, tmp_path, change, message):

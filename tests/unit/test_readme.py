@@ -1,0 +1,79 @@
+"""What the documentation says is what the repository has."""
+
+import doctest
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import fusion_tinting
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def quality() -> dict:
+    return json.loads((RESULTS / "quality_clip-mini_8.json").read_text())
+
+
+def test_the_example_in_the_packages_docstring_runs():
+    assert doctest.testmod(fusion_tinting).attempted > 8
+    assert doctest.testmod(fusion_tinting).failed == 0
+
+
+def test_the_results_table_is_the_benchmarks(quality):
+    spec = importlib.util.spec_from_file_location("quality", ROOT / "benchmarks" / "quality.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = module.table(quality)
+    assert table in README
+    assert table == (RESULTS / "quality_clip-mini_8.md").read_text()
+
+
+def test_the_committed_results_are_of_this_recipe(quality):
+    from fusion_tinting.mini import recipe
+
+    assert quality["zoo_recipe"] == recipe.find("clip-mini_8").fingerprint()
+
+
+def test_the_committed_results_show_what_is_claimed(quality):
+    """The benchmark is neither trivial nor hopeless, and the methods stand in the expected order."""
+    mean = {name: row["zoos"]["mean"] for name, row in quality["rows"].items()}
+    share = {name: row["share_of_experts"]["mean"] for name, row in quality["rows"].items()}
+    ta = "Task Arithmetic (λ chosen on val)"
+    assert 85 <= mean["experts"] <= 95
+    assert mean["pre-trained"] <= 55
+    assert mean[ta] >= mean["pre-trained"] + 10
+    assert share[ta] <= 80
+    for protocol in ("transductive", "inductive"):
+        assert mean[f"AdaMerging, {protocol}"] > mean[ta]
+    assert share["Model Tinting, transductive"] >= 93
+    assert share["Model Tinting, inductive"] >= 88
+    assert share["recommended, inductive"] >= 96
+    assert len(quality["zoos"]) == len(quality["seeds_on_first_zoo"]) == 3
+
+
+def test_the_tests_command_is_the_one_that_continuous_integration_runs():
+    assert 'pip install -e ".[test]" && pytest' in README
+    script = (ROOT / ".ci" / "run").read_text()
+    assert '-e ".[test]"' in script
+    assert script.rstrip().endswith("pytest")
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
+def test_links_lead_somewhere(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`ft\.(\w+)", README))))
+def test_names_of_the_python_interface_exist(name):
+    assert hasattr(fusion_tinting, name)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"method=(model_tinting\w*)", README))))
+def test_methods_have_configurations(name):
+    assert (ROOT / "configs" / "method" / f"{name}.yaml").is_file()
