@@ -27,7 +27,8 @@ POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8")
 TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
 ADAMERGING = [(init, lr) for init in (0.2, 0.3) for lr in (1e-3, 5e-3)]
 ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
-PROTOCOLS = {"transductive": (), "inductive": ("modelpool.test_datasets=${modelpool.val_datasets}",)}
+THEIRS_ON_VAL = "modelpool.test_datasets=${modelpool.val_datasets}"
+"""They read the model pool's test sets; the task pool keeps its own."""
 TINTINGS = {
     "Model Tinting, transductive": ("method=model_tinting",),
     "Model Tinting, inductive": ("method=model_tinting", "method.adapt_split=val"),
@@ -38,18 +39,24 @@ TINTINGS = {
 def main() -> None:
     options = parse()
     run = Runner(options.work, options.jobs)
-    reports, settings = {}, ADAMERGING
+    first, others = options.zoos[0], options.zoos[1:]
+    for zoo in options.zoos:  # one at a time: a build uses two cores
+        run.all({("zoo", zoo): (f"modelpool.zoo_seed={zoo}", "method=dummy")})
+    plan = tintings(first, options.seeds) | adamerging(first, ADAMERGING)
+    for zoo in others:
+        plan |= tintings(zoo, options.seeds[:1])
     for zoo in options.zoos:
-        first = zoo == options.zoos[0]
-        run.now([("zoo", (f"modelpool.zoo_seed={zoo}", "method=dummy"))])  # a build uses two cores
-        reports |= run.all(tintings(zoo, options.seeds if first else options.seeds[:1]))
-        reports |= run.all(task_arithmetic(zoo, "val", TA_LAMBDAS, ON_VAL))
-        lam = max(TA_LAMBDAS, key=lambda lam: average(reports["Task Arithmetic", "val", zoo, lam]))
-        reports |= run.all(task_arithmetic(zoo, "test", [lam]))
-        reports |= run.all(adamerging(zoo, "inductive", settings))
-        settings = [max(settings, key=lambda x: average(reports["AdaMerging", "inductive", zoo, x]))]
-        reports |= run.all(adamerging(zoo, "transductive", settings))
-    write(summary(options, reports, settings[0]))
+        plan |= task_arithmetic(zoo, "val", TA_LAMBDAS, ON_VAL)
+    reports = run.all(plan)
+    best = max(ADAMERGING, key=lambda setting: average(reports["AdaMerging", first, setting]))
+    plan = {}
+    for zoo in others:
+        plan |= adamerging(zoo, [best])
+    for zoo in options.zoos:
+        on_val = pick(reports, "Task Arithmetic", "val", zoo)
+        plan |= task_arithmetic(zoo, "test", [max(on_val, key=on_val.get)])
+    reports |= run.all(plan)
+    write(summary(options, reports, best))
 
 
 def tintings(zoo: int, seeds: list[int]) -> dict:
@@ -71,14 +78,13 @@ def task_arithmetic(zoo: int, split: str, lambdas, *scored: str) -> dict:
     }  # fmt: skip
 
 
-def adamerging(zoo: int, protocol: str, settings) -> dict:
+def adamerging(zoo: int, settings) -> dict:
     """FusionBench's layer-wise AdaMerging: its own batch size of 16, and Model Tinting's 500 iterations."""
     return {
-        ("AdaMerging", protocol, zoo, (init, lr)): (
+        ("AdaMerging", zoo, (init, lr)): (
             f"modelpool.zoo_seed={zoo}", "seed=0", "method=adamerging/clip",
             "method.name=clip_layer_wise_adamerging", f"method.init_values={init}", f"method.lr={lr}",
-            "method.clamp_weights=true", "method.max_steps=500", "method.num_workers=0",
-            *PROTOCOLS[protocol],
+            "method.clamp_weights=true", "method.max_steps=500", "method.num_workers=0", THEIRS_ON_VAL,
         )
         for init, lr in settings
     }  # fmt: skip
@@ -91,11 +97,9 @@ class Runner:
         self.work, self.jobs = work.resolve(), jobs
 
     def all(self, plan: dict) -> dict:
-        return dict(zip(plan, self.now(list(plan.items())), strict=True))
-
-    def now(self, named: list) -> list[dict]:
+        """Key -> report, for every key and its overrides."""
         with ThreadPoolExecutor(self.jobs) as pool:
-            return list(pool.map(lambda item: self.one(*item), named))
+            return dict(zip(plan, pool.map(lambda item: self.one(*item), plan.items()), strict=True))
 
     def one(self, name, overrides: tuple[str, ...]) -> dict:
         key = hashlib.sha256(json.dumps([overrides, ZOO, version("fusion-bench")]).encode()).hexdigest()[
@@ -142,10 +146,7 @@ def summary(options, reports: dict, best: tuple[float, float]) -> dict:
         "Task Arithmetic (λ chosen on val)": {
             zoo: average(reports["Task Arithmetic", "test", zoo, chosen[zoo]]) for zoo in options.zoos
         },
-        **{
-            f"AdaMerging, {p}": {z: average(reports["AdaMerging", p, z, best]) for z in options.zoos}
-            for p in PROTOCOLS
-        },
+        "AdaMerging, inductive": {z: average(reports["AdaMerging", z, best]) for z in options.zoos},
         **{name: {z: average(reports[name, z, seed]) for z in options.zoos} for name in TINTINGS},
         "experts": experts,
     }
@@ -165,7 +166,9 @@ def summary(options, reports: dict, best: tuple[float, float]) -> dict:
         "by_seed": by_seed,
         "task_arithmetic_lambda": chosen,
         "adamerging_setting": dict(zip(("init", "lr"), best, strict=True)),
-        "adamerging_sweep_inductive": pick(reports, "AdaMerging", "inductive", first),
+        "adamerging_sweep": {
+            f"init {i}, lr {lr}": a for (i, lr), a in pick(reports, "AdaMerging", first).items()
+        },
         "task_arithmetic_on_val": {z: pick(reports, "Task Arithmetic", "val", z) for z in options.zoos},
         "seconds": {" ".join(map(str, key)): report["seconds"] for key, report in reports.items()},
         "zoo_recipe": ZOO,
@@ -173,9 +176,9 @@ def summary(options, reports: dict, best: tuple[float, float]) -> dict:
     }
 
 
-def pick(reports: dict, *start) -> dict[str, float]:
-    """Accuracy by the last part of the key, of the runs whose key begins with `start`."""
-    return {str(key[3]): average(report) for key, report in reports.items() if key[:3] == start}
+def pick(reports: dict, *start) -> dict:
+    """Accuracy by the last part of the key, of the runs whose key is otherwise `start`."""
+    return {key[-1]: average(report) for key, report in reports.items() if key[:-1] == start}
 
 
 def spread(values) -> dict:
