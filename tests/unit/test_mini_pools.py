@@ -93,7 +93,7 @@ def test_the_model_pool_loads_models_processor_and_data(modelpool):
         assert len(modelpool.load_val_dataset(task)) == recipe.find("clip-micro_3").val
     assert modelpool.load_clip_model("_pretrained_").logit_scale.item() > 0
     text = modelpool.load_processor()(text=["a round bar road sign"], return_tensors="pt")
-    assert text["input_ids"].shape == (1, 8)
+    assert text["input_ids"].shape == (1, 7)  # five words between start and end
 
 
 def test_the_task_pool_evaluates_a_plain_model(modelpool):
