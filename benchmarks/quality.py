@@ -21,7 +21,10 @@ from statistics import mean, stdev
 
 from fusion_tinting.mini import recipe
 
+ROOT = Path(__file__).resolve().parents[1]
 ZOO = recipe.find("clip-mini_8").fingerprint()
+METHODS = [(path.name, path.read_text()) for path in sorted((ROOT / "configs" / "method").glob("*.yaml"))]
+"""What the overrides do not say: with another recipe or other settings the runs are others."""
 RESULTS = Path(__file__).parent / "results"
 POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8")
 TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
@@ -102,9 +105,8 @@ class Runner:
             return dict(zip(plan, pool.map(lambda item: self.one(*item), plan.items()), strict=True))
 
     def one(self, name, overrides: tuple[str, ...]) -> dict:
-        key = hashlib.sha256(json.dumps([overrides, ZOO, version("fusion-bench")]).encode()).hexdigest()[
-            :16
-        ]
+        content = json.dumps([overrides, ZOO, METHODS, version("fusion-bench")])
+        key = hashlib.sha256(content.encode()).hexdigest()[:16]
         report = self.work / key / "report.json"
         if not report.is_file():
             report.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ def summary(options, reports: dict, best: tuple[float, float]) -> dict:
         if name in by_seed:
             rows[name]["seeds"] = spread(by_seed[name].values())
     return {
-        "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/quality.py",
         "zoos": options.zoos,
         "seeds_on_first_zoo": options.seeds,
         "rows": rows,
@@ -171,6 +173,7 @@ def summary(options, reports: dict, best: tuple[float, float]) -> dict:
         },
         "task_arithmetic_on_val": {z: pick(reports, "Task Arithmetic", "val", z) for z in options.zoos},
         "seconds": {" ".join(map(str, key)): report["seconds"] for key, report in reports.items()},
+        "report_of_the_readmes_run": any_run[first],
         "zoo_recipe": ZOO,
         "versions": {p: version(p) for p in ("fusion-tinting", "fusion-bench", "torch", "transformers")},
     }

@@ -100,9 +100,16 @@ class Adaptation:
         output = output.float()
         batch = self.processes.gather(output.detach(), len(indices))
         keep = self.sampler(batch, expert)
+        _expect(keep.dtype == torch.bool and keep.shape == (len(batch),), "sampler", "a boolean mask", keep)
         count = int(keep.sum())
         mine, expert_mine = self.processes.mine(keep), self.processes.mine(expert)
-        loss = self.objective(output[mine], expert_mine[mine]).sum() / max(count, 1)
+        losses = self.objective(output[mine], expert_mine[mine])
+        _expect(losses.shape == (int(mine.sum()),), "objective", "one loss per sample", losses)
+        loss = losses.sum() / max(count, 1)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss of `{task}` became {loss.item()} in iteration {step}. Lower the learning rate."
+            )
         if count:
             loss.backward()
         column = self.history.values[step, self.model.tasks.index(task)]
@@ -176,6 +183,14 @@ class Adaptation:
         self.history.values[step, k, 3] = self.coefficients()[:, k].mean()
 
 
+def _expect(correct: bool, what: str, wanted: str, found: Tensor) -> None:
+    if not correct:
+        raise ValueError(
+            f"The {what} must return {wanted}, shape (batch,). "
+            f"Found shape {tuple(found.shape)}, {found.dtype}."
+        )
+
+
 def adapt(
     model: TintedModel,
     unlabeled: Mapping[str, Unlabeled],
@@ -201,16 +216,15 @@ def adapt(
         KeyboardInterrupt: after Ctrl-C, once the iteration is finished and its checkpoint written.
     """
     processes = processes or Processes()
-    if processes.count > settings.batch_size:
-        raise ValueError(
-            f"`batch_size={settings.batch_size}` is smaller than the number of processes, "
-            f"{processes.count}: each must have a share of every batch."
-        )
+    if (settings.layer is None) != (model.layer is None):
+        raise ValueError(f"`settings.layer={settings.layer}`, but the model's is `{model.layer}`.")
     with (
+        torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         sensible_threads(model.vectors.base.numel(), processes.device),
         Adaptation(model, unlabeled, predictions, settings, processes) as adaptation,
         checkpoint.Keeper(adaptation, run_dir) as keeper,
     ):
+        torch.manual_seed(settings.seed)
         start = keeper.resume()
         inputs = {
             task: unlabeled[task].batches(processes.mine(row) for row in rows[start:])

@@ -19,8 +19,7 @@ from torch import nn
 from fusion_tinting.files import read_json, read_tensors, write_json, write_tensors, write_text
 from fusion_tinting.history import History
 from fusion_tinting.merging import load_merged
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.tints import HEAD
+from fusion_tinting.task_vectors import PRETRAINED, content_hash
 
 if TYPE_CHECKING:
     from fusion_tinting.tinted_model import TintedModel
@@ -49,6 +48,7 @@ class Reordered(Mapping):
 def save(model: "TintedModel", run_dir: Path) -> None:
     """Write every file of `model`'s artefact; the manifest last, so that it vouches for the rest."""
     names = model.info.get("tensor_names") or {}
+    (run_dir / MANIFEST).unlink(missing_ok=True)
     coefficients = {names.get(name, name): row for name, row in model.coefficients.items()}
     write_tensors(run_dir / "coefficients.safetensors", coefficients, {"format": "pt"})
     for task, tint in model.tints.items():
@@ -72,6 +72,8 @@ def manifest(model: "TintedModel", names: Mapping[str, str]) -> dict:
         "settings": info.get("settings", {}),
         "split": info.get("split"),
         "samples": info.get("samples", {}),
+        "data": info.get("data", {}),
+        "heads": dict(zip(model.tasks, map(_head_hash, model.heads), strict=True)),
         "base": {"id": ids.get(PRETRAINED), "sha256": hashes[PRETRAINED]},
         "experts": {t: {"id": ids.get(t), "sha256": hashes[t]} for t in model.tasks},
         "steps": 0 if model.history is None else len(model.history),
@@ -101,7 +103,8 @@ def read_manifest(run_dir: Path) -> dict:
             f"`{path}` has format version {found['format_version']}; this version of "
             f"fusion_tinting reads up to {FORMAT_VERSION}. Upgrade fusion_tinting."
         )
-    lacking = [k for k in ("tasks", "layer", "base", "experts", "settings", "samples") if k not in found]
+    needed = ("tasks", "layer", "base", "experts", "heads", "settings", "samples", "data")
+    lacking = [key for key in needed if key not in found]
     if lacking:
         raise ValueError(f"`{path}` is no manifest of fusion_tinting: it lacks {lacking}.")
     return found
@@ -112,7 +115,8 @@ def identity(found: dict) -> dict:
     models = {PRETRAINED: found["base"]["sha256"]}
     models |= {task: entry["sha256"] for task, entry in found["experts"].items()}
     settings = {**found["settings"], "split": found.get("split")}
-    return {"tasks": found["tasks"], "settings": settings, "models": models, "samples": found["samples"]}
+    data = {part: found[part] for part in ("tasks", "heads", "samples", "data")}
+    return {**data, "settings": settings, "models": models}
 
 
 def restore(
@@ -121,6 +125,7 @@ def restore(
     """Put the artefact's λ and tints into `model`, fresh from `TintedModel.untrained`; return it."""
     names = names or {}
     check_hashes(run_dir, found, model.vectors.hashes)
+    check_heads(run_dir, found, model)
     path = run_dir / "coefficients.safetensors"
     stored, _ = read_tensors(path)
     wanted = [names.get(name, name) for name in model.vectors.slots]
@@ -138,7 +143,9 @@ def restore(
     curves = run_dir / "curves.csv"
     if curves.is_file():
         model.history = History.from_csv(curves.read_text(), model.tasks)
-    model.info = {k: found.get(k) for k in ("settings", "split", "samples", "seconds")}
+        if len(model.history) != found.get("steps"):
+            raise ValueError(f"`{curves}` is cut short: expected {found.get('steps')} iterations.")
+    model.info = {k: found.get(k) for k in ("settings", "split", "samples", "data", "seconds")}
     model.info["ids"] = {t: entry["id"] for t, entry in found["experts"].items()}
     model.info["ids"][PRETRAINED] = found["base"]["id"]
     model.info |= {"peak_memory_bytes": found.get("peak_memory_bytes"), "tensor_names": dict(names)}
@@ -155,6 +162,19 @@ def check_hashes(run_dir: Path, found: dict, hashes: Mapping[str, str]) -> None:
                 f"{digest[:12]}… there and {hashes.get(name, 'none')[:12]}… here. Pass the models it "
                 "was learned from, or adapt again into another folder."
             )
+
+
+def check_heads(run_dir: Path, found: dict, model: "TintedModel") -> None:
+    """Refuse an artefact that was learned with other heads."""
+    for task, head in zip(model.tasks, model.heads, strict=True):
+        if found["heads"].get(task) != _head_hash(head):
+            raise ValueError(
+                f"`{run_dir}` was learned with another head of `{task}`. Pass the one it was learned with."
+            )
+
+
+def _head_hash(head: nn.Module) -> str:
+    return content_hash(head.state_dict())
 
 
 def installed_versions() -> dict[str, str]:
@@ -199,7 +219,7 @@ def _check_names(path: Path, wanted: list[str], stored: Mapping) -> None:
 
 
 def _tint_name(model: "TintedModel", name: str, names: Mapping[str, str]) -> str:
-    full = f"{HEAD if model.layer == HEAD else model.layer}.{name}"
+    full = f"{model.layer}.{name}"
     return names.get(full, full)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fusion_tinting.files import read_tensors, write_tensors
 from fusion_tinting.settings import Settings
+from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.unlabeled import Unlabeled
 
@@ -50,8 +51,8 @@ class Keeper:
         """
         if self.path is None or not self.path.is_file():
             return 0
+        check_folder(self.path.parents[1], self._identity())
         state, metadata = read_tensors(self.path)
-        check_identity(self.path.parents[1], json.loads(metadata["run"]), self._identity())
         self.adaptation.load_state(state)
         self.adaptation.merged.write(self.adaptation.coefficients())
         return int(metadata["next_step"])
@@ -82,8 +83,20 @@ def identity(model: TintedModel, settings: Settings, unlabeled: Mapping[str, Unl
         "tasks": model.tasks,
         "settings": {**settings.to_json(), "split": model.info.get("split")},
         "models": model.vectors.hashes,
+        "heads": {
+            task: content_hash(head.state_dict())
+            for task, head in zip(model.tasks, model.heads, strict=True)
+        },
         "samples": {task: len(inputs) for task, inputs in unlabeled.items()},
+        "data": {task: inputs.fingerprint() for task, inputs in unlabeled.items()},
     }
+
+
+def check_folder(run_dir: Path, mine: dict) -> None:
+    """Refuse a run folder whose checkpoint is another run's; see `check_identity`."""
+    path = run_dir / "checkpoint" / "state.safetensors"
+    if path.is_file():
+        check_identity(run_dir, json.loads(read_tensors(path)[1]["run"]), mine)
 
 
 def check_identity(run_dir: Path, found: dict, mine: dict) -> None:
@@ -94,7 +107,7 @@ def check_identity(run_dir: Path, found: dict, mine: dict) -> None:
     """
     differences = [
         f"{part}.{key} is {found[part].get(key)!r} there and {mine[part].get(key)!r} here"
-        for part in ("settings", "models", "samples")
+        for part in ("settings", "models", "heads", "samples", "data")
         for key in {**found[part], **mine[part]}
         if found[part].get(key) != mine[part].get(key)
     ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fusion_tinting.processes import Processes
+from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.unlabeled import Unlabeled, call, to_device
 
 
@@ -29,17 +29,20 @@ def predict(
         ValueError: an output that is not finite.
     """
     processes = processes or Processes()
-    model = deepcopy(nn.Sequential(encoder, head)).to(processes.device).eval()  # never the caller's
-    mine = range(processes.rank, len(unlabeled), processes.count)
+    # Never the caller's own, and in float32 as the tinted model.
+    model = deepcopy(nn.Sequential(encoder, head)).to(processes.device).float().eval()
+    alone = len(unlabeled) < processes.count  # too few to share: every process predicts them all
+    mine = range(len(unlabeled)) if alone else processes.mine(range(len(unlabeled)))
     schedule = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     outputs = []
-    for inputs in unlabeled.batches(schedule):
-        with processes.autocast():
-            features = call(model[0], to_device(inputs, processes.device))
-            outputs.append(model[1](features).float().cpu())
-        if progress is not None:
-            progress.update(len(outputs[-1]))
-    whole = processes.gather(torch.cat(outputs), len(unlabeled))
+    with sensible_threads(sum(p.numel() for p in model.parameters()), processes.device):
+        for inputs in unlabeled.batches(schedule):
+            with processes.autocast():
+                features = call(model[0], to_device(inputs, processes.device))
+                outputs.append(model[1](features).float().cpu())
+            if progress is not None:
+                progress.update(len(outputs[-1]))
+    whole = torch.cat(outputs) if alone else processes.gather(torch.cat(outputs), len(unlabeled))
     if not torch.isfinite(whole).all():
         raise ValueError("An expert's prediction is NaN or infinite; check its checkpoint and head.")
     return whole

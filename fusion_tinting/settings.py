@@ -1,6 +1,7 @@
 """The settings of an adaptation; the defaults are Model Tinting++ as published."""
 
-from dataclasses import asdict, dataclass, fields
+import hashlib
+from dataclasses import dataclass, fields
 
 from fusion_tinting.coefficients import GRANULARITIES
 from fusion_tinting.errors import unknown
@@ -52,6 +53,12 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
+        if self.layer is not None and not isinstance(self.layer, str):
+            raise ValueError(f"`layer` must be a layer's name or None. Found {self.layer!r}.")
+        if self.layer is None and self.lr_tints:
+            raise ValueError(f"`lr_tints={self.lr_tints}` has no effect with `layer=None`; drop one.")
+        if self.lr_coefficients == 0 and (self.layer is None or self.lr_tints == 0):
+            raise ValueError("Nothing would be trained: both λ and the tints are frozen.")
         resolve_sampler(self.sampler)
         resolve_objective(self.objective)
         for name, choices in (
@@ -81,8 +88,15 @@ class Settings:
         return cls(**options)
 
     def to_json(self) -> dict:
-        """The settings with callables by their qualified names."""
-        return {
-            name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
-            for name, value in asdict(self).items()
-        }
+        """The settings, with callables by their names and the hash of their code."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _named(value) if callable(value) else value for name, value in values.items()}
+
+
+def _named(function) -> str:
+    """Two functions of one name, such as two lambdas, differ by their code and what it closes over."""
+    code = getattr(function, "__code__", None)
+    closed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    content = (code.co_code, code.co_consts, closed) if code else function
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:8]
+    return f"{getattr(function, '__qualname__', type(function).__name__)} {digest}"

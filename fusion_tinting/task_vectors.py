@@ -1,6 +1,7 @@
 """The pre-trained model θ₀ and the task vectors τ_k = θ_k − θ₀, matched by name."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,8 +36,9 @@ class TaskVectors:
     def from_models(cls, pretrained: nn.Module, experts: Mapping[str, nn.Module]) -> "TaskVectors":
         """Subtract `pretrained` from each expert, one expert at a time.
 
-        `experts` may load on access: each is asked for once and let go. A parameter that an expert
-        shares with the pre-trained model (the very same object) has no task vector and is not merged.
+        `experts` may load on access: each is let go before the next is asked for. A parameter that the
+        experts share with the pre-trained model (the very same object) has no task vector and is not
+        merged; nor are buffers, of which the pre-trained model's stay.
 
         Raises:
             ValueError: no expert; or a tensor missing, added, of another shape or dtype, or not
@@ -44,24 +46,28 @@ class TaskVectors:
         """
         if not experts:
             raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
-        first = dict(experts[next(iter(experts))].named_parameters())
-        reference = {
-            name: parameter.detach()
-            for name, parameter in pretrained.named_parameters()
-            if parameter.is_floating_point() and first.get(name) is not parameter
-        }
-        shared = {name for name, p in pretrained.named_parameters() if name not in reference}
+        if PRETRAINED in experts:
+            raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
+        shared = _shared(pretrained, experts[next(iter(experts))])
+        reference = {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
         slots = _slots(reference)
         base = _flatten(reference, slots, "the pre-trained model")
         deltas = torch.empty(len(experts), base.numel(), device=base.device)
         hashes = {PRETRAINED: content_hash(reference)}
         for row, task in zip(deltas, experts, strict=True):
-            tensors = dict(experts[task].named_parameters())
-            tensors = {n: t.detach() for n, t in tensors.items() if n not in shared}
+            expert = experts[task]
+            if _shared(pretrained, expert) != shared:
+                raise ValueError(
+                    f"The expert `{task}` shares other parameter objects with the pre-trained model than "
+                    "the expert before it. Give every expert its own copy of what was fine-tuned."
+                )
+            _warn_of_buffers(task, pretrained, expert)
+            tensors = {n: t.detach() for n, t in expert.named_parameters() if n not in shared}
             _check_same_architecture(task, reference, tensors)
             _flatten(tensors, slots, f"the expert `{task}`", out=row)
             row -= base
             hashes[task] = content_hash(tensors)
+            del expert, tensors  # before the next one is loaded
         return cls(list(experts), slots, base, deltas, hashes)
 
     @property
@@ -91,6 +97,25 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _shared(pretrained: nn.Module, expert: nn.Module) -> set[str]:
+    """Names of parameters that are one object in both, and of those that are not floating-point."""
+    theirs = dict(expert.named_parameters())
+    ours = pretrained.named_parameters()
+    return {name for name, p in ours if theirs.get(name) is p or not p.is_floating_point()}
+
+
+def _warn_of_buffers(task: str, pretrained: nn.Module, expert: nn.Module) -> None:
+    buffers = dict(expert.named_buffers())
+    for name, buffer in pretrained.named_buffers():
+        if buffer.is_floating_point() and name in buffers and not torch.equal(buffer, buffers[name]):
+            warnings.warn(
+                f"The buffer `{name}` of the expert `{task}` differs from the pre-trained model's. Buffers "
+                "(batch-norm statistics) are not merged: the shared encoder keeps the pre-trained ones.",
+                stacklevel=4,
+            )
+            return
 
 
 def _slots(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, torch.Size]]:

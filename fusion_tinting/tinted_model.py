@@ -65,12 +65,12 @@ class TintedModel(nn.Module):
             ValueError: see `TaskVectors.from_models`, `resolve_layer` and `make_tints`; or heads for
                 other tasks than there are experts.
         """
+        same_tasks(list(experts), heads=heads)
         vectors = TaskVectors.from_models(pretrained, experts)
-        same_tasks(vectors.tasks, heads=heads)
         layer = resolve_layer(pretrained, layer)
         encoder = deepcopy(pretrained).float().requires_grad_(False).eval()
         copies = {task: deepcopy(heads[task]).float().requires_grad_(False).eval() for task in experts}
-        tints = make_tints(layer, pretrained, experts, heads)
+        tints = make_tints(layer, experts, heads)
         return cls(encoder, copies, tints, layer=layer, vectors=vectors)
 
     def forward(self, inputs, task: str | None = None) -> Tensor:

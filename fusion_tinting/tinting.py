@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fusion_tinting import artifact, checkpoint
@@ -56,7 +57,12 @@ def tint(
     """
     options = Settings.from_options(settings)
     same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
-    processes = processes or Processes(next(pretrained.parameters()).device)
+    processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
+    if processes.count > options.batch_size:
+        raise ValueError(
+            f"`batch_size={options.batch_size}` is smaller than the number of processes, "
+            f"{processes.count}: each must have a share of every batch."
+        )
     model = model_class.untrained(pretrained, experts, heads, options.layer)
     model.info = dict(info or {})
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
@@ -65,8 +71,10 @@ def tint(
         manifest = artifact.read_manifest(Path(run_dir))
         checkpoint.check_identity(Path(run_dir), artifact.identity(manifest), identity)
         return artifact.restore(model, Path(run_dir), manifest, model.info.get("tensor_names"))
-    if run_dir is not None and processes.rank == 0:
-        require_writable(Path(run_dir))
+    if run_dir is not None:
+        checkpoint.check_folder(Path(run_dir), identity)
+        if processes.rank == 0:
+            require_writable(Path(run_dir))
     start = time.perf_counter()
     predictions = predict_experts(experts, heads, inputs, processes=processes, progress=progress)
     adapt(
@@ -82,11 +90,15 @@ def tint(
     model.info |= {
         "settings": options.to_json(),
         "samples": identity["samples"],
+        "data": identity["data"],
         "seconds": round(time.perf_counter() - start, 3),
         "peak_memory_bytes": artifact.peak_memory(),
     }
     if run_dir is not None and processes.rank == 0:
+        from fusion_tinting.reporting import plots  # here, for matplotlib takes a second to import
+
         model.save(run_dir)
+        plots.write_all(model, Path(run_dir))
     return model
 
 

@@ -1,5 +1,6 @@
 """The tint φ_k: task k's own trainable copy of ONE layer, and how one is made active."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -40,7 +41,6 @@ def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
 
 def make_tints(
     layer: str | None,
-    pretrained: nn.Module,
     experts: Mapping[str, nn.Module],
     heads: Mapping[str, nn.Module],
 ) -> nn.ModuleList:
@@ -84,7 +84,7 @@ def _block(encoder: nn.Module, index: str) -> str:
         raise ValueError("`layer=block:…` needs a ModuleList of equal blocks; the encoder has none.")
     name = max(lists, key=lambda name: len(lists[name]))
     count = len(lists[name])
-    if not index.lstrip("-").isdigit() or not -count <= int(index) < count:
+    if not re.fullmatch(r"-?\d+", index) or not -count <= int(index) < count:
         raise ValueError(
             f"`layer=block:{index}` must have an index from {-count} to {count - 1}: "
             f"`{name}` has {count} blocks."

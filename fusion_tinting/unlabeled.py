@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 INPUT_KEYS = ("input", "inputs", "image", "images", "pixel_values", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets")
@@ -37,12 +45,16 @@ class Unlabeled:
 
     @classmethod
     def of(cls, source: "Unlabeled | DataLoader | Iterable") -> "Unlabeled":
-        """From a DataLoader: its dataset, collate function and workers (its own order and batch size
-        do not count). From another iterable of batches: read once and cut into samples."""
+        """From a DataLoader: its dataset, the samples that its sampler names, its collate function and
+        workers (order and batch size do not count). From another iterable of batches: read once and
+        cut into samples."""
         if isinstance(source, Unlabeled):
             return source
-        if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
-            return cls(source.dataset, source.collate_fn, source.num_workers)
+        if isinstance(source, DataLoader) and source.batch_size and _indexable(source):
+            whole = cls(source.dataset, source.collate_fn, source.num_workers)
+            # Another sampler, such as SubsetRandomSampler, says which samples there are.
+            plain = isinstance(source.sampler, (SequentialSampler, RandomSampler))
+            return whole if plain else whole.subset(sorted(source.sampler))
         return cls([sample for batch in source for sample in _samples(input_of(batch))])
 
     def __len__(self) -> int:
@@ -51,6 +63,16 @@ class Unlabeled:
     def subset(self, indices: Sequence[int]) -> "Unlabeled":
         """Only the samples `indices`, renumbered from zero."""
         return Unlabeled(Subset(self.dataset, list(indices)), self.collate, self.num_workers)
+
+    def fingerprint(self) -> str:
+        """Hash of the number of samples and of three of them: tells other data, not every change."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
+        found = input_of(self.collate(three))
+        for value in found.values() if isinstance(found, Mapping) else [found]:
+            content = value.cpu().float().numpy().tobytes() if isinstance(value, Tensor) else repr(value)
+            digest.update(content if isinstance(content, bytes) else content.encode())
+        return digest.hexdigest()[:16]
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Any]:
         """The inputs of one batch after another; each element of `schedule` lists sample indices."""
@@ -105,10 +127,13 @@ def call(module: torch.nn.Module, inputs: Any) -> Any:
 
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """Move a tensor, or every tensor of a mapping."""
+    """Move a tensor, or every tensor of a mapping; floating-point ones become float32."""
     if isinstance(inputs, Mapping):
         return {key: to_device(value, device) for key, value in inputs.items()}
-    return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+    if not isinstance(inputs, Tensor):
+        return inputs
+    dtype = torch.float32 if inputs.is_floating_point() else None  # half-precision inputs too
+    return inputs.to(device, dtype, non_blocking=True)
 
 
 def batch_schedule(n: int, batch_size: int, steps: int, seed: int, task: str) -> Tensor:
@@ -129,6 +154,10 @@ def stable_seed(*parts: object) -> int:
     """A 63-bit seed from any values, the same in every process and Python version."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _indexable(loader: DataLoader) -> bool:
+    return not isinstance(loader.dataset, IterableDataset)
 
 
 def _samples(inputs: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """CLIP image classifiers with zero-shot heads: features, folded heads, names on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def zero_shot_weights(
         return read_tensors(path)[0]["weights"]
     except (OSError, ValueError, KeyError, SafetensorError):
         weights = torch.stack([_class_embedding(clip_model, processor, texts) for texts in prompts])
-        write_tensors(path, {"weights": weights}, {"format": "pt"})
+        with suppress(OSError):  # a cache folder that cannot be written costs only time
+            write_tensors(path, {"weights": weights}, {"format": "pt"})
         return weights
 
 

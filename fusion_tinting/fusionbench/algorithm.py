@@ -14,13 +14,14 @@ from fusion_bench.utils.hydra_utils import get_hydra_output_dir
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fusion_tinting.artifact import read_manifest
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import clip
 from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool
 from fusion_tinting.history import History
-from fusion_tinting.reporting import plots, tables
+from fusion_tinting.reporting import tables
 from fusion_tinting.settings import Settings
 from fusion_tinting.task_vectors import PRETRAINED
 from fusion_tinting.tinted_model import TintedModel
@@ -81,8 +82,11 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         """
         checks.modelpool(modelpool)
         checks.taskpool(getattr(self._program, "taskpool", None), modelpool.model_names)
+        processes = FabricProcesses(self.fabric)
         if self.artifact is None:
             checks.split(modelpool, self.adapt_split)
+        else:
+            read_manifest(Path(self.artifact))
         if self.log_dir is not None:
             self.log_hyperparams()
         tasks = modelpool.model_names
@@ -96,14 +100,13 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if self.artifact is not None:
             return clip.TintedCLIP.load(self.artifact, **models, tensor_names=names)
         unlabeled = {task: self._unlabeled(modelpool, processor, task) for task in tasks}
-        return self._adapt(modelpool, models, unlabeled, names)
+        return self._adapt(modelpool, models, unlabeled, names, processes)
 
-    def _adapt(self, modelpool, models: dict, unlabeled: dict, names: Mapping[str, str]) -> TintedModel:
+    def _adapt(self, modelpool, models: dict, unlabeled: dict, names: Mapping, processes) -> TintedModel:
         aside = {}
         if not self._will_be_evaluated:
             unlabeled, aside = keep_aside(unlabeled, self.settings["seed"])
         run_dir = self._run_dir()
-        processes = FabricProcesses(self.fabric)
         settings = {**self.settings, "steps": 1} if self.is_debug_mode else self.settings
         model = tint(
             models["pretrained"],
@@ -122,7 +125,6 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             **settings,
         )
         if processes.rank == 0:
-            plots.write_all(model, run_dir)
             log.info(f"Coefficients, tints and curves are in {run_dir}.")
         if aside:
             self._show_agreement(model, models, unlabeled, aside, processes)

@@ -1,6 +1,7 @@
 """A CLIP task pool that evaluates a tinted model task by task, and any other model as before."""
 
 import atexit
+from pathlib import Path
 
 import torch
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
@@ -10,6 +11,7 @@ from hydra.types import RunMode
 from torch import Tensor, nn
 
 from fusion_tinting.families.clip import TintedCLIP
+from fusion_tinting.files import write_json
 from fusion_tinting.reporting.tables import accuracy_table, show
 from fusion_tinting.unlabeled import InMemory
 
@@ -45,10 +47,11 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
         """The stock report of `model`; for a tinted model with `baselines`, and a closing table."""
         report = super().evaluate(model, name=name, **kwargs)
         if isinstance(model, TintedCLIP):
-            report["model_info"]["adapt_split"] = model.info["split"]
+            report["model_info"]["adapt_split"] = model.info.get("split")
             if self.baselines:
                 report["baselines"] = self._baselines(model)
             if self.fabric.is_global_zero:
+                self._write(report)
                 self._show(report, model)
         return report
 
@@ -74,6 +77,12 @@ class TintedCLIPVisionModelTaskPool(CLIPVisionModelTaskPool):
         loader = self.test_dataloaders[task]
         result = super()._evaluate(classifier, loader, get_num_classes(task), task_name=task)
         return result["accuracy"]
+
+    def _write(self, report: dict) -> None:
+        """Complete the file that the stock class has just written."""
+        if self.log_dir is not None:
+            written = Path(self.log_dir).glob("report*.json")
+            write_json(max(written, key=lambda path: path.stat().st_mtime_ns), report)
 
     def _show(self, report: dict, model: TintedCLIP) -> None:
         """Log the accuracies and show the closing table."""

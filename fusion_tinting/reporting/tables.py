@@ -100,6 +100,9 @@ class _OneTask(nn.Module):
     def forward(self, inputs) -> torch.Tensor:
         return self.model(inputs, self.task)
 
+    def __deepcopy__(self, memo) -> "_OneTask":
+        return self  # `predict` copies what it runs; the model and its task vectors are ours already
+
 
 def _row(name: str, values: Mapping[str, float]) -> list[str]:
     cells = [name, *(f"{100 * value:.1f}" for value in values.values())]
@@ -110,6 +113,8 @@ def _row(name: str, values: Mapping[str, float]) -> list[str]:
 
 def _protocol(model: TintedModel) -> str:
     split = model.info.get("split")
+    if split is None:
+        return "Scored on the test split."
     if split == "test":
         return "Adapted on the unlabelled test split itself (transductive)."
     return f"Adapted on the unlabelled {split} split, scored on the test split (inductive)."

@@ -1,6 +1,7 @@
 """The method itself: against the plainest loop that autograd allows, and its invariances."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -238,12 +239,54 @@ def test_adaptation_brings_the_model_nearer_to_the_experts(world):
         ({"init": float("nan")}, "`init` must be a number"),
         ({"stepz": 3}, "Unknown setting `stepz`. Did you mean `steps`"),
         ({"layer": "bodies.1"}, "Unknown layer"),
+        ({"layer": 0}, "`layer` must be a layer's name or None. Found 0"),
+        ({"layer": "block:--1"}, "index from -3 to 2"),
+        ({"layer": None, "lr_tints": 0.1}, "has no effect with `layer=None`"),
+        ({"layer": None, "lr_coefficients": 0}, "Nothing would be trained"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(world, monkeypatch, options, message):
     monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
     with pytest.raises(ValueError, match=message):
         world.tint(**options)
+
+
+def test_any_callable_can_be_sampler_or_objective(world):
+    named = world.tint(sampler="top_confidence:0.3", objective="soft")
+    share = functools.partial(ft.SAMPLERS["top_confidence"], share=0.3)
+    passed = world.tint(sampler=share, objective=ft.OBJECTIVES["soft"])
+    assert torch.equal(named.coefficients["stem.bias"], passed.coefficients["stem.bias"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"sampler": lambda output, expert: torch.ones(len(output))}, "must return a boolean mask"),
+        ({"objective": lambda output, expert: output.mean()}, "must return one loss per sample"),
+    ],
+)
+def test_what_a_callable_returns_is_checked(world, option, message):
+    with pytest.raises(ValueError, match=message):
+        world.tint(**option)
+
+
+def test_half_precision_experts_adapt_in_float32(world):
+    for module in (world.pretrained, *world.experts.values(), *world.heads.values()):
+        module.half()
+    assert torch.isfinite(world.tint().history.values).all()
+
+
+def test_what_diverges_is_stopped_and_named(world):
+    with pytest.raises(ValueError, match=r"loss of `\w+` became .* in iteration"):
+        world.tint(lr=1e30, clamp=False, steps=20)
+
+
+def test_batch_statistics_are_not_merged_and_that_is_said(world):
+    for module in (world.pretrained, *world.experts.values()):
+        module.batch_norm = torch.nn.BatchNorm1d(6)
+    world.experts["dogs"].batch_norm.running_mean.add_(1)
+    with pytest.warns(UserWarning, match=r"buffer `batch_norm.running_mean` of the expert `dogs`"):
+        world.tint()
 
 
 @pytest.mark.parametrize("what", ["heads", "unlabeled"])

@@ -149,6 +149,51 @@ def test_an_artefact_of_other_experts_is_refused(world, tmp_path):
         ft.TintedModel.load(tmp_path, **world.models())
 
 
+def test_other_heads_and_other_data_are_another_run(world, tmp_path):
+    world.tint(run_dir=tmp_path, layer="block:0")
+    other = make_world(seed=1)
+    for name, message in (("heads", "heads.cats is"), ("unlabeled", "data.cats is")):
+        mine = getattr(world, name)
+        setattr(world, name, getattr(other, name))
+        with pytest.raises(ValueError, match=message):
+            world.tint(run_dir=tmp_path, layer="block:0")
+        setattr(world, name, mine)
+    world.heads["dogs"] = other.heads["dogs"]
+    with pytest.raises(ValueError, match="another head of `dogs`"):
+        ft.TintedModel.load(tmp_path, **world.models())
+
+
+def test_two_functions_of_one_name_are_two_samplers(world, tmp_path):
+    def sampler(limit):
+        return lambda output, expert: output[:, 0] < limit
+
+    world.tint(run_dir=tmp_path, sampler=sampler(5.0))
+    with pytest.raises(ValueError, match=r"settings.sampler is .*<lambda>"):
+        world.tint(run_dir=tmp_path, sampler=sampler(0.0))
+
+
+def test_a_checkpoint_of_another_run_is_refused_before_the_experts_are_asked(world, tmp_path, monkeypatch):
+    world.tint(run_dir=tmp_path)
+    (tmp_path / "tinting.json").unlink()
+    monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
+    with pytest.raises(ValueError, match=r"settings.steps is 4 there and 5 here"):
+        world.tint(run_dir=tmp_path, steps=5)
+
+
+def test_curves_cut_short_are_noticed(world, tmp_path):
+    world.tint(run_dir=tmp_path)
+    lines = (tmp_path / "curves.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "curves.csv").write_text("".join(lines[:7]))
+    with pytest.raises(ValueError, match=r"curves.csv` is cut short: expected 4 iterations"):
+        ft.TintedModel.load(tmp_path, **world.models())
+
+
+def test_plots_are_there(world, tmp_path):
+    world.tint(run_dir=tmp_path)
+    for name in ("curves.png", "coefficients.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_other_tasks_are_refused(world, tmp_path):
     world.tint(run_dir=tmp_path)
     del world.experts["owls"], world.heads["owls"]

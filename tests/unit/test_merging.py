@@ -76,6 +76,13 @@ def test_a_parameter_shared_with_the_pretrained_model_is_not_merged(world):
     assert not any(name.startswith("stem") for name in vectors.names)
 
 
+@pytest.mark.parametrize("order", [["cats", "dogs", "owls"], ["dogs", "cats", "owls"]])
+def test_sharing_by_some_experts_only_is_refused_in_any_order(world, order):
+    world.experts["cats"].stem = world.pretrained.stem
+    with pytest.raises(ValueError, match="shares other parameter objects"):
+        ft.TaskVectors.from_models(world.pretrained, {task: world.experts[task] for task in order})
+
+
 class TestBadModels:
     def test_no_expert(self, world):
         with pytest.raises(ValueError, match="at least one expert"):

@@ -53,11 +53,11 @@ def test_an_encoder_without_blocks():
 def test_a_head_without_parameters(world):
     heads = {**world.heads, "dogs": nn.Identity()}
     with pytest.raises(ValueError, match="head of `dogs` has no parameters"):
-        make_tints("head", world.pretrained, world.experts, heads)
+        make_tints("head", world.experts, heads)
 
 
 def test_tints_start_at_the_experts_layer_and_are_copies(world):
-    tints = make_tints("blocks.1", world.pretrained, world.experts, world.heads)
+    tints = make_tints("blocks.1", world.experts, world.heads)
     for tint, expert in zip(tints, world.experts.values(), strict=True):
         assert torch.equal(tint.weight, expert.blocks[1].weight)
         assert tint.weight.data_ptr() != expert.blocks[1].weight.data_ptr()

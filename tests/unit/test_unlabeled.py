@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule, input_of, task_order
 
@@ -33,6 +33,16 @@ def test_a_pool_too_large_for_memory_is_read_batch_by_batch(monkeypatch):
     unlabeled = Unlabeled.of(DataLoader(TensorDataset(ROWS)))
     assert read(unlabeled, [[3, 1], [9]]) == [[[6, 7], [2, 3]], [[18, 19]]]
     assert unlabeled._cached is None
+
+
+def test_a_loaders_sampler_says_which_samples_there_are():
+    loader = DataLoader(TensorDataset(ROWS), sampler=SubsetRandomSampler([7, 2]))
+    assert read(Unlabeled.of(loader), [[0, 1]]) == [ROWS[[2, 7]].tolist()]
+
+
+def test_a_loader_of_ready_batches_is_cut_into_samples():
+    loader = DataLoader([ROWS[:4], ROWS[4:]], batch_size=None)
+    assert len(Unlabeled.of(loader)) == 10
 
 
 def test_keyword_inputs_survive():
