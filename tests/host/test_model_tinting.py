@@ -25,7 +25,8 @@ def test_a_run_reports_in_the_stock_layout_and_leaves_the_artefact(fuse, tmp_pat
     assert report["average"]["accuracy"] == pytest.approx(sum(accuracies(report)) / 3)
     assert report["model_info"]["adapt_split"] == "test"
     assert report["baselines"].keys() == {"pretrained", "expert", "task_arithmetic"}
-    assert json.loads((tmp_path / "program_report.json").read_text()) == report
+    for name in ("program_report.json", "report.json"):
+        assert json.loads((tmp_path / name).read_text()) == report
     run_dir = tmp_path / "tinting"
     names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     assert names == {
