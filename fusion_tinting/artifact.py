@@ -19,7 +19,7 @@ from torch import nn
 from fusion_tinting.files import read_json, read_tensors, write_json, write_tensors, write_text
 from fusion_tinting.history import History
 from fusion_tinting.merging import load_merged
-from fusion_tinting.task_vectors import PRETRAINED, content_hash
+from fusion_tinting.task_vectors import PRETRAINED
 
 if TYPE_CHECKING:
     from fusion_tinting.tinted_model import TintedModel
@@ -73,7 +73,7 @@ def manifest(model: "TintedModel", names: Mapping[str, str]) -> dict:
         "split": info.get("split"),
         "samples": info.get("samples", {}),
         "data": info.get("data", {}),
-        "heads": dict(zip(model.tasks, map(_head_hash, model.heads), strict=True)),
+        "heads": model.head_hashes,
         "base": {"id": ids.get(PRETRAINED), "sha256": hashes[PRETRAINED]},
         "experts": {t: {"id": ids.get(t), "sha256": hashes[t]} for t in model.tasks},
         "steps": 0 if model.history is None else len(model.history),
@@ -166,15 +166,11 @@ def check_hashes(run_dir: Path, found: dict, hashes: Mapping[str, str]) -> None:
 
 def check_heads(run_dir: Path, found: dict, model: "TintedModel") -> None:
     """Refuse an artefact that was learned with other heads."""
-    for task, head in zip(model.tasks, model.heads, strict=True):
-        if found["heads"].get(task) != _head_hash(head):
+    for task, digest in model.head_hashes.items():
+        if found["heads"].get(task) != digest:
             raise ValueError(
                 f"`{run_dir}` was learned with another head of `{task}`. Pass the one it was learned with."
             )
-
-
-def _head_hash(head: nn.Module) -> str:
-    return content_hash(head.state_dict())
 
 
 def installed_versions() -> dict[str, str]:

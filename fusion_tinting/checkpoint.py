@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from fusion_tinting.files import read_tensors, write_tensors
 from fusion_tinting.settings import Settings
-from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.unlabeled import Unlabeled
 
@@ -83,10 +82,7 @@ def identity(model: TintedModel, settings: Settings, unlabeled: Mapping[str, Unl
         "tasks": model.tasks,
         "settings": {**settings.to_json(), "split": model.info.get("split")},
         "models": model.vectors.hashes,
-        "heads": {
-            task: content_hash(head.state_dict())
-            for task, head in zip(model.tasks, model.heads, strict=True)
-        },
+        "heads": model.head_hashes,
         "samples": {task: len(inputs) for task, inputs in unlabeled.items()},
         "data": {task: inputs.fingerprint() for task, inputs in unlabeled.items()},
     }

@@ -12,7 +12,7 @@ from fusion_tinting import artifact
 from fusion_tinting.errors import same_tasks, unknown
 from fusion_tinting.history import History
 from fusion_tinting.merging import load_merged
-from fusion_tinting.task_vectors import TaskVectors
+from fusion_tinting.task_vectors import TaskVectors, content_hash
 from fusion_tinting.tints import HEAD, active, make_tints, resolve_layer
 from fusion_tinting.unlabeled import call
 
@@ -104,6 +104,11 @@ class TintedModel(nn.Module):
     def merged(self) -> nn.Module:
         """The shared encoder θ(λ), of the class of the pre-trained model."""
         return self.encoder
+
+    @property
+    def head_hashes(self) -> dict[str, str]:
+        """Task -> content hash of its original head."""
+        return {t: content_hash(h.state_dict()) for t, h in zip(self.tasks, self.heads, strict=True)}
 
     @property
     def tinted_tensors(self) -> list[str]:
