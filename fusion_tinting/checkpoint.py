@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.files import read_metadata, read_tensors, write_tensors
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.unlabeled import Unlabeled
@@ -50,8 +50,8 @@ class Keeper:
         """
         if self.path is None or not self.path.is_file():
             return 0
-        check_folder(self.path.parents[1], self._identity())
         state, metadata = read_tensors(self.path)
+        check_identity(self.path.parents[1], json.loads(metadata["run"]), self._identity())
         self.adaptation.load_state(state)
         self.adaptation.merged.write(self.adaptation.coefficients())
         return int(metadata["next_step"])
@@ -92,7 +92,7 @@ def check_folder(run_dir: Path, mine: dict) -> None:
     """Refuse a run folder whose checkpoint is another run's; see `check_identity`."""
     path = run_dir / "checkpoint" / "state.safetensors"
     if path.is_file():
-        check_identity(run_dir, json.loads(read_tensors(path)[1]["run"]), mine)
+        check_identity(run_dir, json.loads(read_metadata(path)["run"]), mine)
 
 
 def check_identity(run_dir: Path, found: dict, mine: dict) -> None:

@@ -1,14 +1,23 @@
-"""What the experts predict: computed once per sample, before adaptation, one expert at a time."""
+"""What the experts predict: computed once per sample, one expert at a time, and remembered on disk."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fusion_tinting.cache import cache_folder
+from fusion_tinting.files import read_tensors, write_tensors
 from fusion_tinting.processes import Processes, sensible_threads
+from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.unlabeled import Unlabeled, call, to_device
+
+CACHED_BYTES = 1 << 30
+"""Predictions larger than this (dense outputs) are not remembered on disk."""
 
 
 @torch.no_grad()
@@ -55,8 +64,19 @@ def predict_experts(
     *,
     processes: Processes | None = None,
     progress: bool = True,
+    cache: bool = False,
 ) -> dict[str, Tensor]:
-    """Task -> what its expert predicts for each of its unlabelled samples; see `predict`."""
+    """Task -> what its expert predicts for each of its unlabelled samples; see `predict`.
+
+    Args:
+        cache: whether to keep them in the user's cache folder, by the content of expert, head and
+            data, and to take from there what an earlier run has left. Data whose content cannot be told
+            (see `Unlabeled.content`) is predicted anew.
+
+    Raises:
+        ValueError: a file in the cache that is damaged or another's.
+        OSError: the cache cannot be written.
+    """
     processes = processes or Processes()
     predictions = {}
     total = sum(len(unlabeled[task]) for task in experts)
@@ -64,7 +84,46 @@ def predict_experts(
     with tqdm(total=total, unit="sample", disable=not show, dynamic_ncols=True) as bar:
         for task in experts:
             bar.set_description(f"Expert {task}")
-            predictions[task] = predict(
-                experts[task], heads[task], unlabeled[task], processes=processes, progress=bar
-            )
+            models = experts[task], heads[task]
+            path = _remembered(*models, unlabeled[task], processes) if cache else None
+            if path is not None and _everywhere(path.is_file(), processes):
+                predictions[task] = _read(path, len(unlabeled[task]))
+                bar.update(len(unlabeled[task]))
+                continue
+            predictions[task] = predict(*models, unlabeled[task], processes=processes, progress=bar)
+            if path is not None and processes.rank == 0 and predictions[task].nbytes <= CACHED_BYTES:
+                write_tensors(path, {"predictions": predictions[task]}, {"key": path.stem})
     return predictions
+
+
+def _remembered(encoder, head, unlabeled: Unlabeled, processes: Processes) -> Path | None:
+    """The file of these predictions, named by everything that they depend on."""
+    content = unlabeled.content()
+    if content is None:
+        return None
+    with processes.autocast():
+        kind = processes.device.type
+        dtype = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "float32"
+    # What a module computes beyond its tensors, such as its activation, shows in its repr.
+    models = [[repr(module), content_hash(module.state_dict())] for module in (encoder, head)]
+    key = hashlib.sha256(json.dumps([*models, content, dtype]).encode()).hexdigest()[:32]
+    return cache_folder() / "predictions" / f"{key}.safetensors"
+
+
+def _everywhere(found: bool, processes: Processes) -> bool:
+    """Whether all processes have found it: either all of them read or all of them predict."""
+    return int(processes.sum(torch.tensor(int(found), device=processes.device))) == processes.count
+
+
+def _read(path: Path, samples: int) -> Tensor:
+    try:
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error} It can be deleted: it will be made again.") from error
+    found = tensors.get("predictions")
+    if metadata.get("key") != path.stem or found is None or len(found) != samples:
+        raise ValueError(
+            f"`{path}` does not hold the expert's predictions of these {samples} samples. "
+            "It can be deleted: it will be made again."
+        )
+    return found

@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -70,12 +71,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: no such file.
         ValueError: the file is cut short or is no safetensors file.
     """
+    with _opened(path) as file:
+        names = file.keys()  # not iterable itself
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone of a safetensors file; raises as `read_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing.")
     try:
         with safe_open(path, "pt") as file:
-            names = file.keys()  # not iterable itself
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         raise ValueError(f"`{path}` is cut short or no safetensors file: {error}.") from error
 

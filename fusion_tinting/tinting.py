@@ -76,7 +76,9 @@ def tint(
         if processes.rank == 0:
             require_writable(Path(run_dir))
     start = time.perf_counter()
-    predictions = predict_experts(experts, heads, inputs, processes=processes, progress=progress)
+    predictions = predict_experts(
+        experts, heads, inputs, processes=processes, progress=progress, cache=True
+    )
     adapt(
         model,
         inputs,

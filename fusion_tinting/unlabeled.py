@@ -35,10 +35,18 @@ class Unlabeled:
         dataset: indexable; its items are what `collate` takes.
         collate: a list of items -> a batch, of which the input is taken (see `input_of`).
         num_workers: loader processes for a pool too large to keep in memory.
+        version: names the content of `dataset`, where something does: equal only if the content is.
     """
 
-    def __init__(self, dataset: Dataset | Sequence, collate=default_collate, num_workers: int = 0):
+    def __init__(
+        self,
+        dataset: Dataset | Sequence,
+        collate=default_collate,
+        num_workers: int = 0,
+        version: str | None = None,
+    ):
         self.dataset, self.collate, self.num_workers = dataset, collate, num_workers
+        self.version = version
         self._cached: Tensor | None = None
         if len(dataset) == 0:
             raise ValueError("The unlabelled data is empty: expected at least one sample.")
@@ -62,7 +70,9 @@ class Unlabeled:
 
     def subset(self, indices: Sequence[int]) -> "Unlabeled":
         """Only the samples `indices`, renumbered from zero."""
-        return Unlabeled(Subset(self.dataset, list(indices)), self.collate, self.num_workers)
+        indices = list(map(int, indices))
+        version = None if self.version is None else _digest(f"{self.version} {indices}".encode())
+        return Unlabeled(Subset(self.dataset, indices), self.collate, self.num_workers, version)
 
     def fingerprint(self) -> str:
         """Hash of the number of samples and of three of them: tells other data, not every change."""
@@ -73,6 +83,18 @@ class Unlabeled:
             content = value.cpu().float().numpy().tobytes() if isinstance(value, Tensor) else repr(value)
             digest.update(content if isinstance(content, bytes) else content.encode())
         return digest.hexdigest()[:16]
+
+    def content(self) -> str | None:
+        """Hash of all inputs as the model sees them, where they are kept in memory; of `version` and
+        of three inputs where that is given; None where only reading everything would tell."""
+        if self._keep_in_memory():
+            cached = self._cached.contiguous()
+            return _digest(
+                f"{cached.dtype} {tuple(cached.shape)}".encode(), cached.view(torch.uint8).numpy()
+            )
+        if self.version is None:
+            return None
+        return _digest(f"{self.version} {len(self)} {self.fingerprint()}".encode())
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Any]:
         """The inputs of one batch after another; each element of `schedule` lists sample indices."""
@@ -154,6 +176,13 @@ def stable_seed(*parts: object) -> int:
     """A 63-bit seed from any values, the same in every process and Python version."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _digest(*parts) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _indexable(loader: DataLoader) -> bool:

@@ -12,7 +12,6 @@ from fusion_bench.modelpool import CLIPVisionModelPool
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from fusion_bench.utils.hydra_utils import get_hydra_output_dir
 from torch import nn
-from torch.utils.data import DataLoader
 
 from fusion_tinting.artifact import read_manifest
 from fusion_tinting.errors import unknown
@@ -148,7 +147,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if len(dataset) == 0:
             raise ValueError(f"The {self.adapt_split} split of `{task}` is empty.")
         images = ImageClassificationDataset(dataset, processor)
-        return Unlabeled.of(DataLoader(images, num_workers=self.num_workers))
+        return Unlabeled(images, num_workers=self.num_workers, version=content_version(dataset, processor))
 
     def _run_dir(self) -> Path:
         folder = self.run_dir or Path(self.log_dir or get_hydra_output_dir() or ".") / "tinting"
@@ -182,6 +181,17 @@ class PoolExperts(Mapping):
 
     def __len__(self) -> int:
         return len(self._pool.model_names)
+
+
+def content_version(dataset, processor) -> str | None:
+    """Names what a processed Hugging Face data set holds: its own fingerprint and the processor's settings.
+
+    The fingerprint is made of the data files and of everything done to them, so that it survives the
+    process. Other data sets have none.
+    """
+    fingerprint = getattr(dataset, "_fingerprint", None)
+    settings = getattr(getattr(processor, "image_processor", processor), "to_json_string", None)
+    return None if fingerprint is None or settings is None else f"{fingerprint} {settings()}"
 
 
 def zero_shot_head(clip_model, processor, task: str) -> nn.Linear:
