@@ -18,8 +18,9 @@ def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
     """θ(λ) by the formula, differentiable in `lam`, shape (L, K). Tensor name -> merged tensor."""
     base, deltas = vectors.views(vectors.base), vectors.views(vectors.deltas)
     return {
-        name: base[name] + sum(weight * delta for weight, delta in zip(row, deltas[name], strict=True))
-        for name, row in zip(vectors.names, lam, strict=True)
+        name: base[name]
+        + sum(weight * delta.float() for weight, delta in zip(row, deltas[name], strict=True))
+        for name, row in zip(vectors.names, lam * vectors.scales, strict=True)
     }
 
 
@@ -32,9 +33,9 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
         out: the buffer to fill; a new one by default.
     """
     out = torch.empty_like(vectors.base) if out is None else out
-    for (start, stop, _), row in zip(vectors.slots.values(), lam, strict=True):
-        deltas = vectors.deltas[:, start:stop]
-        torch.addmv(vectors.base[start:stop], deltas.t(), row, out=out[start:stop])
+    weights = lam * vectors.scales
+    for place, _, start, stop, deltas in vectors.pieces():
+        torch.addmv(vectors.base[start:stop], deltas.t(), weights[place], out=out[start:stop])
     return out
 
 
@@ -46,10 +47,10 @@ def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) 
         gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0.
     """
     result = vectors.base.new_zeros(len(vectors.slots), len(vectors.tasks))
-    for row, (name, (start, stop, _)) in zip(result, vectors.slots.items(), strict=True):
-        if name in gradients:
-            torch.mv(vectors.deltas[:, start:stop], gradients[name].reshape(-1), out=row)
-    return result
+    for place, name, start, stop, deltas in vectors.pieces(gradients):
+        first = vectors.slots[name][0]
+        result[place].addmv_(deltas, gradients[name].reshape(-1)[start - first : stop - first])
+    return result * vectors.scales
 
 
 class MergedWeights:

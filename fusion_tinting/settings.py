@@ -1,12 +1,15 @@
 """The settings of an adaptation; the defaults are Model Tinting++ as published."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from fusion_tinting.coefficients import GRANULARITIES
 from fusion_tinting.errors import unknown
 from fusion_tinting.objectives import Objective, resolve_objective
 from fusion_tinting.sampling import Sampler, resolve_sampler
+from fusion_tinting.storage import STORAGES
+from fusion_tinting.task_vectors import DTYPES
 
 UPDATES = ("sequential", "joint")
 SCHEDULES = ("constant", "cosine")
@@ -31,6 +34,8 @@ class Settings:
         init: the value at which every λ starts (0.3; 0.1 for 14 and 20 tasks in some released runs).
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
+        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory) and `storage` (`memory`, or `mmap`
+            for a file that is read piece by piece); see `TaskVectors.from_models`.
         seed: of batches and task order.
 
     Raises:
@@ -50,6 +55,7 @@ class Settings:
     init: float = 0.3
     granularity: str = "layer"
     clamp: bool = True
+    task_vectors: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
@@ -61,6 +67,7 @@ class Settings:
             raise ValueError("Nothing would be trained: both λ and the tints are frozen.")
         resolve_sampler(self.sampler)
         resolve_objective(self.objective)
+        object.__setattr__(self, "task_vectors", _task_vectors(self.task_vectors))
         for name, choices in (
             ("update", UPDATES),
             ("schedule", SCHEDULES),
@@ -91,6 +98,17 @@ class Settings:
         """The settings, with callables by their names and the hash of their code."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: _named(value) if callable(value) else value for name, value in values.items()}
+
+
+def _task_vectors(given: Mapping[str, str]) -> dict[str, str]:
+    choices = {"dtype": DTYPES, "storage": STORAGES}
+    found = {"dtype": "fp32", "storage": "memory", **given}
+    for name, value in found.items():
+        if name not in choices:
+            raise unknown("setting of task_vectors", name, choices)
+        if value not in choices[name]:
+            raise unknown(f"task_vectors.{name}", value, choices[name])
+    return found
 
 
 def _named(function) -> str:

@@ -2,11 +2,15 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+
+from fusion_tinting.storage import STORAGES, Rows
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 PRETRAINED = "_pretrained_"
 """Key of θ₀ among the content hashes, beside the task names (FusionBench's own word for it)."""
@@ -22,27 +26,44 @@ class TaskVectors:
         tasks: the K task names; row k of `deltas` belongs to `tasks[k]`.
         slots: tensor name -> (start, stop, shape) in the flat buffers; L entries.
         base: θ₀, shape (P,), float32.
-        deltas: τ, shape (K, P), float32.
+        scales: (L, K), powers of two, such that τ_k,l = scales[l, k] · deltas[k, slot of l]. All one in
+            float32; in float16 each tensor's largest value is brought to the top of the range, so that
+            small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
+        rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or in a file.
     """
 
     tasks: list[str]
     slots: dict[str, tuple[int, int, torch.Size]]
     base: Tensor
-    deltas: Tensor
+    scales: Tensor
     hashes: dict[str, str]
+    rows: Rows
 
     @classmethod
-    def from_models(cls, pretrained: nn.Module, experts: Mapping[str, nn.Module]) -> "TaskVectors":
+    def from_models(
+        cls,
+        pretrained: nn.Module,
+        experts: Mapping[str, nn.Module],
+        *,
+        dtype: str = "fp32",
+        storage: str = "memory",
+    ) -> "TaskVectors":
         """Subtract `pretrained` from each expert, one expert at a time.
 
         `experts` may load on access: each is let go before the next is asked for. A parameter that the
         experts share with the pre-trained model (the very same object) has no task vector and is not
         merged; nor are buffers, of which the pre-trained model's stay.
 
+        Args:
+            dtype: `fp32`, or `fp16` with a power-of-two scale per tensor: half the memory.
+            storage: `memory`, or `mmap`: a file in the user's cache folder that has no name and goes with
+                the process; merging then holds a few megabytes of it at a time, whatever K is.
+
         Raises:
-            ValueError: no expert; or a tensor missing, added, of another shape or dtype, or not
-                finite, named with its task.
+            OSError: no room for the file of `mmap`.
+            ValueError: `mmap` on another device than the CPU; no expert; or a tensor missing, added, of
+                another shape or dtype, or not finite, named with its task.
         """
         if not experts:
             raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
@@ -52,9 +73,10 @@ class TaskVectors:
         reference = {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
         slots = _slots(reference)
         base = _flatten(reference, slots, "the pre-trained model")
-        deltas = torch.empty(len(experts), base.numel(), device=base.device)
+        rows = STORAGES[storage](len(experts), base.numel(), DTYPES[dtype], base.device)
+        scales = torch.ones(len(slots), len(experts), device=base.device)
         hashes = {PRETRAINED: content_hash(reference)}
-        for row, task in zip(deltas, experts, strict=True):
+        for k, task in enumerate(experts):
             expert = experts[task]
             if _shared(pretrained, expert) != shared:
                 raise ValueError(
@@ -64,11 +86,18 @@ class TaskVectors:
             _warn_of_buffers(task, pretrained, expert)
             tensors = {n: t.detach() for n, t in expert.named_parameters() if n not in shared}
             _check_same_architecture(task, reference, tensors)
-            _flatten(tensors, slots, f"the expert `{task}`", out=row)
-            row -= base
+            row = _flatten(tensors, slots, f"the expert `{task}`").sub_(base)
+            if dtype == "fp16":
+                scales[:, k] = _scale_(row, slots)
+            rows.write(k, row)
             hashes[task] = content_hash(tensors)
-            del expert, tensors  # before the next one is loaded
-        return cls(list(experts), slots, base, deltas, hashes)
+            del expert, tensors, row  # before the next one is loaded
+        return cls(list(experts), slots, base, scales, hashes, rows)
+
+    @property
+    def deltas(self) -> Tensor:
+        """τ / scale, shape (K, P)."""
+        return self.rows.whole
 
     @property
     def names(self) -> list[str]:
@@ -77,8 +106,19 @@ class TaskVectors:
 
     def to(self, device: torch.device | str) -> "TaskVectors":
         """The same task vectors on another device."""
-        base, deltas = self.base.to(device), self.deltas.to(device)
-        return TaskVectors(self.tasks, self.slots, base, deltas, self.hashes)
+        if self.base.device == torch.device(device):
+            return self
+        base, scales = self.base.to(device), self.scales.to(device)
+        return replace(self, base=base, scales=scales, rows=self.rows.to(device))
+
+    def pieces(self, names: Container[str] | None = None) -> Iterator[tuple[int, str, int, int, Tensor]]:
+        """(place, name, start, stop, `deltas[:, start:stop]` as float32) of tensor after tensor, in pieces
+        that are small where they have to be made; each is valid until the next. `names`: these only."""
+        for place, (name, (start, stop, _)) in enumerate(self.slots.items()):
+            if names is None or name in names:
+                for a, b, deltas in self.rows.pieces(start, stop):
+                    yield place, name, a, b, deltas
+        self.rows.release()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Cut `flat`, shape (..., P), into named tensors that share its memory."""
@@ -142,6 +182,19 @@ def _flatten(tensors: Mapping[str, Tensor], slots: dict, owner: str, out=None) -
             f"tensor(s) in all). Check that checkpoint: it cannot be merged."
         )
     return out
+
+
+def _scale_(row: Tensor, slots: dict) -> Tensor:
+    """Divide each tensor of `row` by a power of two that brings its largest value to 2¹⁴..2¹⁵, in place;
+    the L powers."""
+    largest = torch.stack(
+        [row[a:b].abs().max() if b > a else row.new_zeros(()) for a, b, _ in slots.values()]
+    )
+    exponent = torch.frexp(largest).exponent - 15
+    powers = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent.clamp(min=-126)), 1.0)
+    for power, (a, b, _) in zip(powers, slots.values(), strict=True):
+        row[a:b] /= power
+    return powers
 
 
 def _check_same_architecture(task: str, reference: dict, tensors: dict) -> None:

@@ -56,17 +56,21 @@ class TintedModel(nn.Module):
         experts: Mapping[str, nn.Module],
         heads: Mapping[str, nn.Module],
         layer: str | None = HEAD,
+        task_vectors: Mapping[str, str] | None = None,
     ) -> "TintedModel":
         """Where adaptation starts: the pre-trained encoder (not merged yet), and each task's own layer.
 
         Everything is a copy; what was passed in is never changed.
+
+        Args:
+            task_vectors: their `dtype` and `storage`; see `TaskVectors.from_models`.
 
         Raises:
             ValueError: see `TaskVectors.from_models`, `resolve_layer` and `make_tints`; or heads for
                 other tasks than there are experts.
         """
         same_tasks(list(experts), heads=heads)
-        vectors = TaskVectors.from_models(pretrained, experts)
+        vectors = TaskVectors.from_models(pretrained, experts, **(task_vectors or {}))
         layer = resolve_layer(pretrained, layer)
         encoder = deepcopy(pretrained).float().requires_grad_(False).eval()
         copies = {task: deepcopy(heads[task]).float().requires_grad_(False).eval() for task in experts}
@@ -159,5 +163,6 @@ class TintedModel(nn.Module):
         # The artefact's own task order counts: the columns of λ are in it.
         same_tasks(manifest["tasks"], experts=experts, heads=heads)
         experts = artifact.Reordered(experts, manifest["tasks"])
-        model = cls.untrained(pretrained, experts, heads, manifest["layer"])
+        kept = manifest["settings"].get("task_vectors")
+        model = cls.untrained(pretrained, experts, heads, manifest["layer"], kept)
         return artifact.restore(model, Path(run_dir), manifest, tensor_names)

@@ -14,6 +14,7 @@ from fusion_tinting.experts import predict_experts
 from fusion_tinting.files import require_writable
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
+from fusion_tinting.storage import refuse_device
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 
@@ -63,7 +64,9 @@ def tint(
             f"`batch_size={options.batch_size}` is smaller than the number of processes, "
             f"{processes.count}: each must have a share of every batch."
         )
-    model = model_class.untrained(pretrained, experts, heads, options.layer)
+    if options.task_vectors["storage"] == "mmap":
+        refuse_device(processes.device)
+    model = model_class.untrained(pretrained, experts, heads, options.layer, options.task_vectors)
     model.info = dict(info or {})
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
     identity = checkpoint.identity(model, options, inputs)

@@ -5,6 +5,7 @@ import torch
 from world import TASKS
 
 import fusion_tinting as ft
+from fusion_tinting.cache import cache_folder
 
 
 @pytest.fixture
@@ -109,3 +110,105 @@ class TestBadModels:
         world.experts["cats"].norm.weight.data[2] = bad
         with pytest.raises(ValueError, match=r"`norm.weight` of the expert `cats`.*NaN or infinite"):
             ft.TaskVectors.from_models(world.pretrained, world.experts)
+
+
+class TestLeanTaskVectors:
+    """Half precision and memory-mapped files against float32 in memory, and against float64."""
+
+    @pytest.fixture(params=["fp32", "fp16"])
+    def dtype(self, request):
+        return request.param
+
+    @pytest.fixture(params=["memory", "mmap"])
+    def storage(self, request):
+        return request.param
+
+    @staticmethod
+    def shrink_pieces(monkeypatch):
+        """So that these small tensors are cut as large ones are."""
+        monkeypatch.setattr("fusion_tinting.storage.PIECE", 7)
+        monkeypatch.setattr("fusion_tinting.storage.HELD", 10)
+
+    @pytest.mark.parametrize("pieces", ["whole", "small"])
+    @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+    def test_merge_and_gradient_equal_the_formula_in_float64(
+        self, world, dtype, storage, pieces, scale, monkeypatch
+    ):
+        torch.manual_seed(4)
+        with torch.no_grad():  # tensors of very different sizes, and one that was not fine-tuned
+            for expert in world.experts.values():
+                for k, (name, p) in enumerate(expert.named_parameters()):
+                    p -= world.pretrained.get_parameter(name)
+                    p *= scale * 10.0**-k if k else 0.0
+            for p in world.pretrained.parameters():
+                p.zero_()
+        exact = ft.TaskVectors.from_models(world.pretrained, world.experts)
+        if pieces == "small":
+            self.shrink_pieces(monkeypatch)
+        lean = ft.TaskVectors.from_models(world.pretrained, world.experts, dtype=dtype, storage=storage)
+        lam, weights = torch.rand(len(lean.slots), 3), torch.randn_like(lean.base)
+        merged = ft.merge(lean, lam)
+        found = ft.coefficient_gradient(lean, lean.views(weights))
+        error = 1e-3 if dtype == "fp16" else 1e-5
+        for place, (a, b, _) in enumerate(exact.slots.values()):
+            deltas = exact.deltas[:, a:b].double()
+            for ours, true in (
+                (merged[a:b], lam[place].double() @ deltas),
+                (found[place], deltas @ weights[a:b].double()),
+            ):
+                bound = deltas.norm() * max(1, weights[a:b].norm())
+                assert (ours.double() - true).norm() <= error * bound
+        reference = torch.cat([t.flatten() for t in ft.merge_reference(lean, lam).values()])
+        torch.testing.assert_close(merged, reference, rtol=1e-5, atol=1e-6 * scale)
+
+    def test_where_they_are_kept_changes_nothing(self, world, dtype, monkeypatch):
+        self.shrink_pieces(monkeypatch)
+        kept = {
+            storage: ft.TaskVectors.from_models(
+                world.pretrained, world.experts, dtype=dtype, storage=storage
+            )
+            for storage in ("memory", "mmap")
+        }
+        assert torch.equal(kept["memory"].deltas, kept["mmap"].deltas)
+        assert kept["memory"].hashes == kept["mmap"].hashes
+
+    def test_a_whole_adaptation_saved_and_loaded(self, world, dtype, storage, tmp_path):
+        how = {"dtype": dtype, "storage": storage}
+        plain = world.tint(steps=10)
+        lean = world.tint(steps=10, task_vectors=how, run_dir=tmp_path)
+        error = 2e-3 if dtype == "fp16" else 0
+        for name, row in plain.coefficients.items():
+            torch.testing.assert_close(lean.coefficients[name], row, rtol=0, atol=error)
+        loaded = ft.TintedModel.load(tmp_path, **world.models())
+        for name, tensor in lean.merged.named_parameters():
+            assert torch.equal(loaded.merged.get_parameter(name), tensor)
+
+    def test_the_file_has_no_name_and_a_full_disk_is_found_out_first(self, world, monkeypatch):
+        folder = cache_folder()
+        ft.TaskVectors.from_models(world.pretrained, world.experts, storage="mmap")
+        before = sorted(folder.iterdir())
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.posix_fallocate", full)
+        with pytest.raises(OSError, match=r"`task_vectors.storage: mmap` needs .* GB.*No space left"):
+            ft.TaskVectors.from_models(world.pretrained, world.experts, storage="mmap")
+        assert sorted(folder.iterdir()) == before
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"dtype": "int8"}, "Unknown task_vectors.dtype `int8`.*`fp32`, `fp16`"),
+            ({"storage": "disk"}, "Unknown task_vectors.storage `disk`.*`memory`, `mmap`"),
+            ({"stores": "disk"}, "Unknown setting of task_vectors `stores`"),
+        ],
+    )
+    def test_unknown_values_are_refused(self, world, given, message):
+        with pytest.raises(ValueError, match=message):
+            world.tint(task_vectors=given)
+
+    def test_a_map_is_for_the_cpu(self, world):
+        vectors = ft.TaskVectors.from_models(world.pretrained, world.experts, storage="mmap")
+        with pytest.raises(ValueError, match="Found device `meta`"):
+            vectors.to("meta")

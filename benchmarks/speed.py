@@ -1,0 +1,371 @@
+"""How fast a merge, its gradient and a whole training step are, beside the ways that others take.
+
+    python benchmarks/speed.py --scale S --tasks 8      # or --scale B, a ViT-B/32
+    python benchmarks/speed.py --quick                  # less than a minute
+    python benchmarks/speed.py --plot against_k.png     # step times for several numbers of tasks
+
+Peers and ours take turns in one process, on the same models and batches, and must agree in what they
+compute. Ratios are a peer's median time over ours: above 1 ours is faster. On a CPU it is CPU time.
+
+The peers: FusionBench's layer-wise AdaMerging class as it is; and the paper's training loop, written
+anew as the released code has it: θ(λ) in Python sums for every task, task vectors that require
+gradients; but with the experts' labels computed beforehand, where theirs asks the experts at every step.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
+from importlib.metadata import version
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import fusion_tinting as ft
+from fusion_tinting.unlabeled import batch_schedule, task_order
+
+SCALES = {
+    "S": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "image_size": 32, "patch_size": 8},
+    "B": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+          "image_size": 224, "patch_size": 32},
+}  # fmt: skip
+BATCH = {"S": 32, "B": 16}
+CLASSES, SEED, LR = 10, 0, 1e-3
+AGAINST_K = (2, 4, 8, 14, 20)
+
+
+class Encoder(nn.Module):
+    """A CLIP vision tower that returns normalised embeddings."""
+
+    def __init__(self, scale: str):
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        self.tower = CLIPVisionModel(CLIPVisionConfig(**SCALES[scale]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.tower(images).pooler_output, dim=-1)
+
+
+class World:
+    """Random models and inputs: speed does not depend on what they have learned."""
+
+    def __init__(self, scale: str, tasks: int, steps: int, device: str):
+        torch.manual_seed(SEED)
+        self.tasks = [f"task{k:02d}" for k in range(tasks)]
+        self.batch, self.steps, self.device = BATCH[scale], steps, torch.device(device)
+        self.pretrained = Encoder(scale).to(device).eval()
+        self.experts = {task: self._expert() for task in self.tasks}
+        width = SCALES[scale]["hidden_size"]
+        self.heads = {task: nn.Linear(width, CLASSES).to(device) for task in self.tasks}
+        size = SCALES[scale]["image_size"]
+        self.inputs = {task: torch.randn(2 * self.batch, 3, size, size) for task in self.tasks}
+        self.unlabeled = {task: ft.Unlabeled.of([rows]) for task, rows in self.inputs.items()}
+        self.predictions = {task: torch.randn(2 * self.batch, CLASSES) for task in self.tasks}
+
+    @torch.no_grad()
+    def _expert(self) -> nn.Module:
+        expert = deepcopy(self.pretrained)
+        for parameter in expert.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+        return expert
+
+    def schedule(self, task: str) -> Tensor:
+        return batch_schedule(2 * self.batch, self.batch, self.steps, SEED, task)
+
+
+class Ours:
+    """`ft.Adaptation`, an iteration a step."""
+
+    def __init__(self, world: World, **settings):
+        self.steps = world.steps
+        options = {
+            "steps": world.steps,
+            "batch_size": world.batch,
+            "lr": LR,
+            "sampler": "all",
+            "seed": SEED,
+        }
+        settings = ft.Settings(**{**options, **settings})
+        model = ft.TintedModel.untrained(world.pretrained, world.experts, world.heads, settings.layer)
+        processes = ft.Processes(world.device)
+        self.adaptation = ft.Adaptation(
+            model, world.unlabeled, world.predictions, settings, processes
+        ).__enter__()
+        self.batches = {t: world.unlabeled[t].batches(world.schedule(t)) for t in world.tasks}
+        self.done = 0
+
+    def step(self) -> None:
+        self.adaptation.iteration(self.done, self.batches)
+        self.done += 1
+
+    def lam(self) -> Tensor:
+        return self.adaptation.coefficients.raw.detach()
+
+
+class Paper:
+    """The paper's loop as released; `joint` sums the K losses before one backward."""
+
+    def __init__(self, world: World, joint: bool):
+        self.world, self.joint, self.done = world, joint, 0
+        self.base = {n: p.detach() for n, p in world.pretrained.named_parameters()}
+        self.vectors = [
+            {
+                n: (p.detach() - self.base[n]).requires_grad_()
+                for n, p in world.experts[task].named_parameters()
+            }
+            for task in world.tasks
+        ]
+        self.raw = nn.Parameter(torch.full((len(self.base), len(world.tasks)), 0.3, device=world.device))
+        self.heads = deepcopy(nn.ModuleList(world.heads.values()))
+        self.labels = {t: rows.argmax(1) for t, rows in world.predictions.items()}
+        self.schedules = {task: world.schedule(task) for task in world.tasks}
+        self.optimizer = torch.optim.Adam([self.raw, *self.heads.parameters()], lr=LR)
+
+    def merged(self) -> dict[str, Tensor]:
+        lam = self.raw.clamp(0, 1)
+        return {
+            name: base + sum(lam[place, k] * vector[name] for k, vector in enumerate(self.vectors))
+            for place, (name, base) in enumerate(self.base.items())
+        }
+
+    def step(self) -> None:
+        total = 0.0
+        for task in task_order(self.world.tasks, self.done, SEED):
+            rows = self.schedules[task][self.done]
+            images = self.world.inputs[task][rows].to(self.world.device)
+            features = functional_call(self.world.pretrained, self.merged(), (images,))
+            logits = self.heads[self.world.tasks.index(task)](features)
+            loss = F.cross_entropy(logits, self.labels[task][rows].to(self.world.device))
+            if self.joint:
+                total = total + loss
+            else:
+                self._update(loss)
+        if self.joint:
+            self._update(total)
+        self.done += 1
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def lam(self) -> Tensor:
+        return self.raw.detach()
+
+
+def fusionbench_steps(world: World, steps: int) -> tuple[list[float], Tensor]:
+    """Seconds of each step of FusionBench's own AdaMerging loop, and λ after the last."""
+    import fusion_tinting.fusionbench  # noqa: F401, I001 (repairs it for today's transformers)
+    from fusion_bench.method.adamerging.layer_wise_adamerging import LayerWiseAdaMergingAlgorithm
+    from fusion_bench.models.wrappers.layer_wise_fusion import LayerWiseMergedModel, get_layer_wise_weights
+    from lightning import Fabric
+    from omegaconf import OmegaConf
+
+    class Timed(LayerWiseAdaMergingAlgorithm):
+        def get_shuffled_test_loader_iter(self, task):
+            if task == world.tasks[0]:
+                clock.append(now(world.device))
+            return ((world.inputs[task][rows].to(world.device),) for rows in self.schedules[task])
+
+        def compute_logits(self, module, images, task):
+            return world.heads[task](module(images))
+
+    clock: list[float] = []
+    for head in world.heads.values():
+        head.requires_grad_(False)
+    config = {"optimizer": "adam", "lr": LR, "max_steps": steps, "fast_dev_run": False}
+    theirs = Timed(OmegaConf.create(config))
+    theirs.schedules = {task: iter(world.schedule(task)) for task in world.tasks}
+    accelerator = "cpu" if world.device.type == "cpu" else "gpu"
+    theirs.fabric = Fabric(accelerator=accelerator, devices=1, loggers=[])
+    theirs.modelpool = type("Pool", (), {"model_names": world.tasks})
+    count = len(list(world.pretrained.parameters()))
+    merged = LayerWiseMergedModel(
+        get_layer_wise_weights(len(world.tasks), count, 0.3),
+        deepcopy(world.pretrained),
+        [deepcopy(expert) for expert in world.experts.values()],
+        tie_weights=True,  # these two as in their configuration for CLIP
+        strict=False,
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        theirs.test_time_adaptation(merged)
+    clock.append(now(world.device))
+    return [b - a for a, b in pairwise(clock)], merged.merge_weight.detach().T
+
+
+def now(device: torch.device) -> float:
+    """CPU seconds of this process; on a GPU seconds by the clock, once it has finished."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+def merges(world: World, rounds: int) -> dict[str, list[float]]:
+    """Times of θ(λ) and of ∂λ, by the formula under autograd and by the fast path, in turns."""
+    vectors = ft.TaskVectors.from_models(world.pretrained, world.experts)
+    lam = torch.rand(len(vectors.slots), len(world.tasks), device=world.device, requires_grad=True)
+    gradient = torch.randn_like(vectors.base)
+    out, views = torch.empty_like(vectors.base), vectors.views(gradient)
+    seconds: dict[str, list[float]] = {name: [] for name in ("naive θ", "ours θ", "naive ∂λ", "ours ∂λ")}
+    for _ in range(rounds):
+        start = now(world.device)
+        naive = ft.merge_reference(vectors, lam)
+        seconds["naive θ"].append(now(world.device) - start)
+        seconds["ours θ"].append(timed(world.device, lambda: ft.merge(vectors, lam, out)))
+        lam.grad = None
+        start = now(world.device)
+        torch.autograd.backward(list(naive.values()), list(views.values()))
+        seconds["naive ∂λ"].append(now(world.device) - start)
+        start = now(world.device)
+        ours = ft.coefficient_gradient(vectors, views)
+        seconds["ours ∂λ"].append(now(world.device) - start)
+        agree("θ(λ)", vectors.views(out)[vectors.names[-1]], naive[vectors.names[-1]].detach(), 1e-5)
+        agree("∂λ", ours, lam.grad, 1e-4)
+    return seconds
+
+
+def steps(world: World, rounds: int) -> dict[str, list[float]]:
+    """Times of training steps, in turns; all λ are compared at the end."""
+    entropy = Ours(world, objective="entropy", layer=None, update="joint")
+    pairs = {
+        "joint": (Paper(world, True), Ours(world, objective="hard", update="joint")),
+        "sequential": (Paper(world, False), Ours(world, objective="hard", update="sequential")),
+    }
+    names = ("FusionBench entropy", "ours entropy", *(f"{w} {k}" for k in pairs for w in ("paper", "ours")))
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    theirs, lam = fusionbench_steps(world, rounds + 1)
+    for turn in range(rounds + 1):  # the first warms up
+        found = {"FusionBench entropy": theirs[turn], "ours entropy": timed(world.device, entropy.step)}
+        for kind, (paper, ours) in pairs.items():
+            found[f"paper {kind}"] = timed(world.device, paper.step)
+            found[f"ours {kind}"] = timed(world.device, ours.step)
+        if turn > 0:
+            for name, value in found.items():
+                seconds[name].append(value)
+    agree("λ of the entropy steps", entropy.lam(), lam, 1e-3)
+    for kind, (paper, ours) in pairs.items():
+        agree(f"λ of the {kind} steps", ours.lam(), paper.lam(), 1e-3)
+    return seconds
+
+
+def agree(what: str, ours: Tensor, theirs: Tensor, relative: float) -> None:
+    """Stop if the two are not the same computation, by the relative error of all numbers together."""
+    error = float((ours - theirs).norm() / theirs.norm())
+    if not error <= relative:
+        raise SystemExit(f"Ours and the peer's {what} differ: relative error {error:.1e}.")
+
+
+def measure(scale: str, tasks: int, rounds: int, device: str, only_steps: bool = False) -> dict:
+    """Median seconds and ratios for one scale and K."""
+    world = World(scale, tasks, rounds + 1, device)
+    seconds = ({} if only_steps else merges(world, max(rounds, 5))) | steps(world, rounds)
+    half = {name: median(values) for name, values in seconds.items()}
+    ratios = {
+        "step_ratio_entropy": half["FusionBench entropy"] / half["ours entropy"],
+        "step_ratio_paper": half["paper joint"] / half["ours joint"],
+        "step_ratio_paper_sequential": half["paper sequential"] / half["ours sequential"],
+    }
+    if not only_steps:
+        ratios["merge_forward_ratio"] = half["naive θ"] / half["ours θ"]
+        ratios["lambda_gradient_ratio"] = half["naive ∂λ"] / half["ours ∂λ"]
+    return {**ratios, "median_seconds": half, "seconds": seconds}
+
+
+def table(found: dict) -> str:
+    """Peers and ours side by side, in milliseconds."""
+    half = found["median_seconds"]
+    rows = [
+        ("merge θ(λ)", "naive θ", "ours θ", "merge_forward_ratio"),
+        ("its gradient ∂λ", "naive ∂λ", "ours ∂λ", "lambda_gradient_ratio"),
+        ("entropy step, FusionBench", "FusionBench entropy", "ours entropy", "step_ratio_entropy"),
+        ("tinting step, paper, joint", "paper joint", "ours joint", "step_ratio_paper"),
+        (
+            "tinting step, paper, sequential",
+            "paper sequential",
+            "ours sequential",
+            "step_ratio_paper_sequential",
+        ),
+    ]
+    lines = ["| | peer, ms | ours, ms | ratio |", "|---|---|---|---|"]
+    for title, peer, ours, ratio in rows:
+        if peer in half:
+            cells = f"{1e3 * half[peer]:.1f} | {1e3 * half[ours]:.1f} | {found[ratio]:.2f}"
+            lines.append(f"| {title} | {cells} |")
+    return "\n".join(lines)
+
+
+def plot(scale: str, rounds: int, device: str, path: Path) -> None:
+    """Draw step times against the number of tasks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    by_k = {k: measure(scale, k, rounds, device, only_steps=True)["median_seconds"] for k in AGAINST_K}
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in by_k[AGAINST_K[0]]:
+        style = "-o" if name.startswith("ours") else "--s"
+        axes.plot(AGAINST_K, [by_k[k][name] for k in AGAINST_K], style, label=name)
+    axes.set(xlabel="tasks K", ylabel="seconds a step", title=f"scale {scale}", xscale="log", yscale="log")
+    axes.set_xticks(AGAINST_K, AGAINST_K)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def hardware(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    rounds = 3 if options.quick else options.rounds
+    found = measure(options.scale, options.tasks, rounds, options.device)
+    print(table(found))
+    if options.plot is not None:
+        plot(options.scale, rounds, options.device, options.plot)
+    if options.json is not None:
+        packages = ("fusion-tinting", "fusion-bench", "torch", "transformers")
+        about = {name: getattr(options, name) for name in ("scale", "tasks", "threads", "device")}
+        about |= {"hardware": hardware(options.device), "versions": {p: version(p) for p in packages}}
+        options.json.write_text(json.dumps({**about, **found}, indent=2, ensure_ascii=False) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--scale", choices=SCALES, default="S", help="S: tiny tower; B: ViT-B/32")
+    parser.add_argument("--tasks", type=int, default=8, help="number of experts K")
+    parser.add_argument("--rounds", type=int, default=10, help="turns that each takes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    parser.add_argument("--plot", type=Path, help="draw step times against K into this file")
+    parser.add_argument("--json", type=Path, help="write everything measured into this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
