@@ -23,12 +23,15 @@ from fusion_tinting.mini import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = recipe.find("clip-mini_8").fingerprint()
-METHODS = [(path.name, path.read_text()) for path in sorted((ROOT / "configs" / "method").glob("*.yaml"))]
+METHODS = [
+    (f"{name}.yaml", (ROOT / "configs" / "method" / f"{name}.yaml").read_text())
+    for name in ("model_tinting", "model_tinting_pp", "model_tinting_recommended")
+]
 """What the overrides do not say: with another recipe or other settings the runs are others."""
 RESULTS = Path(__file__).parent / "results"
 POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8")
 TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
-ADAMERGING = [(init, lr) for init in (0.2, 0.3) for lr in (1e-3, 5e-3)]
+ADAMERGING = [(0.2, 5e-3), (0.3, 1e-3), (0.3, 5e-3), (0.3, 1e-2)]
 ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
 THEIRS_ON_VAL = "modelpool.test_datasets=${modelpool.val_datasets}"
 """They read the model pool's test sets; the task pool keeps its own."""

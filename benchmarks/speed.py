@@ -16,7 +16,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from importlib.metadata import version
@@ -57,6 +57,27 @@ class Encoder(nn.Module):
         return F.normalize(self.tower(images).pooler_output, dim=-1)
 
 
+class Experts(Mapping):
+    """Made when asked for, as a model pool loads them: who needs all at once pays for it."""
+
+    def __init__(self, pretrained: nn.Module, tasks: list[str]):
+        self._pretrained, self._tasks = pretrained, tasks
+
+    @torch.no_grad()
+    def __getitem__(self, task: str) -> nn.Module:
+        torch.manual_seed(1 + self._tasks.index(task))
+        expert = deepcopy(self._pretrained)
+        for parameter in expert.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+        return expert
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
 class World:
     """Random models and inputs: speed does not depend on what they have learned."""
 
@@ -65,20 +86,13 @@ class World:
         self.tasks = [f"task{k:02d}" for k in range(tasks)]
         self.batch, self.steps, self.device = BATCH[scale], steps, torch.device(device)
         self.pretrained = Encoder(scale).to(device).eval()
-        self.experts = {task: self._expert() for task in self.tasks}
+        self.experts = Experts(self.pretrained, self.tasks)
         width = SCALES[scale]["hidden_size"]
         self.heads = {task: nn.Linear(width, CLASSES).to(device) for task in self.tasks}
         size = SCALES[scale]["image_size"]
         self.inputs = {task: torch.randn(2 * self.batch, 3, size, size) for task in self.tasks}
         self.unlabeled = {task: ft.Unlabeled.of([rows]) for task, rows in self.inputs.items()}
         self.predictions = {task: torch.randn(2 * self.batch, CLASSES) for task in self.tasks}
-
-    @torch.no_grad()
-    def _expert(self) -> nn.Module:
-        expert = deepcopy(self.pretrained)
-        for parameter in expert.parameters():
-            parameter += 0.01 * torch.randn_like(parameter)
-        return expert
 
     def schedule(self, task: str) -> Tensor:
         return batch_schedule(2 * self.batch, self.batch, self.steps, SEED, task)
@@ -194,7 +208,7 @@ def fusionbench_steps(world: World, steps: int) -> tuple[list[float], Tensor]:
     merged = LayerWiseMergedModel(
         get_layer_wise_weights(len(world.tasks), count, 0.3),
         deepcopy(world.pretrained),
-        [deepcopy(expert) for expert in world.experts.values()],
+        list(world.experts.values()),
         tie_weights=True,  # these two as in their configuration for CLIP
         strict=False,
     )

@@ -135,5 +135,5 @@ def finish(rng: np.random.Generator, images: np.ndarray, style: Style) -> np.nda
     """Take the picture, as bytes ``(N, SIZE, SIZE, 3)`` uint8."""
     if style.camera:
         cast = rng.normal(0, 4, (len(images), 1, 1, 3))
-        images = (images - 128) * 0.28 + 128 + cast + rng.normal(0, 2.5, images.shape)
+        images = (images - 128) * 0.26 + 128 + cast + rng.normal(0, 2.5, images.shape)
     return np.clip(images + 0.5, 0, 255).astype(np.uint8)

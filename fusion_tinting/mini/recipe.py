@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from fusion_tinting.errors import unknown
 
-VERSION = 3
+VERSION = 4
 """Raise it whenever a zoo built by the new code would differ from one built by the old."""
 
 

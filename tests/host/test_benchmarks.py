@@ -31,3 +31,13 @@ def test_speed(benchmark, tmp_path, capsys):
     assert found["tasks"] == 2
     assert found["hardware"]
     assert "tinting step, paper, joint" in capsys.readouterr().out
+
+
+def test_memory(benchmark, tmp_path):
+    path = tmp_path / "memory.json"
+    benchmark("memory", "--quick", "--tasks", "2", "--more-tasks", "3", "--json", str(path))
+    found = json.loads(path.read_text())
+    assert len(found["megabytes"]) == 5
+    assert all(peak["resident"] > peak["anonymous"] > 0 for peak in found["megabytes"].values())
+    assert found["peak_memory_ratio"] > 0
+    assert found["more_tasks"] == 3

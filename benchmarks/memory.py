@@ -1,0 +1,134 @@
+"""How much memory an adaptation needs, beside the ways that others take.
+
+    python benchmarks/memory.py --scale B --tasks 8 --more-tasks 20
+    python benchmarks/memory.py --quick                 # the tiny tower, less than a minute
+
+Each way makes one step of all tasks in a process of its own, with the same models and batches as
+`speed.py`. Anonymous memory is what must be held; resident memory also counts the pages of mapped files
+that are in use. Experts are made when asked for: only who keeps all of them at once pays for it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from speed import SCALES, Ours, Paper, World, fusionbench_steps, hardware
+
+MEGABYTE = 1e6
+LEAN = {"dtype": "fp16"}
+MAPPED = {"dtype": "fp16", "storage": "mmap"}
+WAYS: dict[str, Callable[[World], object]] = {
+    "FusionBench AdaMerging": lambda world: fusionbench_steps(world, 1),
+    "paper's loop": lambda world: Paper(world, joint=False).step(),
+    "ours": lambda world: Ours(world, update="joint").step(),
+    "ours, fp16": lambda world: Ours(world, update="joint", task_vectors=LEAN).step(),
+    "ours, fp16, mmap": lambda world: Ours(world, update="joint", task_vectors=MAPPED).step(),
+}
+
+
+class Peak:
+    """The largest anonymous and resident memory of this process while the context lasts, in bytes."""
+
+    def __enter__(self) -> "Peak":
+        self.anonymous = self.resident = 0
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines)
+            self.anonymous = max(self.anonymous, 1024 * int(fields["RssAnon"].split()[0]))
+            self.resident = max(self.resident, 1024 * int(fields["VmRSS"].split()[0]))
+
+
+def one(way: str, scale: str, tasks: int) -> dict[str, float]:
+    """Megabytes at the peak of one way, in this process."""
+    torch.set_num_threads(1)
+    with Peak() as peak:
+        WAYS[way](World(scale, tasks, 2, "cpu"))
+    return {"anonymous": peak.anonymous / MEGABYTE, "resident": peak.resident / MEGABYTE}
+
+
+def in_its_own_process(way: str, scale: str, tasks: int) -> dict[str, float]:
+    """The same in a fresh process that gives memory back as soon as it is free."""
+    command = [sys.executable, __file__, "--one", way, "--scale", scale, "--tasks", str(tasks)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{way} failed:\n{ended.stderr[-2000:]}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def table(found: dict) -> str:
+    """Megabytes at the peak, and a peer's over ours in half precision."""
+    lean = found["megabytes"]["ours, fp16"]["anonymous"]
+    lines = [
+        f"| scale {found['scale']}, K = {found['tasks']} | anonymous MB | resident MB | over ours, fp16 |",
+        "|---|---|---|---|",
+    ]
+    for way, peak in found["megabytes"].items():
+        ratio = peak["anonymous"] / lean
+        lines.append(f"| {way} | {peak['anonymous']:.0f} | {peak['resident']:.0f} | {ratio:.2f} |")
+    if "mmap_growth_mb" in found:
+        lines.append(
+            f"\nFrom K = {found['tasks']} to {found['more_tasks']}, resident memory with `mmap` grows by "
+            f"{found['mmap_growth_mb']:.0f} MB."
+        )
+    return "\n".join(lines)
+
+
+def measure(scale: str, tasks: int, more_tasks: int | None) -> dict:
+    """Every way at one K, and the growth of ours with mapped files to another."""
+    megabytes = {way: in_its_own_process(way, scale, tasks) for way in WAYS}
+    lean = megabytes["ours, fp16"]["anonymous"]
+    found = {
+        "peak_memory_ratio": megabytes["FusionBench AdaMerging"]["anonymous"] / lean,
+        "peak_memory_ratio_paper": megabytes["paper's loop"]["anonymous"] / lean,
+        "scale": scale,
+        "tasks": tasks,
+        "megabytes": megabytes,
+    }
+    if more_tasks is not None:
+        more = in_its_own_process("ours, fp16, mmap", scale, more_tasks)["resident"]
+        found["more_tasks"] = more_tasks
+        found["mmap_growth_mb"] = more - megabytes["ours, fp16, mmap"]["resident"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--scale", choices=SCALES, default="B", help="S: tiny tower; B: ViT-B/32")
+    parser.add_argument("--tasks", type=int, default=8, help="number of experts K")
+    parser.add_argument("--more-tasks", type=int, help="also the growth of `mmap` to this K")
+    parser.add_argument("--quick", action="store_true", help="scale S")
+    parser.add_argument("--json", type=Path, help="write everything measured into this file")
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    scale = "S" if options.quick else options.scale
+    if options.one is not None:
+        print(json.dumps(one(options.one, scale, options.tasks)))
+        return
+    found = measure(scale, options.tasks, options.more_tasks)
+    print(table(found))
+    if options.json is not None:
+        packages = ("fusion-tinting", "fusion-bench", "torch", "transformers")
+        found |= {"hardware": hardware("cpu"), "versions": {p: version(p) for p in packages}}
+        options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
