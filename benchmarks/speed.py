@@ -65,6 +65,8 @@ class Experts(Mapping):
 
     @torch.no_grad()
     def __getitem__(self, task: str) -> nn.Module:
+        if task not in self._tasks:
+            raise KeyError(task)
         torch.manual_seed(1 + self._tasks.index(task))
         expert = deepcopy(self._pretrained)
         for parameter in expert.parameters():
