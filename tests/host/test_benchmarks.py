@@ -33,11 +33,10 @@ def test_speed(benchmark, tmp_path, capsys):
     assert "tinting step, paper, joint" in capsys.readouterr().out
 
 
-def test_memory(benchmark, tmp_path):
-    path = tmp_path / "memory.json"
-    benchmark("memory", "--quick", "--tasks", "2", "--more-tasks", "3", "--json", str(path))
-    found = json.loads(path.read_text())
-    assert len(found["megabytes"]) == 5
-    assert all(peak["resident"] > peak["anonymous"] > 0 for peak in found["megabytes"].values())
-    assert found["peak_memory_ratio"] > 0
-    assert found["more_tasks"] == 3
+@pytest.mark.parametrize("way", ["FusionBench AdaMerging", "paper's loop", "ours", "ours, fp16, mmap"])
+def test_memory_of_each_way(monkeypatch, way):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import memory
+
+    peak = memory.one(way, "S", 2)
+    assert peak["resident"] > peak["anonymous"] > 0
