@@ -118,7 +118,7 @@ class Ours:
         self.adaptation = ft.Adaptation(
             model, world.unlabeled, world.predictions, settings, processes
         ).__enter__()
-        self.batches = {t: world.unlabeled[t].batches(world.schedule(t)) for t in world.tasks}
+        self.batches = self.adaptation.batches()
         self.done = 0
 
     def step(self) -> None:

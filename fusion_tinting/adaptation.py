@@ -5,8 +5,7 @@
 Read `Adaptation.iteration` first: it is the method.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,17 +17,26 @@ from fusion_tinting.coefficients import Coefficients
 from fusion_tinting.history import History
 from fusion_tinting.merging import MergedWeights, coefficient_gradient
 from fusion_tinting.objectives import agreement, resolve_objective
+from fusion_tinting.optimizers import Optimizers
 from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.sampling import resolve_sampler
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule, task_order, to_device
+from fusion_tinting.unlabeled import Unlabeled, batch_schedule, resident, task_order, to_device
+
+LOOK = 10
+"""Iterations between two looks at a GPU's figures, each of which waits for it; a divisor of
+`checkpoint.EVERY`. On a CPU nothing waits, and every iteration is looked at."""
 
 
 class Adaptation:
     """The joint optimisation of λ and the tints of `model`, whose encoder it merges anew after each step.
 
-    Use it as a context (`with`): on leaving, the encoder holds θ(λ) of the last step.
+    Use it as a context (`with`): on leaving, the encoder holds θ(λ) of the last step. Nothing in an
+    iteration waits for the device; `look` does, which fetches the figures.
+
+    Several processes share the work: in sequential mode each batch, in joint mode the tasks, whose tints
+    are trained where they live and known elsewhere after `share_tints`.
 
     Args:
         model: trained in place.
@@ -47,25 +55,31 @@ class Adaptation:
         processes: Processes | None = None,
     ):
         self.settings, self.processes = settings, processes or Processes()
-        self.model = model.to(self.processes.device)
-        self.vectors = model.vectors = model.vectors.to(self.processes.device)
-        self.unlabeled, self.predictions = unlabeled, predictions
+        device, joint = self.processes.device, settings.update == "joint"
+        self.shares = self.processes.alone() if joint else self.processes
+        self.mine = self.processes.mine(model.tasks) if joint else model.tasks
+        self.model = model.to(device)
+        self.vectors = model.vectors = model.vectors.to(device)
+        self.unlabeled = unlabeled
         self.coefficients = Coefficients(
             self.vectors.names,
             model.tasks,
             init=settings.init,
             granularity=settings.granularity,
             clamp=settings.clamp,
-        ).to(self.processes.device)
+        ).to(device)
         self.objective = resolve_objective(settings.objective)
         self.sampler = resolve_sampler(settings.sampler)
         self.merged = MergedWeights(model.encoder, self.vectors, trainable=settings.lr_coefficients != 0)
-        self.optimizer = self._optimizer()
+        self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
         self.history = History.empty(model.tasks, settings.steps)
+        self._figures, self._looked = self.history.values.clone().to(device), 0
         self.schedules = {
             task: batch_schedule(len(inputs), settings.batch_size, settings.steps, settings.seed, task)
             for task, inputs in unlabeled.items()
         }
+        self.predictions = {task: resident(predictions[task], device) for task in self.mine}
+        self._rows = {task: self.schedules[task].to(p.device) for task, p in self.predictions.items()}
 
     def __enter__(self) -> "Adaptation":
         self.merged.__enter__().write(self.coefficients())
@@ -74,113 +88,150 @@ class Adaptation:
     def __exit__(self, *_) -> None:
         self.merged.__exit__()
 
+    def batches(self, start: int = 0) -> dict[str, Iterator]:
+        """Task -> its batches from iteration `start` on: what `iteration` takes."""
+        rows = {task: map(self.shares.mine, self.schedules[task][start:]) for task in self.mine}
+        return {task: self.unlabeled[task].batches(rows[task]) for task in self.mine}
+
     def iteration(self, step: int, inputs: Mapping[str, Iterator]) -> None:
         """Visit every task once, in random order; `inputs` yields each task's next batch."""
-        self._set_learning_rates(step)
-        taught = False
-        for task in task_order(self.model.tasks, step, self.settings.seed):
-            kept = self.teach(task, step, next(inputs[task]))
-            taught = taught or kept
-            if self.settings.update == "sequential" and kept:
-                self.update()
-            self._record_coefficients(task, step)
-        if self.settings.update == "joint" and taught:
-            self.update()
+        self.optimizers.set_rates(step)
+        order = [t for t in task_order(self.model.tasks, step, self.settings.seed) if t in self.mine]
+        groups = [order] if self.settings.update == "joint" else [[task] for task in order]
+        for group in groups:
+            taught = {task: self.teach(task, step, next(inputs[task])) for task in group}
+            self.update(step, taught)
 
-    def teach(self, task: str, step: int, inputs) -> bool:
-        """Accumulate the gradient of one task's loss on one batch; False if no sample was kept.
+    def teach(self, task: str, step: int, inputs) -> Tensor:
+        """Accumulate the gradient of one task's loss on one batch; whether a sample was kept.
 
         The loss is the mean over the samples that the sampler keeps of the whole batch, of which
         this process holds its share.
         """
-        indices = self.schedules[task][step]
-        expert = self.predictions[task][indices].to(self.processes.device)
+        expert = self.predictions[task][self._rows[task][step]].to(self.processes.device)
         with self.processes.autocast():
             output = self.model(to_device(inputs, self.processes.device), task)
         output = output.float()
-        batch = self.processes.gather(output.detach(), len(indices))
+        batch = self.shares.gather(output.detach(), len(expert))
         keep = self.sampler(batch, expert)
         _expect(keep.dtype == torch.bool and keep.shape == (len(batch),), "sampler", "a boolean mask", keep)
-        count = int(keep.sum())
-        mine, expert_mine = self.processes.mine(keep), self.processes.mine(expert)
-        losses = self.objective(output[mine], expert_mine[mine])
-        _expect(losses.shape == (int(mine.sum()),), "objective", "one loss per sample", losses)
-        loss = losses.sum() / max(count, 1)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The loss of `{task}` became {loss.item()} in iteration {step}. Lower the learning rate."
-            )
-        if count:
-            loss.backward()
-        column = self.history.values[step, self.model.tasks.index(task)]
-        column[0] = self.processes.sum(loss.detach())
-        column[1] = agreement(batch, expert).mean()
-        column[2] = count / len(indices)
+        losses = self.objective(output, self.shares.mine(expert))
+        _expect(losses.shape == (len(output),), "objective", "one loss per sample", losses)
+        count = keep.sum()
+        loss = losses.where(self.shares.mine(keep), 0).sum() / count.clamp(min=1)
+        loss.backward()
+        figures = self._figures[step, self.model.tasks.index(task)]
+        # NaN if any sample's loss is, kept or not: nothing is to be learned from such a model.
+        figures[0] = self.shares.sum(loss.detach() + 0 * losses.detach().sum())
+        figures[1] = agreement(batch, expert).mean()
+        figures[2] = count / len(expert)
         return count > 0
 
-    def update(self) -> None:
+    @torch.no_grad()
+    def update(self, step: int, taught: Mapping[str, Tensor]) -> None:
         """One optimiser step from the accumulated gradients, then θ(λ) anew.
 
         λ's gradient is taken here, once: ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, then through the clamp. It is linear in
-        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ. The tints of tasks that
-        were not visited have no gradient: Adam leaves them and their state alone.
+        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ.
+
+        Args:
+            taught: task visited -> whether a sample of its batch was kept. The tints of tasks that taught
+                nothing stay, with their moments, and λ does if none did.
         """
         if self.settings.lr_coefficients != 0:
             gradient = coefficient_gradient(self.vectors, self.merged.take_gradients())
-            self.coefficients().backward(self.processes.sum(gradient))
-        for parameter in self.model.tint_modules.parameters():
-            if parameter.grad is not None:
-                parameter.grad = self.processes.sum(parameter.grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.merged.write(self.coefficients())
+            with torch.enable_grad():
+                self.coefficients().backward(self.processes.sum(gradient))
+            some = sum(taught.values(), torch.zeros((), device=self.processes.device))
+            self.optimizers.step_coefficients(self.processes.sum(some) > 0)
+        for task, kept in taught.items():
+            for parameter in self.model.tints[task].parameters() if self.model.tints else ():
+                if parameter.grad is not None:
+                    parameter.grad = self.shares.sum(parameter.grad)
+            self.optimizers.step_tint(task, kept)
+        lam = self.coefficients()
+        self.merged.write(lam)
+        for task in taught:
+            k = self.model.tasks.index(task)
+            self._figures[step, k, 3] = lam[:, k].mean()
+
+    def look(self, step: int) -> range:
+        """Fetch what happened up to iteration `step` into `history`; the iterations that are new there.
+
+        Raises:
+            ValueError: a loss is not finite; its task and iteration are named.
+        """
+        new = range(self._looked, step + 1)
+        figures = self._figures[new.start : new.stop]
+        figures = self.processes.sum(figures) if self._tasks_are_shared else figures
+        self.history.values[new.start : new.stop] = figures.cpu()
+        self._looked = new.stop
+        bad = (~self.history.loss[new.start : new.stop].isfinite()).nonzero()
+        if len(bad):
+            place, k = bad[0].tolist()
+            raise ValueError(
+                f"The loss of `{self.model.tasks[k]}` became {self.history.loss[new[place], k].item()} in "
+                f"iteration {new[place]}. Lower the learning rate."
+            )
+        return new
+
+    @torch.no_grad()
+    def share_tints(self) -> None:
+        """Give every process the tints, and their moments, of the tasks that it did not visit itself."""
+        if not self._tasks_are_shared:
+            return
+        mine = {self.model.tasks.index(task) for task in self.mine}
+        for name, tensor in self._tensors().items():
+            kind, place, *_ = [*name.removeprefix("optimizer.").split("."), ""]
+            if kind == "tints":
+                trained = tensor if int(place) in mine else torch.zeros_like(tensor)
+                tensor.copy_(self.processes.sum(trained))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next iteration depends on, as named tensors."""
-        state = {"coefficients": self.coefficients.raw.detach(), "rng": torch.get_rng_state()}
-        tints = self.model.tint_modules.state_dict()
-        state |= {f"tints.{name}": tensor for name, tensor in tints.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": moments[name] for name in moments}
-        return state | {"history": self.history.values}
+        return {**self._tensors(), "history": self.history.values, "rng": torch.get_rng_state()}
 
     @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` returned."""
-        self.coefficients.raw.copy_(state["coefficients"])
-        self.history.values.copy_(state["history"])
+    def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take up what `state` returned before iteration `step`.
+
+        Raises:
+            ValueError: other tensors than this version's.
+        """
+        tensors = {**self._tensors(), "history": self.history.values}
+        if set(state) != {*tensors, "rng"}:
+            raise ValueError("The checkpoint was written by another version; delete it to start anew.")
+        for name, tensor in tensors.items():
+            tensor.copy_(state[name])
         torch.set_rng_state(state["rng"])
-        cut = len("tints.")
-        tints = {name[cut:]: t for name, t in state.items() if name.startswith("tints.")}
-        self.model.tint_modules.load_state_dict(tints)
-        moments: dict[int, dict] = {}
-        for name, tensor in state.items():
-            if name.startswith("optimizer."):
-                _, index, moment = name.split(".", 2)
-                moments.setdefault(int(index), {})[moment] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self._looked = step
+        self.merged.write(self.coefficients())
 
-    def _optimizer(self) -> torch.optim.Adam:
-        s = self.settings
-        rates = [s.lr if rate is None else rate for rate in (s.lr_coefficients, s.lr_tints)]
-        parameters = ([self.coefficients.raw], list(self.model.tint_modules.parameters()))
-        groups = [
-            {"params": params, "lr": rate, "initial_lr": rate}
-            for params, rate in zip(parameters, rates, strict=True)
-            if params
-        ]
-        return torch.optim.Adam(groups, betas=(0.9, 0.999))
+    def rehearsal(self) -> Callable[[], None]:
+        """The work of one visit without its effect: how long does it take with so many threads?"""
+        task = self.mine[0]
+        (inputs,) = self.unlabeled[task].batches([self.shares.mine(self.schedules[task][0])])
 
-    def _set_learning_rates(self, step: int) -> None:
-        if self.settings.schedule == "cosine":
-            factor = (1 + math.cos(math.pi * step / self.settings.steps)) / 2
-            for group in self.optimizer.param_groups:
-                group["lr"] = factor * group["initial_lr"]
+        def work() -> None:
+            with self.processes.autocast():
+                self.model(to_device(inputs, self.processes.device), task).sum().backward()
+            self.merged.take_gradients()
+            self.model.tint_modules.zero_grad(set_to_none=True)
 
-    @torch.no_grad()
-    def _record_coefficients(self, task: str, step: int) -> None:
-        k = self.model.tasks.index(task)
-        self.history.values[step, k, 3] = self.coefficients()[:, k].mean()
+        return work
+
+    @property
+    def _tasks_are_shared(self) -> bool:
+        return self.settings.update == "joint" and self.processes.count > 1
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Name -> everything that is trained and its optimiser's moments; themselves, not copies."""
+        tints = self.model.tint_modules.state_dict()
+        return {
+            "coefficients": self.coefficients.raw.detach(),
+            **{f"tints.{name}": tensor for name, tensor in tints.items()},
+            **self.optimizers.tensors(),
+        }
 
 
 def _expect(correct: bool, what: str, wanted: str, found: Tensor) -> None:
@@ -209,10 +260,13 @@ def adapt(
         unlabeled, predictions: task -> its inputs, and what its expert predicts for them.
         run_dir: where checkpoints go; one found there, of the same run, is continued.
         progress: whether to show a progress bar (on the first process only).
-        on_step: called with (step, history) after every iteration.
+        on_step: called with (step, history) for every iteration; on a GPU for some at a time.
+
+    With the same seed on the same machine two runs differ by rounding only, if they happen to find
+    another number of CPU threads the fastest; with one thread (OMP_NUM_THREADS=1) not at all.
 
     Raises:
-        ValueError: a checkpoint in `run_dir` of other settings, models or data.
+        ValueError: a checkpoint in `run_dir` of other settings, models or data; a loss that diverged.
         KeyboardInterrupt: after Ctrl-C, once the iteration is finished and its checkpoint written.
     """
     processes = processes or Processes()
@@ -220,32 +274,33 @@ def adapt(
         raise ValueError(f"`settings.layer={settings.layer}`, but the model's is `{model.layer}`.")
     with (
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
-        sensible_threads(model.vectors.base.numel(), processes.device),
         Adaptation(model, unlabeled, predictions, settings, processes) as adaptation,
+        sensible_threads(model.vectors.base.numel(), processes.device, adaptation.rehearsal),
         checkpoint.Keeper(adaptation, run_dir) as keeper,
     ):
         torch.manual_seed(settings.seed)
         start = keeper.resume()
-        inputs = {
-            task: unlabeled[task].batches(processes.mine(row) for row in rows[start:])
-            for task, rows in adaptation.schedules.items()
-        }
-        show = progress and processes.rank == 0
+        inputs = adaptation.batches(start)
+        every = 1 if processes.device.type == "cpu" else LOOK
         with tqdm(
             desc="Tinting",
             total=settings.steps,
             initial=start,
-            disable=not show,
+            disable=not (progress and processes.rank == 0),
             dynamic_ncols=True,
         ) as bar:
             for step in range(start, settings.steps):
                 adaptation.iteration(step, inputs)
+                if (step + 1) % every and step + 1 < settings.steps:
+                    continue
+                new = adaptation.look(step)
                 loss, agreed, kept, _ = adaptation.history.values[step].mean(0).tolist()
                 bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreed:.1%}", kept=f"{kept:.0%}")
-                bar.update()
-                if on_step is not None:
-                    on_step(step, adaptation.history)
+                bar.update(len(new))
+                for seen in new if on_step is not None else ():
+                    on_step(seen, adaptation.history)
                 keeper.after(step)
+        adaptation.share_tints()
     model.coefficients = adaptation.coefficients.named()
     model.history = adaptation.history
     return model.requires_grad_(False)

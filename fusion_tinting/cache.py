@@ -1,7 +1,11 @@
-"""Where things that can be made again are kept."""
+"""Where things that can be made again are kept, each by the content of what it was made from."""
 
 import os
 from pathlib import Path
+
+from torch import Tensor
+
+from fusion_tinting.files import read_tensors, write_tensors
 
 
 def cache_folder() -> Path:
@@ -9,3 +13,39 @@ def cache_folder() -> Path:
     if named := os.environ.get("FUSION_TINTING_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fusion_tinting"
+
+
+def remember(kind: str, key: str, tensor: Tensor) -> None:
+    """Keep a tensor for later processes.
+
+    Args:
+        kind: what it is; the name of a folder.
+        key: a hash of everything that it depends on.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    write_tensors(_path(kind, key), {kind: tensor}, {"key": key})
+
+
+def recall(kind: str, key: str, rows: int) -> Tensor | None:
+    """What was kept under `key`, or None.
+
+    Raises:
+        ValueError: the file there is damaged, or holds something else than `rows` rows of this kind.
+    """
+    path = _path(kind, key)
+    if not path.is_file():
+        return None
+    try:
+        tensors, metadata = read_tensors(path)
+        found = tensors.get(kind)
+        if metadata.get("key") != key or found is None or len(found) != rows:
+            raise ValueError(f"`{path}` does not hold the {rows} rows of `{kind}` that its name says.")
+    except ValueError as error:
+        raise ValueError(f"{error} It can be deleted: it will be made again.") from error
+    return found
+
+
+def _path(kind: str, key: str) -> Path:
+    return cache_folder() / kind / f"{key}.safetensors"

@@ -1,11 +1,14 @@
 """Checkpoints: a run that was killed continues as if it never had been."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from fusion_tinting.files import read_metadata, read_tensors, write_tensors
 from fusion_tinting.settings import Settings
@@ -52,19 +55,36 @@ class Keeper:
             return 0
         state, metadata = read_tensors(self.path)
         check_identity(self.path.parents[1], json.loads(metadata["run"]), self._identity())
-        self.adaptation.load_state(state)
-        self.adaptation.merged.write(self.adaptation.coefficients())
-        return int(metadata["next_step"])
+        step = int(metadata["next_step"])
+        self.adaptation.load_state(state, step)
+        torch.set_num_threads(min(int(metadata["threads"]), os.cpu_count() or 1))  # same bits
+        return step
 
     def after(self, step: int) -> None:
-        """Write a checkpoint after iteration `step` if it is time; raise a held-back Ctrl-C."""
+        """Write a checkpoint after iteration `step` if it is time; raise a held-back Ctrl-C.
+
+        Every process calls it after the same iterations: they stop together.
+        """
+        if self.path is None:
+            return
+        processes = self.adaptation.processes
+        interrupts = torch.tensor(int(self.interrupted), device=processes.device)
+        stop = self.interrupted if processes.count == 1 else int(processes.sum(interrupts)) > 0
         last = step + 1 == self.adaptation.settings.steps
-        due = self.interrupted or last or (step + 1) % EVERY == 0
-        if self.path is not None and due and self.adaptation.processes.rank == 0:
-            metadata = {"run": json.dumps(self._identity()), "next_step": str(step + 1)}
-            write_tensors(self.path, self.adaptation.state(), metadata)
-        if self.interrupted:
+        if stop or last or (step + 1) % EVERY == 0:
+            self.adaptation.share_tints()
+            if processes.rank == 0:
+                self._write(step + 1)
+        if stop:
             raise KeyboardInterrupt(f"Stopped after iteration {step + 1}; `{self.path}` continues it.")
+
+    def _write(self, next_step: int) -> None:
+        metadata = {
+            "run": json.dumps(self._identity()),
+            "next_step": str(next_step),
+            "threads": str(torch.get_num_threads()),
+        }
+        write_tensors(self.path, self.adaptation.state(), metadata)
 
     def _identity(self) -> dict:
         adaptation = self.adaptation

@@ -4,18 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fusion_tinting.cache import cache_folder
-from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.cache import recall, remember
 from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.unlabeled import Unlabeled, call, to_device
 
+KIND = "predictions"
 CACHED_BYTES = 1 << 30
 """Predictions larger than this (dense outputs) are not remembered on disk."""
 
@@ -85,19 +84,20 @@ def predict_experts(
         for task in experts:
             bar.set_description(f"Expert {task}")
             models = experts[task], heads[task]
-            path = _remembered(*models, unlabeled[task], processes) if cache else None
-            if path is not None and _everywhere(path.is_file(), processes):
-                predictions[task] = _read(path, len(unlabeled[task]))
-                bar.update(len(unlabeled[task]))
+            key = _key(*models, unlabeled[task], processes) if cache else None
+            found = None if key is None else recall(KIND, key, len(unlabeled[task]))
+            if _everywhere(found is not None, processes):
+                predictions[task] = found
+                bar.update(len(found))
                 continue
             predictions[task] = predict(*models, unlabeled[task], processes=processes, progress=bar)
-            if path is not None and processes.rank == 0 and predictions[task].nbytes <= CACHED_BYTES:
-                write_tensors(path, {"predictions": predictions[task]}, {"key": path.stem})
+            if key is not None and processes.rank == 0 and predictions[task].nbytes <= CACHED_BYTES:
+                remember(KIND, key, predictions[task])
     return predictions
 
 
-def _remembered(encoder, head, unlabeled: Unlabeled, processes: Processes) -> Path | None:
-    """The file of these predictions, named by everything that they depend on."""
+def _key(encoder, head, unlabeled: Unlabeled, processes: Processes) -> str | None:
+    """Hash of everything that these predictions depend on; None where the data's content is unknown."""
     content = unlabeled.content()
     if content is None:
         return None
@@ -106,24 +106,9 @@ def _remembered(encoder, head, unlabeled: Unlabeled, processes: Processes) -> Pa
         dtype = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "float32"
     # What a module computes beyond its tensors, such as its activation, shows in its repr.
     models = [[repr(module), content_hash(module.state_dict())] for module in (encoder, head)]
-    key = hashlib.sha256(json.dumps([*models, content, dtype]).encode()).hexdigest()[:32]
-    return cache_folder() / "predictions" / f"{key}.safetensors"
+    return hashlib.sha256(json.dumps([*models, content, dtype]).encode()).hexdigest()[:32]
 
 
 def _everywhere(found: bool, processes: Processes) -> bool:
     """Whether all processes have found it: either all of them read or all of them predict."""
     return int(processes.sum(torch.tensor(int(found), device=processes.device))) == processes.count
-
-
-def _read(path: Path, samples: int) -> Tensor:
-    try:
-        tensors, metadata = read_tensors(path)
-    except ValueError as error:
-        raise ValueError(f"{error} It can be deleted: it will be made again.") from error
-    found = tensors.get("predictions")
-    if metadata.get("key") != path.stem or found is None or len(found) != samples:
-        raise ValueError(
-            f"`{path}` does not hold the expert's predictions of these {samples} samples. "
-            "It can be deleted: it will be made again."
-        )
-    return found

@@ -1,12 +1,18 @@
 """Where the arithmetic runs: one process by default; hosts with several provide their own."""
 
+import copy
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 SMALL_MODEL = 5_000_000
-"""Parameters up to which one CPU thread is faster than several (their synchronisation dominates)."""
+"""Parameters up to which it depends on the machine whether several CPU threads are faster than one, or
+slower by a multiple (their synchronisation dominates). Larger models take all."""
+WORTHWHILE = 0.9
+"""Twice the threads must take at most this share of the time, or they are not used."""
 
 
 class Processes:
@@ -30,8 +36,14 @@ class Processes:
         """The precision in which models run."""
         return nullcontext()
 
+    def alone(self) -> "Processes":
+        """The same device and precision, without the other processes."""
+        one = copy.copy(self)
+        one.rank, one.count = 0, 1
+        return one
+
     def mine(self, items):
-        """This process's share of a batch's indices."""
+        """This process's share of a batch's rows, or of other things."""
         return items[self.rank :: self.count]
 
     def gather(self, part: Tensor, total: int) -> Tensor:
@@ -44,12 +56,38 @@ class Processes:
 
 
 @contextmanager
-def sensible_threads(parameters: int, device: torch.device):
-    """One CPU thread for a small model while the context lasts; the caller's count afterwards."""
+def sensible_threads(
+    parameters: int, device: torch.device, rehearsal: Callable[[], Callable[[], object]] | None = None
+):
+    """Few CPU threads for a small model while the context lasts; the caller's count afterwards.
+
+    Args:
+        parameters: how many the model has.
+        rehearsal: gives work to try with one, two, four... threads, up to the caller's count; without
+            it a small model gets one.
+    """
     before = torch.get_num_threads()
-    if device.type == "cpu" and parameters <= SMALL_MODEL:
-        torch.set_num_threads(1)
     try:
+        if device.type == "cpu" and parameters <= SMALL_MODEL and before > 1:
+            torch.set_num_threads(1 if rehearsal is None else _fastest(rehearsal(), before))
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _fastest(work: Callable[[], object], most: int) -> int:
+    """The number of threads, doubled while that is worthwhile, with which `work` is done soonest."""
+    best, least = 1, _seconds(work, 1)
+    while 2 * best <= most and (seconds := _seconds(work, 2 * best)) <= WORTHWHILE * least:
+        best, least = 2 * best, seconds
+    return best
+
+
+def _seconds(work: Callable[[], object], threads: int) -> float:
+    torch.set_num_threads(threads)
+    took = []
+    for _ in range(5):  # the first warms up
+        start = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - start)
+    return min(took)

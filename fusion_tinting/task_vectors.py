@@ -168,11 +168,10 @@ def _slots(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, torch.Siz
     return slots
 
 
-def _flatten(tensors: Mapping[str, Tensor], slots: dict, owner: str, out=None) -> Tensor:
+def _flatten(tensors: Mapping[str, Tensor], slots: dict, owner: str) -> Tensor:
     """Copy named tensors into one float32 row, refusing any that is not finite."""
-    if out is None:
-        stop = max(stop for _, stop, _ in slots.values())
-        out = torch.empty(stop, device=next(iter(tensors.values())).device)
+    stop = max(stop for _, stop, _ in slots.values())
+    out = torch.empty(stop, device=next(iter(tensors.values())).device)
     for name, (start, stop, _) in slots.items():
         out[start:stop].copy_(tensors[name].reshape(-1))
     if not torch.isfinite(out).all():

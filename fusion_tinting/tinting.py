@@ -59,7 +59,7 @@ def tint(
     options = Settings.from_options(settings)
     same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
-    if processes.count > options.batch_size:
+    if options.update == "sequential" and processes.count > options.batch_size:
         raise ValueError(
             f"`batch_size={options.batch_size}` is smaller than the number of processes, "
             f"{processes.count}: each must have a share of every batch."

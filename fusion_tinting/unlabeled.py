@@ -76,13 +76,13 @@ class Unlabeled:
 
     def fingerprint(self) -> str:
         """Hash of the number of samples and of three of them: tells other data, not every change."""
-        digest = hashlib.sha256(str(len(self)).encode())
         three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
         found = input_of(self.collate(three))
-        for value in found.values() if isinstance(found, Mapping) else [found]:
-            content = value.cpu().float().numpy().tobytes() if isinstance(value, Tensor) else repr(value)
-            digest.update(content if isinstance(content, bytes) else content.encode())
-        return digest.hexdigest()[:16]
+        values = found.values() if isinstance(found, Mapping) else [found]
+        parts = [
+            v.cpu().float().numpy().tobytes() if isinstance(v, Tensor) else repr(v).encode() for v in values
+        ]
+        return _digest(str(len(self)).encode(), *parts)[:16]
 
     def content(self) -> str | None:
         """Hash of all inputs as the model sees them, where they are kept in memory; of `version` and
@@ -155,7 +155,14 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
     if not isinstance(inputs, Tensor):
         return inputs
     dtype = torch.float32 if inputs.is_floating_point() else None  # half-precision inputs too
+    if torch.device(device).type == "cuda" and not inputs.is_cuda:
+        inputs = inputs.pin_memory()  # or the copy would wait for the device
     return inputs.to(device, dtype, non_blocking=True)
+
+
+def resident(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on the device, if it is small enough to stay there as long as it is needed."""
+    return tensor.to(device) if tensor.nbytes <= CACHE_BYTES else tensor
 
 
 def batch_schedule(n: int, batch_size: int, steps: int, seed: int, task: str) -> Tensor:
@@ -181,7 +188,7 @@ def stable_seed(*parts: object) -> int:
 def _digest(*parts) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part)
+        digest.update(part)  # bytes or an array
     return digest.hexdigest()
 
 

@@ -1,18 +1,15 @@
 """CLIP image classifiers with zero-shot heads: features, folded heads, names on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from fusion_tinting.cache import cache_folder
-from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.cache import recall, remember
 from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.tinted_model import TintedModel
 
@@ -76,19 +73,20 @@ def zero_shot_weights(
     """Normalised class embeddings (classes, d): the mean over templates of normalised text embeddings.
 
     Cached on disk by the content of the text tower and of every prompt.
+
+    Raises:
+        ValueError: a file in the cache that is damaged or another's.
+        OSError: the cache cannot be written.
     """
     prompts = [[template(name) for template in templates] for name in class_names]
     text = {n: p for n, p in clip_model.named_parameters() if not n.startswith(("vision", "visual"))}
     tokens = processor(text=list(chain(*prompts)), return_tensors="pt", padding=True)
     key = content_hash({**text, **tokens})
-    path = cache_folder() / "zero_shot" / f"{key}.safetensors"
-    try:
-        return read_tensors(path)[0]["weights"]
-    except (OSError, ValueError, KeyError, SafetensorError):
+    weights = recall("zero_shot_heads", key, len(prompts))
+    if weights is None:
         weights = torch.stack([_class_embedding(clip_model, processor, texts) for texts in prompts])
-        with suppress(OSError):  # a cache folder that cannot be written costs only time
-            write_tensors(path, {"weights": weights}, {"format": "pt"})
-        return weights
+        remember("zero_shot_heads", key, weights)
+    return weights
 
 
 def names_on_disk(encoder: CLIPImageEncoder) -> Mapping[str, str]:

@@ -74,7 +74,7 @@ def test_every_step_agrees_with_fusionbench(lr, init, clamp, tmp_path, monkeypat
         steps=STEPS, batch_size=BATCH, seed=SEED, lr=lr, init=init, clamp=clamp,
     )  # fmt: skip
     with ft.Adaptation(model, unlabeled, predictions, settings) as adaptation:
-        batches = {t: unlabeled[t].batches(rows) for t, rows in adaptation.schedules.items()}
+        batches = adaptation.batches()
         for step in range(STEPS):
             ours.append(adaptation.coefficients.raw.detach().clone())
             adaptation.iteration(step, batches)

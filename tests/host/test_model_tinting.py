@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from fusion_tinting.families.clip import TintedCLIP
+from fusion_tinting.history import History
 
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 SHORT = ("method=model_tinting", "method.steps=3")
@@ -232,7 +233,11 @@ class TestCommand:
                 FUSION_BENCH, *self.OVERRIDES, f"method.update={update}", f"method.run_dir=run{devices}",
                 f"fabric.devices={devices}", "fabric.accelerator=cpu", "taskpool=dummy", cwd=tmp_path,
             )  # fmt: skip
-        for name in ("coefficients", "tints/mini-digits"):
+        for name in ("coefficients", *(f"tints/{task}" for task in TASKS)):
             one, two = (load_file(tmp_path / f"run{d}" / f"{name}.safetensors") for d in (1, 2))
             for key, value in one.items():
                 torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
+        curves = [
+            History.from_csv((tmp_path / f"run{d}" / "curves.csv").read_text(), TASKS) for d in (1, 2)
+        ]
+        torch.testing.assert_close(curves[1].values, curves[0].values, rtol=1e-3, atol=1e-4)

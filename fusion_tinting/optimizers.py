@@ -1,0 +1,83 @@
+"""Adam for λ and for each tint apart, whose steps can be left out without asking the device."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fusion_tinting.settings import Settings
+
+
+class Optimizers:
+    """One Adam, β = (0.9, 0.999), for λ and one for each task's tint.
+
+    They are apart because a task whose batch taught nothing leaves its tint, the moments and the step
+    count alone, while λ and the other tints move. Whether it taught is known on the device only: reading
+    it there would make every step wait, so that Adam's fused form is told to pass over the step instead.
+
+    Args:
+        coefficients: raw λ.
+        tints: task -> its tint; may be empty.
+        settings: learning rates and schedule.
+    """
+
+    def __init__(self, coefficients: nn.Parameter, tints: Mapping[str, nn.Module], settings: Settings):
+        s = self.settings = settings
+        rate, tint_rate = (s.lr if own is None else own for own in (s.lr_coefficients, s.lr_tints))
+        self._coefficients = _Adam([coefficients], rate)
+        self._tints = {task: _Adam(list(tint.parameters()), tint_rate) for task, tint in tints.items()}
+
+    def set_rates(self, step: int) -> None:
+        """The learning rates of iteration `step`: constant, or lr · (1 + cos(π · step / steps)) / 2."""
+        if self.settings.schedule == "cosine":
+            for adam in self._every():
+                adam.set_rate((1 + math.cos(math.pi * step / self.settings.steps)) / 2)
+
+    def step_coefficients(self, taught: Tensor) -> None:
+        """Update λ if `taught` (a boolean on the device), and drop its gradient."""
+        self._coefficients.step(taught)
+
+    def step_tint(self, task: str, taught: Tensor) -> None:
+        """The same for a task's tint, if it has one."""
+        if task in self._tints:
+            self._tints[task].step(taught)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> moments and step counts themselves, not copies; the names start with `optimizer.`."""
+        tints = {f"tints.{k}": adam for k, adam in enumerate(self._tints.values())}
+        named = {"coefficients": self._coefficients, **tints}
+        return {
+            f"optimizer.{name}.{index}.{moment}": tensor
+            for name, adam in named.items()
+            for index, moments in enumerate(adam.moments())
+            for moment, tensor in moments.items()
+        }
+
+    def _every(self) -> Iterator["_Adam"]:
+        yield self._coefficients
+        yield from self._tints.values()
+
+
+class _Adam:
+    def __init__(self, parameters: list[nn.Parameter], rate: float):
+        self._rate, self._parameters = rate, parameters
+        self._adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.999), fused=True)
+        for p in parameters:  # from the start, so that a checkpoint of any step has the same names
+            self._adam.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+
+    def moments(self) -> list[dict[str, Tensor]]:
+        return [self._adam.state[p] for p in self._parameters]
+
+    def set_rate(self, factor: float) -> None:
+        self._adam.param_groups[0]["lr"] = factor * self._rate
+
+    def step(self, taught: Tensor) -> None:
+        # What torch's gradient scaler says to a fused optimiser when a gradient is infinite.
+        self._adam.found_inf = (~taught).float()
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
