@@ -15,11 +15,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from speed import SCALES, Ours, Paper, World, fusionbench_steps, hardware
+from common import about, against_k, save
+from speed import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps
 
 MEGABYTE = 1e6
 LEAN = {"dtype": "fp16"}
@@ -109,12 +109,19 @@ def measure(scale: str, tasks: int, more_tasks: int | None) -> dict:
     return found
 
 
+def plot(scale: str, path: Path) -> None:
+    """Draw the anonymous memory of every way against the number of tasks."""
+    curves = {way: {k: in_its_own_process(way, scale, k)["anonymous"] for k in AGAINST_K} for way in WAYS}
+    against_k(path, f"Memory held, scale {scale}", "anonymous memory, MB", curves)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="B", help="S: tiny tower; B: ViT-B/32")
     parser.add_argument("--tasks", type=int, default=8, help="number of experts K")
     parser.add_argument("--more-tasks", type=int, help="also the growth of `mmap` to this K")
     parser.add_argument("--quick", action="store_true", help="scale S")
+    parser.add_argument("--plot", type=Path, help="draw anonymous memory against K into this file")
     parser.add_argument("--json", type=Path, help="write everything measured into this file")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -124,10 +131,10 @@ def main() -> None:
         return
     found = measure(scale, options.tasks, options.more_tasks)
     print(table(found))
+    if options.plot is not None:
+        plot(scale, options.plot)
     if options.json is not None:
-        packages = ("fusion-tinting", "fusion-bench", "torch", "transformers")
-        found |= {"hardware": hardware("cpu"), "versions": {p: version(p) for p in packages}}
-        options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        save(options.json, {**found, **about()})
 
 
 if __name__ == "__main__":

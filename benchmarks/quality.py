@@ -19,16 +19,16 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 
+from common import RESULTS, about, save
+
 from fusion_tinting.mini import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = recipe.find("clip-mini_8").fingerprint()
 METHODS = [
-    (f"{name}.yaml", (ROOT / "configs" / "method" / f"{name}.yaml").read_text())
-    for name in ("model_tinting", "model_tinting_pp", "model_tinting_recommended")
+    (path.name, path.read_text()) for path in sorted(ROOT.glob("configs/method/model_tinting*.yaml"))
 ]
 """What the overrides do not say: with another recipe or other settings the runs are others."""
-RESULTS = Path(__file__).parent / "results"
 POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8")
 TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
 ADAMERGING = [(0.2, 5e-3), (0.3, 1e-3), (0.3, 5e-3), (0.3, 1e-2)]
@@ -44,7 +44,7 @@ TINTINGS = {
 
 def main() -> None:
     options = parse()
-    run = Runner(options.work, options.jobs)
+    run = Runner(options.work, options.jobs, {"OMP_NUM_THREADS": "1"})
     first, others = options.zoos[0], options.zoos[1:]
     for zoo in options.zoos:  # one at a time: a build uses two cores
         run.all({("zoo", zoo): (f"modelpool.zoo_seed={zoo}", "method=dummy")})
@@ -97,20 +97,29 @@ def adamerging(zoo: int, settings) -> dict:
 
 
 class Runner:
-    """Runs `fusion_bench` processes, a few at a time, and remembers their reports by their arguments."""
+    """Runs `fusion_bench` processes, a few at a time, and remembers their reports by their arguments.
 
-    def __init__(self, work: Path, jobs: int):
-        self.work, self.jobs = work.resolve(), jobs
+    Args:
+        work: where they are kept.
+        jobs: processes at a time.
+        environment: variables that they are given.
+    """
+
+    def __init__(self, work: Path, jobs: int, environment: dict[str, str]):
+        self.work, self.jobs, self.environment = work.resolve(), jobs, environment
 
     def all(self, plan: dict) -> dict:
         """Key -> report, for every key and its overrides."""
         with ThreadPoolExecutor(self.jobs) as pool:
             return dict(zip(plan, pool.map(lambda item: self.one(*item), plan.items()), strict=True))
 
-    def one(self, name, overrides: tuple[str, ...]) -> dict:
+    def folder(self, overrides: tuple[str, ...]) -> Path:
+        """Where the run with these arguments is kept."""
         content = json.dumps([overrides, ZOO, METHODS, version("fusion-bench")])
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        report = self.work / key / "report.json"
+        return self.work / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def one(self, name, overrides: tuple[str, ...]) -> dict:
+        report = self.folder(overrides) / "report.json"
         if not report.is_file():
             report.parent.mkdir(parents=True, exist_ok=True)
             command = [
@@ -119,7 +128,7 @@ class Runner:
             ]  # fmt: skip
             start = time.perf_counter()
             with open(report.with_name("log.txt"), "w") as log:
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                environment = {**os.environ, **self.environment}
                 subprocess.run(
                     command, cwd=report.parent, stdout=log, stderr=log, env=environment, check=True
                 )
@@ -178,7 +187,7 @@ def summary(options, reports: dict, best: tuple[float, float]) -> dict:
         "seconds": {" ".join(map(str, key)): report["seconds"] for key, report in reports.items()},
         "report_of_the_readmes_run": any_run[first],
         "zoo_recipe": ZOO,
-        "versions": {p: version(p) for p in ("fusion-tinting", "fusion-bench", "torch", "transformers")},
+        **about(),
     }
 
 
@@ -193,9 +202,8 @@ def spread(values) -> dict:
 
 
 def write(found: dict) -> None:
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "quality_clip-mini_8.json"
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    save(path, found)
     path.with_suffix(".md").write_text(table(found))
     print(table(found))
 

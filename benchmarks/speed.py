@@ -13,19 +13,16 @@ gradients; but with the experts' labels computed beforehand, where theirs asks t
 """
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
-from importlib.metadata import version
 from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import torch
+from common import about, against_k, save
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -95,6 +92,16 @@ class World:
         self.inputs = {task: torch.randn(2 * self.batch, 3, size, size) for task in self.tasks}
         self.unlabeled = {task: ft.Unlabeled.of([rows]) for task, rows in self.inputs.items()}
         self.predictions = {task: torch.randn(2 * self.batch, CLASSES) for task in self.tasks}
+        self._vectors: dict[tuple[str, str], ft.TaskVectors] = {}
+
+    def vectors(self, dtype: str = "fp32", storage: str = "memory") -> ft.TaskVectors:
+        """Task vectors, made once for all that ask for the same kind."""
+        kind = dtype, storage
+        if kind not in self._vectors:
+            self._vectors[kind] = ft.TaskVectors.from_models(
+                self.pretrained, self.experts, dtype=dtype, storage=storage
+            )
+        return self._vectors[kind]
 
     def schedule(self, task: str) -> Tensor:
         return batch_schedule(2 * self.batch, self.batch, self.steps, SEED, task)
@@ -104,7 +111,6 @@ class Ours:
     """`ft.Adaptation`, an iteration a step."""
 
     def __init__(self, world: World, **settings):
-        self.steps = world.steps
         options = {
             "steps": world.steps,
             "batch_size": world.batch,
@@ -113,7 +119,11 @@ class Ours:
             "seed": SEED,
         }
         settings = ft.Settings(**{**options, **settings})
-        model = ft.TintedModel.untrained(world.pretrained, world.experts, world.heads, settings.layer)
+        vectors = world.vectors(**settings.task_vectors)
+        tints = deepcopy(nn.ModuleList(world.heads.values() if settings.layer == "head" else ()))
+        model = ft.TintedModel(
+            deepcopy(world.pretrained), world.heads, tints, layer=settings.layer, vectors=vectors
+        )
         processes = ft.Processes(world.device)
         self.adaptation = ft.Adaptation(
             model, world.unlabeled, world.predictions, settings, processes
@@ -180,8 +190,14 @@ class Paper:
         return self.raw.detach()
 
 
-def fusionbench_steps(world: World, steps: int) -> tuple[list[float], Tensor]:
-    """Seconds of each step of FusionBench's own AdaMerging loop, and λ after the last."""
+def fusionbench_steps(
+    world: World, steps: int, between: Callable[[], object] = lambda: None
+) -> tuple[list[float], Tensor]:
+    """Seconds of each step of FusionBench's own AdaMerging loop, and λ after the last.
+
+    Args:
+        between: called before each step; its time does not count.
+    """
     import fusion_tinting.fusionbench  # noqa: F401, I001 (repairs it for today's transformers)
     from fusion_bench.method.adamerging.layer_wise_adamerging import LayerWiseAdaMergingAlgorithm
     from fusion_bench.models.wrappers.layer_wise_fusion import LayerWiseMergedModel, get_layer_wise_weights
@@ -191,13 +207,16 @@ def fusionbench_steps(world: World, steps: int) -> tuple[list[float], Tensor]:
     class Timed(LayerWiseAdaMergingAlgorithm):
         def get_shuffled_test_loader_iter(self, task):
             if task == world.tasks[0]:
-                clock.append(now(world.device))
+                stops.append(now(world.device))
+                between()
+                starts.append(now(world.device))
             return ((world.inputs[task][rows].to(world.device),) for rows in self.schedules[task])
 
         def compute_logits(self, module, images, task):
             return world.heads[task](module(images))
 
-    clock: list[float] = []
+    starts: list[float] = []
+    stops: list[float] = []
     for head in world.heads.values():
         head.requires_grad_(False)
     config = {"optimizer": "adam", "lr": LR, "max_steps": steps, "fast_dev_run": False}
@@ -216,8 +235,9 @@ def fusionbench_steps(world: World, steps: int) -> tuple[list[float], Tensor]:
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         theirs.test_time_adaptation(merged)
-    clock.append(now(world.device))
-    return [b - a for a, b in pairwise(clock)], merged.merge_weight.detach().T
+    stops.append(now(world.device))
+    seconds = [stop - start for start, stop in zip(starts, stops[1:], strict=True)]
+    return seconds, merged.merge_weight.detach().T
 
 
 def now(device: torch.device) -> float:
@@ -236,7 +256,7 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 def merges(world: World, rounds: int) -> dict[str, list[float]]:
     """Times of θ(λ) and of ∂λ, by the formula under autograd and by the fast path, in turns."""
-    vectors = ft.TaskVectors.from_models(world.pretrained, world.experts)
+    vectors = world.vectors()
     lam = torch.rand(len(vectors.slots), len(world.tasks), device=world.device, requires_grad=True)
     gradient = torch.randn_like(vectors.base)
     out, views = torch.empty_like(vectors.base), vectors.views(gradient)
@@ -267,19 +287,18 @@ def steps(world: World, rounds: int) -> dict[str, list[float]]:
     }
     names = ("FusionBench entropy", "ours entropy", *(f"{w} {k}" for k in pairs for w in ("paper", "ours")))
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    theirs, lam = fusionbench_steps(world, rounds + 1)
-    for turn in range(rounds + 1):  # the first warms up
-        found = {"FusionBench entropy": theirs[turn], "ours entropy": timed(world.device, entropy.step)}
+
+    def the_others() -> None:
+        seconds["ours entropy"].append(timed(world.device, entropy.step))
         for kind, (paper, ours) in pairs.items():
-            found[f"paper {kind}"] = timed(world.device, paper.step)
-            found[f"ours {kind}"] = timed(world.device, ours.step)
-        if turn > 0:
-            for name, value in found.items():
-                seconds[name].append(value)
+            seconds[f"paper {kind}"].append(timed(world.device, paper.step))
+            seconds[f"ours {kind}"].append(timed(world.device, ours.step))
+
+    seconds["FusionBench entropy"], lam = fusionbench_steps(world, rounds + 1, the_others)
     agree("λ of the entropy steps", entropy.lam(), lam, 1e-3)
     for kind, (paper, ours) in pairs.items():
         agree(f"λ of the {kind} steps", ours.lam(), paper.lam(), 1e-3)
-    return seconds
+    return {name: values[1:] for name, values in seconds.items()}  # the first warmed up
 
 
 def agree(what: str, ours: Tensor, theirs: Tensor, relative: float) -> None:
@@ -330,29 +349,9 @@ def table(found: dict) -> str:
 
 def plot(scale: str, rounds: int, device: str, path: Path) -> None:
     """Draw step times against the number of tasks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     by_k = {k: measure(scale, k, rounds, device, only_steps=True)["median_seconds"] for k in AGAINST_K}
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name in by_k[AGAINST_K[0]]:
-        style = "-o" if name.startswith("ours") else "--s"
-        axes.plot(AGAINST_K, [by_k[k][name] for k in AGAINST_K], style, label=name)
-    axes.set(xlabel="tasks K", ylabel="seconds a step", title=f"scale {scale}", xscale="log", yscale="log")
-    axes.set_xticks(AGAINST_K, AGAINST_K)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
-def hardware(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    curves = {name: {k: half[name] for k, half in by_k.items()} for name in by_k[AGAINST_K[0]]}
+    against_k(path, f"One training step, scale {scale}, one thread", "seconds a step", curves)
 
 
 def main() -> None:
@@ -364,10 +363,8 @@ def main() -> None:
     if options.plot is not None:
         plot(options.scale, rounds, options.device, options.plot)
     if options.json is not None:
-        packages = ("fusion-tinting", "fusion-bench", "torch", "transformers")
-        about = {name: getattr(options, name) for name in ("scale", "tasks", "threads", "device")}
-        about |= {"hardware": hardware(options.device), "versions": {p: version(p) for p in packages}}
-        options.json.write_text(json.dumps({**about, **found}, indent=2, ensure_ascii=False) + "\n")
+        asked = {name: getattr(options, name) for name in ("scale", "tasks", "threads", "device")}
+        save(options.json, {**asked, **about(options.device), **found})
 
 
 def parse() -> argparse.Namespace:

@@ -1,0 +1,55 @@
+"""What every benchmark says of itself, and how it writes it down."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("fusion-tinting", "fusion-bench", "torch", "transformers")
+RESULTS = Path(__file__).parent / "results"
+
+
+def about(device: str = "cpu") -> dict:
+    """The hardware and the versions of what was measured."""
+    return {"hardware": hardware(device), "versions": {name: version(name) for name in PACKAGES}}
+
+
+def hardware(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def save(path: Path, found: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def against_k(path: Path, title: str, unit: str, curves: dict[str, dict[int, float]]) -> None:
+    """Draw one curve for each way over the number of tasks, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    counts = sorted({k for curve in curves.values() for k in curve})
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for place, (name, curve) in enumerate(curves.items()):
+        style, color = ("-o" if name.startswith("ours") else "--s"), COLORS[place % len(COLORS)]
+        axes.plot(list(curve), list(curve.values()), style, color=color, label=name, markersize=5)
+    axes.set(xlabel="tasks K", ylabel=unit, title=title, xscale="log", yscale="log")
+    axes.set_xticks(counts, counts)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, which colour-blind readers can tell apart."""
