@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +22,22 @@ import torch
 from common import about, against_k, save
 from speed import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps
 
+import fusion_tinting as ft
+
 MEGABYTE = 1e6
 LEAN = {"dtype": "fp16"}
 MAPPED = {"dtype": "fp16", "storage": "mmap"}
+SHARDED = {"dtype": "fp16", "storage": "sharded"}
+TWO = "ours, fp16, sharded over 2"
 WAYS: dict[str, Callable[[World], object]] = {
     "FusionBench AdaMerging": lambda world: fusionbench_steps(world, 1),
     "paper's loop": lambda world: Paper(world, joint=False).step(),
     "ours": lambda world: Ours(world, update="joint").step(),
     "ours, fp16": lambda world: Ours(world, update="joint", task_vectors=LEAN).step(),
     "ours, fp16, mmap": lambda world: Ours(world, update="joint", task_vectors=MAPPED).step(),
+    TWO: lambda world: Ours(world, ft.DistributedProcesses(), update="joint", task_vectors=SHARDED).step(),
 }
+"""Name -> a step of all tasks. The last runs in two processes, of which the larger peak counts."""
 
 
 class Peak:
@@ -64,13 +71,24 @@ def one(way: str, scale: str, tasks: int) -> dict[str, float]:
 
 
 def in_its_own_process(way: str, scale: str, tasks: int) -> dict[str, float]:
-    """The same in a fresh process that gives memory back as soon as it is free."""
-    command = [sys.executable, __file__, "--one", way, "--scale", scale, "--tasks", str(tasks)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if ended.returncode:
-        raise SystemExit(f"{way} failed:\n{ended.stderr[-2000:]}")
-    return json.loads(ended.stdout.splitlines()[-1])
+    """The same in a fresh process, or two, that give memory back as soon as it is free."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = ["--one", way, "--scale", scale, "--tasks", str(tasks)]
+        ranks = ["0", "1"] if way == TWO else [None]
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, *asked, *(["--group", f"{folder}/group", rank] if rank else [])],
+                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for rank in ranks
+        ]  # fmt: skip
+        ended = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        if process.returncode:
+            raise SystemExit(f"{way} failed:\n{errors[-2000:]}")
+    peaks = [json.loads(output.splitlines()[-1]) for output, _ in ended]
+    return {kind: max(peak[kind] for peak in peaks) for kind in peaks[0]}
 
 
 def table(found: dict) -> str:
@@ -124,8 +142,12 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw anonymous memory against K into this file")
     parser.add_argument("--json", type=Path, help="write everything measured into this file")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--group", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     scale = "S" if options.quick else options.scale
+    if options.group is not None:
+        path, rank = options.group
+        torch.distributed.init_process_group("gloo", f"file://{path}", rank=int(rank), world_size=2)
     if options.one is not None:
         print(json.dumps(one(options.one, scale, options.tasks)))
         return

@@ -110,7 +110,7 @@ class World:
 class Ours:
     """`ft.Adaptation`, an iteration a step."""
 
-    def __init__(self, world: World, **settings):
+    def __init__(self, world: World, processes: ft.Processes | None = None, **settings):
         options = {
             "steps": world.steps,
             "batch_size": world.batch,
@@ -124,7 +124,7 @@ class Ours:
         model = ft.TintedModel(
             deepcopy(world.pretrained), world.heads, tints, layer=settings.layer, vectors=vectors
         )
-        processes = ft.Processes(world.device)
+        processes = processes or ft.Processes(world.device)
         self.adaptation = ft.Adaptation(
             model, world.unlabeled, world.predictions, settings, processes
         ).__enter__()

@@ -36,6 +36,7 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
     weights = lam * vectors.scales
     for place, _, start, stop, deltas in vectors.pieces():
         torch.addmv(vectors.base[start:stop], deltas.t(), weights[place], out=out[start:stop])
+    vectors.rows.complete(out)
     return out
 
 
@@ -43,14 +44,27 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
 def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> Tensor:
     """∂λ_lk = ⟨∂θ_l, τ_k,l⟩, shape (L, K).
 
+    Where the task vectors are shared out over processes, it is this process's part of the sum over them.
+
     Args:
-        gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0.
+        gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0. Overwritten
+            where the task vectors are shared out.
     """
     result = vectors.base.new_zeros(len(vectors.slots), len(vectors.tasks))
-    for place, name, start, stop, deltas in vectors.pieces(gradients):
+    flat = _flat(vectors, gradients)
+    for place, name, start, stop, deltas in vectors.pieces(flat):
         first = vectors.slots[name][0]
-        result[place].addmv_(deltas, gradients[name].reshape(-1)[start - first : stop - first])
+        result[place].addmv_(deltas, flat[name][start - first : stop - first])
     return result * vectors.scales
+
+
+def _flat(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    flat = {name: gradient.reshape(-1) for name, gradient in gradients.items()}
+    if vectors.rows.shared:  # every process takes part for every tensor, whatever it has visited
+        for name, (start, stop, _) in vectors.slots.items():
+            flat.setdefault(name, vectors.base.new_zeros(stop - start))
+            vectors.rows.sum(start, flat[name])
+    return flat
 
 
 class MergedWeights:

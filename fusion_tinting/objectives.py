@@ -46,6 +46,12 @@ def resolve_objective(objective: str | Objective) -> Objective:
     return OBJECTIVES[objective]
 
 
+def divergence(output: Tensor, expert: Tensor) -> Tensor:
+    """KL(expert ‖ output) of class distributions, nats, averaged over positions; shape (B,)."""
+    told, theirs = output.log_softmax(1), expert.log_softmax(1)
+    return _per_sample((theirs.exp() * (theirs - told)).sum(1))
+
+
 def agreement(output: Tensor, expert: Tensor) -> Tensor:
     """How far a sample's output agrees with the expert's, in [0, 1]; shape (B,).
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 SMALL_MODEL = 5_000_000
 """Parameters up to which it depends on the machine whether several CPU threads are faster than one, or
@@ -18,7 +18,7 @@ WORTHWHILE = 0.9
 class Processes:
     """One process on one device. Subclass for several: override `rank`, `count`, `sum`, `autocast`.
 
-    Every batch is split over the ranks (sample i goes to rank i mod count), sums over the ranks make
+    What there is to do is split over the ranks (thing i goes to rank i mod count), sums over the ranks make
     the parts whole again, and every rank takes the same step.
     """
 
@@ -53,6 +53,21 @@ class Processes:
         whole = part.new_zeros(total, *part.shape[1:])
         whole[self.rank :: self.count] = part
         return self.sum(whole.to(self.device)).to(part.device)
+
+
+class DistributedProcesses(Processes):
+    """The processes of torch.distributed, as `torchrun` starts them; call `init_process_group` before."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        super().__init__(device)
+        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.count == 1:
+            return tensor
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
 
 
 @contextmanager

@@ -34,8 +34,8 @@ class Settings:
         init: the value at which every λ starts (0.3; 0.1 for 14 and 20 tasks in some released runs).
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
-        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory) and `storage` (`memory`, or `mmap`
-            for a file that is read piece by piece); see `TaskVectors.from_models`.
+        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory) and `storage` (`memory`; `mmap`, a
+            file that is read piece by piece; `sharded` over processes); see `TaskVectors.from_models`.
         seed: of batches and task order.
 
     Raises:

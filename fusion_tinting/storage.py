@@ -1,12 +1,15 @@
-"""Where the K task vectors of P numbers are kept: in memory, or in a file that is read piece by piece."""
+"""Where the K task vectors of P numbers are kept: in memory, in a file that is read piece by piece, or
+shared out over processes."""
 
+import copy
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fusion_tinting.cache import cache_folder
 
@@ -19,11 +22,17 @@ HELD = 1 << 20
 class Rows:
     """K rows of P numbers in memory.
 
+    Attributes:
+        whole: the rows, or this process's columns of them.
+        shared: whether the columns are shared out over processes.
+
     Args:
         count, width: K and P.
         dtype: float32, or a half-precision type that `pieces` converts to float32.
         device: where they are.
     """
+
+    shared = False
 
     def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
         self.whole = torch.empty(count, width, dtype=dtype, device=device)
@@ -34,7 +43,7 @@ class Rows:
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows on another device."""
-        moved = Rows.__new__(Rows)
+        moved = copy.copy(self)
         moved.whole = self.whole.to(device)
         return moved
 
@@ -55,6 +64,9 @@ class Rows:
 
     def release(self) -> None:
         """Let go of what is resident for no reason; nothing, in memory."""
+
+    def complete(self, flat: Tensor) -> None:
+        """Make `flat`, shape (P,), whole, of which `pieces` gave only what is here; nothing, in memory."""
 
     def __deepcopy__(self, _) -> "Rows":
         return self  # never changed once written, and large
@@ -121,6 +133,56 @@ class MappedRows(Rows):
         self._released = b
 
 
+class ShardedRows(Rows):
+    """The same shared out over N processes: each holds P / N columns of every row, in memory.
+
+    A merge then costs each process P / N of the arithmetic, and the merged weights are gathered; the
+    gradients of the weights are summed where their columns are. Both move P numbers an update, where whole
+    rows need to move none. Every process must do the same at the same time.
+
+    Raises:
+        ValueError: no process group of torch.distributed.
+    """
+
+    shared = True
+
+    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
+        if not distributed.is_initialized():
+            raise ValueError(
+                "`task_vectors.storage: sharded` shares task vectors out over the processes of "
+                "torch.distributed. Found a single one; use `fabric.devices=2` or more, or `memory`."
+            )
+        ranks = distributed.get_world_size()
+        self._bounds = [width * rank // ranks for rank in range(ranks + 1)]
+        self._first, self._last = self._bounds[distributed.get_rank() :][:2]
+        super().__init__(count, self._last - self._first, dtype, device)
+
+    def write(self, k: int, row: Tensor) -> None:
+        super().write(k, row[self._first : self._last])
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        start, stop = max(start, self._first), min(stop, self._last)
+        if start < stop:
+            for a, b, columns in super().pieces(start - self._first, stop - self._first):
+                yield a + self._first, b + self._first, columns
+
+    def complete(self, flat: Tensor) -> None:
+        for rank, share in self._shares(0, flat):
+            distributed.broadcast(share, rank)
+
+    def sum(self, start: int, part: Tensor) -> None:
+        """Sum `part`, columns from `start` on, over the processes; each gets those that it holds."""
+        for rank, share in self._shares(start, part):
+            distributed.reduce(share, rank)
+
+    def _shares(self, start: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(rank, what it holds of the columns from `start` on), for those that hold any."""
+        for rank, (a, b) in enumerate(pairwise(self._bounds)):
+            share = part[max(a - start, 0) : max(b - start, 0)]
+            if len(share):
+                yield rank, share
+
+
 def refuse_device(device: torch.device) -> None:
     """Refuse a device other than the CPU for a memory-mapped file."""
     if device.type != "cpu":
@@ -130,4 +192,4 @@ def refuse_device(device: torch.device) -> None:
         )
 
 
-STORAGES: dict[str, type[Rows]] = {"memory": Rows, "mmap": MappedRows}
+STORAGES: dict[str, type[Rows]] = {"memory": Rows, "mmap": MappedRows, "sharded": ShardedRows}

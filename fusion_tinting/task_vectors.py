@@ -57,13 +57,14 @@ class TaskVectors:
 
         Args:
             dtype: `fp32`, or `fp16` with a power-of-two scale per tensor: half the memory.
-            storage: `memory`, or `mmap`: a file in the user's cache folder that has no name and goes with
-                the process; merging then holds a few megabytes of it at a time, whatever K is.
+            storage: `memory`; `mmap`, a file in the user's cache folder that has no name and goes with the
+                process: merging then holds a few megabytes of it at a time, whatever K is; or `sharded`:
+                each process of torch.distributed holds its share of the columns.
 
         Raises:
             OSError: no room for the file of `mmap`.
-            ValueError: `mmap` on another device than the CPU; no expert; or a tensor missing, added, of
-                another shape or dtype, or not finite, named with its task.
+            ValueError: `mmap` on another device than the CPU; `sharded` in a single process; no expert; or
+                a tensor missing, added, of another shape or dtype, or not finite, named with its task.
         """
         if not experts:
             raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
@@ -96,7 +97,7 @@ class TaskVectors:
 
     @property
     def deltas(self) -> Tensor:
-        """τ / scale, shape (K, P)."""
+        """τ / scale, shape (K, P); of `sharded` storage only this process's columns."""
         return self.rows.whole
 
     @property
