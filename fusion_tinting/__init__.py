@@ -21,38 +21,34 @@ The files read in this order: `task_vectors`, `coefficients`, `merging`, `tints`
 `objectives`, `adaptation`, `tinted_model`; `tinting.tint` puts them together.
 """
 
-from fusion_tinting.adaptation import Adaptation, adapt
-from fusion_tinting.coefficients import Coefficients
-from fusion_tinting.experts import predict, predict_experts
-from fusion_tinting.history import History
-from fusion_tinting.merging import coefficient_gradient, load_merged, merge, merge_reference
-from fusion_tinting.objectives import OBJECTIVES, agreement
-from fusion_tinting.processes import Processes
-from fusion_tinting.sampling import SAMPLERS
-from fusion_tinting.settings import Settings
-from fusion_tinting.task_vectors import TaskVectors
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tinting import tint
-from fusion_tinting.unlabeled import Unlabeled
+import importlib
 
-__all__ = [
-    "OBJECTIVES",
-    "SAMPLERS",
-    "Adaptation",
-    "Coefficients",
-    "History",
-    "Processes",
-    "Settings",
-    "TaskVectors",
-    "TintedModel",
-    "Unlabeled",
-    "adapt",
-    "agreement",
-    "coefficient_gradient",
-    "load_merged",
-    "merge",
-    "merge_reference",
-    "predict",
-    "predict_experts",
-    "tint",
-]
+_NAMES = {
+    "adaptation": ("Adaptation", "adapt"),
+    "coefficients": ("Coefficients",),
+    "experts": ("predict", "predict_experts"),
+    "history": ("History",),
+    "merging": ("coefficient_gradient", "load_merged", "merge", "merge_reference"),
+    "objectives": ("OBJECTIVES", "agreement"),
+    "processes": ("DistributedProcesses", "Processes"),
+    "sampling": ("SAMPLERS",),
+    "settings": ("Settings",),
+    "task_vectors": ("TaskVectors",),
+    "tinted_model": ("TintedModel",),
+    "tinting": ("tint",),
+    "unlabeled": ("Unlabeled",),
+}
+"""Module -> the public names in it, imported on first use: `--help` of our commands does not need torch."""
+
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+
+
+def __getattr__(name: str):
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"fusion_tinting.{module}"), name)
+    raise AttributeError(f"module `fusion_tinting` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

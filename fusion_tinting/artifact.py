@@ -6,6 +6,7 @@ tints/<task>.safetensors  the tinted layer of that task
 curves.csv                loss, agreement, share kept and mean λ by iteration and task
 """
 
+import json
 import resource
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -50,7 +51,8 @@ def save(model: "TintedModel", run_dir: Path) -> None:
     names = model.info.get("tensor_names") or {}
     (run_dir / MANIFEST).unlink(missing_ok=True)
     coefficients = {names.get(name, name): row for name, row in model.coefficients.items()}
-    write_tensors(run_dir / "coefficients.safetensors", coefficients, {"format": "pt"})
+    columns = {"format": "pt", "tasks": json.dumps(model.tasks)}
+    write_tensors(run_dir / "coefficients.safetensors", coefficients, columns)
     for task, tint in model.tints.items():
         tensors = {_tint_name(model, name, names): t for name, t in tint.state_dict().items()}
         write_tensors(_tint_path(run_dir, task), tensors, {"format": "pt"})

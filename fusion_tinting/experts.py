@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 
 import torch
@@ -15,6 +15,35 @@ from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.unlabeled import Unlabeled, call, to_device
 
 KIND = "predictions"
+
+
+class LoadedExperts(Mapping):
+    """Experts that are loaded when asked for; the last one is kept, the others let go.
+
+    Args:
+        tasks: their names, in order.
+        load: gives the encoder of a task's expert.
+    """
+
+    def __init__(self, tasks: list[str], load: Callable[[str], nn.Module]):
+        self._tasks, self._load = tasks, load
+        self._last: tuple[str, nn.Module] | None = None
+
+    def __getitem__(self, task: str) -> nn.Module:
+        if task not in self._tasks:
+            raise KeyError(task)
+        if self._last is None or self._last[0] != task:
+            self._last = None  # before the next one is in memory
+            self._last = (task, self._load(task).eval())
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
 CACHED_BYTES = 1 << 30
 """Predictions larger than this (dense outputs) are not remembered on disk."""
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from fusion_bench import BaseAlgorithm
@@ -15,6 +15,7 @@ from torch import nn
 
 from fusion_tinting.artifact import read_manifest
 from fusion_tinting.errors import unknown
+from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import clip
 from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.processes import FabricProcesses
@@ -92,7 +93,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         processor = modelpool.load_processor()
         clip_model = modelpool.load_clip_model(PRETRAINED).eval()
         pretrained = clip.CLIPImageEncoder(modelpool.load_model(PRETRAINED), clip_model.visual_projection)
-        experts = PoolExperts(modelpool, clip_model.visual_projection)
+        projection = clip_model.visual_projection
+        experts = LoadedExperts(tasks, lambda t: clip.CLIPImageEncoder(modelpool.load_model(t), projection))
         heads = {task: zero_shot_head(clip_model, processor, task) for task in tasks}
         models = {"pretrained": pretrained, "experts": experts, "heads": heads}
         names = clip.names_on_disk(pretrained)
@@ -159,28 +161,6 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         for task, value in zip(history.tasks, history.agreement[step].tolist(), strict=True):
             metrics[f"train/agreement/{task}"] = value
         self.log_dict(metrics, step=step)
-
-
-class PoolExperts(Mapping):
-    """The experts of a model pool, loaded when asked for; the last one is kept, the others let go."""
-
-    def __init__(self, modelpool: CLIPVisionModelPool, visual_projection: nn.Module):
-        self._pool, self._projection = modelpool, visual_projection
-        self._last: tuple[str, nn.Module] | None = None
-
-    def __getitem__(self, task: str) -> nn.Module:
-        if task not in self._pool.model_names:
-            raise KeyError(task)
-        if self._last is None or self._last[0] != task:
-            vision_model = self._pool.load_model(task)
-            self._last = (task, clip.CLIPImageEncoder(vision_model, self._projection).eval())
-        return self._last[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pool.model_names)
-
-    def __len__(self) -> int:
-        return len(self._pool.model_names)
 
 
 def content_version(dataset, processor) -> str | None:

@@ -88,19 +88,21 @@ def agreement_table(
 
 def _agreement(model, expert, head, unlabeled, task: str, processes: Processes) -> float:
     theirs = predict(expert, head, unlabeled, processes=processes)
-    ours = predict(_OneTask(model, task), nn.Identity(), unlabeled, processes=processes)
+    ours = predict(OneTask(model, task), nn.Identity(), unlabeled, processes=processes)
     return float(agreement(ours, theirs).mean())
 
 
-class _OneTask(nn.Module):
+class OneTask(nn.Module):
+    """One task of a tinted model, as an encoder that gives its logits."""
+
     def __init__(self, model: TintedModel, task: str):
         super().__init__()
         self.model, self.task = model, task
 
-    def forward(self, inputs) -> torch.Tensor:
-        return self.model(inputs, self.task)
+    def forward(self, inputs=None, **tokens) -> torch.Tensor:
+        return self.model(tokens if inputs is None else inputs, self.task)
 
-    def __deepcopy__(self, memo) -> "_OneTask":
+    def __deepcopy__(self, memo) -> "OneTask":
         return self  # `predict` copies what it runs; the model and its task vectors are ours already
 
 

@@ -1,0 +1,94 @@
+"""Text classifiers of transformers (BERT, RoBERTa, DistilBERT, DeBERTa, GPT-2, Llama...): features, heads.
+
+Such a model is a backbone and the rest, which pools and classifies in each architecture's own way. The rest
+is run as it is, with a stand-in that gives back what the backbone has said: none needs code here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+
+class Features(NamedTuple):
+    """What a head reads: the backbone's output and the tokens it came from."""
+
+    output: Any
+    inputs: Mapping[str, Tensor]
+
+
+class TextEncoder(nn.Module):
+    """Tokens (keyword arguments) -> `Features`."""
+
+    def __init__(self, backbone: PreTrainedModel):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, **inputs: Tensor) -> Features:
+        return Features(self.backbone(**inputs), inputs)
+
+
+class TextHead(nn.Module):
+    """`Features` -> logits (B, labels): the whole model but its backbone."""
+
+    def __init__(self, rest: PreTrainedModel):
+        super().__init__()
+        self.rest = rest
+
+    def forward(self, features: Features) -> Tensor:
+        stand_in = getattr(self.rest, self.rest.base_model_prefix)
+        stand_in.says = features.output
+        try:
+            return self.rest(**features.inputs).logits
+        finally:
+            stand_in.says = None
+
+
+class _StandIn(nn.Module):
+    says: Any = None
+
+    def forward(self, *_, **__) -> Any:
+        return self.says
+
+
+def load(path: str, base_of: bool = False) -> PreTrainedModel:
+    """A classifier from a folder or hub id, in float32, with dropout off.
+
+    Args:
+        base_of: whether only its backbone is wanted, so that a bare or a masked language model will do.
+
+    Raises:
+        ValueError: tensors that the checkpoint lacks, named.
+    """
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    prefix = f"{model.base_model_prefix}."
+    missing = sorted(n for n in told["missing_keys"] if n.startswith(prefix) or not base_of)
+    if missing:
+        raise ValueError(
+            f"`{path}` is no complete {type(model).__name__}: it lacks {len(missing)} tensor(s), "
+            f"{missing[:3]}."
+        )
+    return model.eval()
+
+
+def split(model: PreTrainedModel) -> tuple[TextEncoder, TextHead]:
+    """Take a model apart; it is of no use by itself afterwards."""
+    prefix = model.base_model_prefix
+    backbone = getattr(model, prefix)
+    setattr(model, prefix, _StandIn())
+    return TextEncoder(backbone), TextHead(model)
+
+
+def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
+    """Name in `TextEncoder`, or `head.` and name in `TextHead`, -> tensor name on disk."""
+    prefix, names = f"{model.base_model_prefix}.", {}
+    for name, tensor in model.state_dict().items():
+        (stored,) = revert_weight_conversion(model, {name: tensor})
+        inside = name.startswith(prefix)
+        names[f"backbone.{name.removeprefix(prefix)}" if inside else f"head.rest.{name}"] = stored
+    return names

@@ -1,0 +1,1 @@
+"""Model Tinting in mergekit: the merge method `model_tinting` and the command `mergekit-tint`."""

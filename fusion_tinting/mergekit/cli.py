@@ -1,0 +1,65 @@
+"""The command `mergekit-tint`. Nothing heavy is imported until a command runs: `--help` is quick."""
+
+import importlib
+from pathlib import Path
+
+import click
+
+COMMANDS = {
+    "learn": ("learn", "Learn coefficients and tints from unlabelled inputs."),
+    "yaml": (
+        "hosted:yaml_command",
+        "Merge by a recipe: mergekit-yaml, with `merge_method: model_tinting`.",
+    ),
+    "multi": ("hosted:multi_command", "mergekit-multi, with `merge_method: model_tinting`."),
+    "pytorch": ("hosted:pytorch_command", "mergekit-pytorch, with `merge_method: model_tinting`."),
+    "variants": ("variants", "Write a loadable checkpoint per task around one shared model."),
+    "show": ("show", "What is in a run: settings, and coefficients by layer."),
+}
+"""Name -> its module (and function) in this package, and what `--help` says."""
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        found = getattr(
+            importlib.import_module(f"fusion_tinting.mergekit.{module}"), attribute or "command"
+        )
+        return found() if attribute else found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context):
+        """As click does; the errors of this package are messages, not tracebacks."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            if ctx.params.get("traceback"):
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.version_option(package_name="fusion_tinting")
+def main(traceback: bool) -> None:
+    """Model Tinting for mergekit: learn, merge, ship one shared model and small tints.
+
+    \b
+      mergekit-tint learn CONFIG.yml RUN
+      mergekit-tint yaml RUN/recipe.yml OUT
+      mergekit-tint variants RUN OUT
+    """
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
