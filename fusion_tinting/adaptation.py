@@ -22,6 +22,7 @@ from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.sampling import resolve_sampler
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.top_predictions import Predictions, dense
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule, resident, task_order, to_device
 
 LOOK = 10
@@ -50,7 +51,7 @@ class Adaptation:
         self,
         model: TintedModel,
         unlabeled: Mapping[str, Unlabeled],
-        predictions: Mapping[str, Tensor],
+        predictions: Mapping[str, Predictions],
         settings: Settings,
         processes: Processes | None = None,
     ):
@@ -108,7 +109,7 @@ class Adaptation:
         The loss is the mean over the samples that the sampler keeps of the whole batch, of which
         this process holds its share.
         """
-        expert = self.predictions[task][self._rows[task][step]].to(self.processes.device)
+        expert = dense(self.predictions[task][self._rows[task][step]].to(self.processes.device))
         with self.processes.autocast():
             output = self.model(to_device(inputs, self.processes.device), task)
         output = output.float()
@@ -245,7 +246,7 @@ def _expect(correct: bool, what: str, wanted: str, found: Tensor) -> None:
 def adapt(
     model: TintedModel,
     unlabeled: Mapping[str, Unlabeled],
-    predictions: Mapping[str, Tensor],
+    predictions: Mapping[str, Predictions],
     settings: Settings,
     *,
     run_dir: Path | None = None,

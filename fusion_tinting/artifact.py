@@ -55,7 +55,7 @@ def save(model: "TintedModel", run_dir: Path) -> None:
     write_tensors(run_dir / "coefficients.safetensors", coefficients, columns)
     for task, tint in model.tints.items():
         tensors = {_tint_name(model, name, names): t for name, t in tint.state_dict().items()}
-        write_tensors(_tint_path(run_dir, task), tensors, {"format": "pt"})
+        write_tensors(tint_path(run_dir, task), tensors, {"format": "pt"})
     if model.history is not None:
         write_text(run_dir / "curves.csv", model.history.to_csv())
     write_json(run_dir / MANIFEST, manifest(model, names))
@@ -141,7 +141,7 @@ def restore(
             )
     load_merged(model.encoder, model.vectors, torch.stack(list(model.coefficients.values())))
     for task, tint in model.tints.items():
-        _restore_tint(model, tint, _tint_path(run_dir, task), names)
+        _restore_tint(model, tint, tint_path(run_dir, task), names)
     curves = run_dir / "curves.csv"
     if curves.is_file():
         model.history = History.from_csv(curves.read_text(), model.tasks)
@@ -193,6 +193,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def tint_path(run_dir: Path, task: str) -> Path:
+    """The file of a task's tint, whatever characters the task's name has."""
+    return run_dir / "tints" / f"{quote(task, safe='')}.safetensors"
+
+
 def _restore_tint(model: "TintedModel", tint: nn.Module, path: Path, names: Mapping) -> None:
     stored, _ = read_tensors(path)
     wanted = {_tint_name(model, name, names): name for name in tint.state_dict()}
@@ -219,7 +224,3 @@ def _check_names(path: Path, wanted: list[str], stored: Mapping) -> None:
 def _tint_name(model: "TintedModel", name: str, names: Mapping[str, str]) -> str:
     full = f"{model.layer}.{name}"
     return names.get(full, full)
-
-
-def _tint_path(run_dir: Path, task: str) -> Path:
-    return run_dir / "tints" / f"{quote(task, safe='')}.safetensors"

@@ -1,7 +1,9 @@
 """Where things that can be made again are kept, each by the content of what it was made from."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,8 +17,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fusion_tinting"
 
 
-def remember(kind: str, key: str, tensor: Tensor) -> None:
-    """Keep a tensor for later processes.
+def remember(kind: str, key: str, found: Tensor | Mapping[str, Tensor]) -> None:
+    """Keep a tensor, or several by name, for later processes.
 
     Args:
         kind: what it is; the name of a folder.
@@ -25,11 +27,16 @@ def remember(kind: str, key: str, tensor: Tensor) -> None:
     Raises:
         OSError: the cache cannot be written.
     """
-    write_tensors(_path(kind, key), {kind: tensor}, {"key": key})
+    tensors = {kind: found} if isinstance(found, Tensor) else found
+    write_tensors(_path(kind, key), tensors, {"key": key})
 
 
-def recall(kind: str, key: str, rows: int) -> Tensor | None:
+def recall(kind: str, key: str, rows: int, read: Callable[[dict[str, Tensor]], Any] | None = None) -> Any:
     """What was kept under `key`, or None.
+
+    Args:
+        read: what to make of the tensors kept, by name (default: the single one); raises ValueError where
+            they are not what it expects.
 
     Raises:
         ValueError: the file there is damaged, or holds something else than `rows` rows of this kind.
@@ -39,11 +46,11 @@ def recall(kind: str, key: str, rows: int) -> Tensor | None:
         return None
     try:
         tensors, metadata = read_tensors(path)
-        found = tensors.get(kind)
+        found = tensors.get(kind) if read is None else read(tensors)
         if metadata.get("key") != key or found is None or len(found) != rows:
-            raise ValueError(f"`{path}` does not hold the {rows} rows of `{kind}` that its name says.")
+            raise ValueError(f"Expected the {rows} rows of `{kind}` that its name says.")
     except ValueError as error:
-        raise ValueError(f"{error} It can be deleted: it will be made again.") from error
+        raise ValueError(f"`{path}`: {error} It can be deleted: it will be made again.") from error
     return found
 
 

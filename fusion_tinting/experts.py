@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from fusion_tinting.cache import recall, remember
 from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.task_vectors import content_hash
-from fusion_tinting.unlabeled import Unlabeled, call, to_device
+from fusion_tinting.top_predictions import Predictions, TopPredictions, joined, kept, mapped
+from fusion_tinting.unlabeled import Unlabeled, call, input_of, to_device
 
 KIND = "predictions"
 
@@ -46,6 +47,8 @@ class LoadedExperts(Mapping):
 
 CACHED_BYTES = 1 << 30
 """Predictions larger than this (dense outputs) are not remembered on disk."""
+BATCH_BYTES = 1 << 28
+"""Outputs of one batch; what a language model says of a few samples takes that much."""
 
 
 @torch.no_grad()
@@ -57,32 +60,71 @@ def predict(
     processes: Processes | None = None,
     batch_size: int = 128,
     progress: tqdm | None = None,
-) -> Tensor:
+    top: int | None = None,
+) -> Predictions:
     """head(encoder(x)) of every sample, shape (N, ...), float32 on the CPU, in `eval()` mode.
 
     With several processes each predicts its share and all receive the whole.
+
+    Args:
+        batch_size: at most; fewer where their outputs would exceed `BATCH_BYTES`.
+        top: how much of a distribution over many classes is kept; see `TopPredictions`. None keeps all.
 
     Raises:
         ValueError: an output that is not finite.
     """
     processes = processes or Processes()
+    count = len(unlabeled)
+    # With too few samples to share every process predicts them all.
+    sharers = processes.alone() if count < processes.count else processes
+    mine = sharers.mine(range(count))
     # Never the caller's own, and in float32 as the tinted model.
     model = deepcopy(nn.Sequential(encoder, head)).to(processes.device).float().eval()
-    alone = len(unlabeled) < processes.count  # too few to share: every process predicts them all
-    mine = range(len(unlabeled)) if alone else processes.mine(range(len(unlabeled)))
-    schedule = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    outputs = []
+    parts = []
+
+    def expert(inputs) -> Tensor:
+        return model[1](call(model[0], inputs))
+
     with sensible_threads(sum(p.numel() for p in model.parameters()), processes.device):
-        for inputs in unlabeled.batches(schedule):
-            with processes.autocast():
-                features = call(model[0], to_device(inputs, processes.device))
-                outputs.append(model[1](features).float().cpu())
+        for output in outputs(expert, unlabeled, mine, processes=processes, batch_size=batch_size):
+            parts.append(kept(output, top).to("cpu"))
             if progress is not None:
-                progress.update(len(outputs[-1]))
-    whole = torch.cat(outputs) if alone else processes.gather(torch.cat(outputs), len(unlabeled))
-    if not torch.isfinite(whole).all():
-        raise ValueError("An expert's prediction is NaN or infinite; check its checkpoint and head.")
+                progress.update(len(parts[-1]))
+    whole = mapped(joined(parts), lambda part: sharers.gather(part, count))
+    _require_finite(whole)
     return whole
+
+
+@torch.no_grad()
+def outputs(
+    model: Callable[..., Tensor],
+    unlabeled: Unlabeled,
+    rows: Sequence[int],
+    *,
+    processes: Processes,
+    batch_size: int = 128,
+) -> Iterator[Tensor]:
+    """`model(inputs)` of one batch after another, shape (B, ...), float32, on the device.
+
+    Args:
+        rows: which samples, in order.
+        batch_size: at most; fewer where their outputs would exceed `BATCH_BYTES`.
+    """
+
+    def run(inputs) -> Tensor:
+        with processes.autocast():
+            return model(to_device(inputs, processes.device)).float()
+
+    one = run(input_of(unlabeled.collate([unlabeled.dataset[0]])))
+    size = max(1, min(batch_size, BATCH_BYTES // max(1, one.nbytes)))
+    schedule = [rows[start : start + size] for start in range(0, len(rows), size)]
+    yield from map(run, unlabeled.batches(schedule))
+
+
+def _require_finite(predictions: Predictions) -> None:
+    values = predictions.log_probs if isinstance(predictions, TopPredictions) else predictions
+    if not torch.isfinite(values).all():
+        raise ValueError("An expert's prediction is NaN or infinite; check its checkpoint and head.")
 
 
 def predict_experts(
@@ -93,10 +135,12 @@ def predict_experts(
     processes: Processes | None = None,
     progress: bool = True,
     cache: bool = False,
-) -> dict[str, Tensor]:
+    top: int | None = None,
+) -> dict[str, Predictions]:
     """Task -> what its expert predicts for each of its unlabelled samples; see `predict`.
 
     Args:
+        top: see `predict`.
         cache: whether to keep them in the user's cache folder, by the content of expert, head and
             data, and to take from there what an earlier run has left. Data whose content cannot be told
             (see `Unlabeled.content`) is predicted anew.
@@ -113,19 +157,24 @@ def predict_experts(
         for task in experts:
             bar.set_description(f"Expert {task}")
             models = experts[task], heads[task]
-            key = _key(*models, unlabeled[task], processes) if cache else None
-            found = None if key is None else recall(KIND, key, len(unlabeled[task]))
+            key = _key(*models, unlabeled[task], processes, top) if cache else None
+            found = None if key is None else recall(KIND, key, len(unlabeled[task]), _read)
             if _everywhere(found is not None, processes):
                 predictions[task] = found
                 bar.update(len(found))
                 continue
-            predictions[task] = predict(*models, unlabeled[task], processes=processes, progress=bar)
-            if key is not None and processes.rank == 0 and predictions[task].nbytes <= CACHED_BYTES:
-                remember(KIND, key, predictions[task])
+            made = predict(*models, unlabeled[task], processes=processes, progress=bar, top=top)
+            predictions[task] = made
+            if key is not None and processes.rank == 0 and made.nbytes <= CACHED_BYTES:
+                remember(KIND, key, made if isinstance(made, Tensor) else made.tensors())
     return predictions
 
 
-def _key(encoder, head, unlabeled: Unlabeled, processes: Processes) -> str | None:
+def _read(tensors: dict[str, Tensor]) -> Predictions | None:
+    return tensors.get(KIND) if "ids" not in tensors else TopPredictions.from_tensors(tensors)
+
+
+def _key(encoder, head, unlabeled: Unlabeled, processes: Processes, top: int | None) -> str | None:
     """Hash of everything that these predictions depend on; None where the data's content is unknown."""
     content = unlabeled.content()
     if content is None:
@@ -135,7 +184,7 @@ def _key(encoder, head, unlabeled: Unlabeled, processes: Processes) -> str | Non
         dtype = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "float32"
     # What a module computes beyond its tensors, such as its activation, shows in its repr.
     models = [[repr(module), content_hash(module.state_dict())] for module in (encoder, head)]
-    return hashlib.sha256(json.dumps([*models, content, dtype]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([*models, content, dtype, top]).encode()).hexdigest()[:32]
 
 
 def _everywhere(found: bool, processes: Processes) -> bool:

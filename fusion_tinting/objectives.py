@@ -15,12 +15,19 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def hard(output: Tensor, expert: Tensor) -> Tensor:
-    """Cross-entropy against the expert's arg-max (arXiv 2412.19098 v1, v2 and the released code)."""
+    """Cross-entropy against the expert's arg-max (arXiv 2412.19098 v1, v2 and the released code).
+
+    A single output (B, 1) is no class distribution: there it is `l1`, in `soft` too.
+    """
+    if output.shape[1] == 1:
+        return l1(output, expert)
     return _per_sample(F.cross_entropy(output, expert.argmax(1), reduction="none"))
 
 
 def soft(output: Tensor, expert: Tensor) -> Tensor:
-    """Cross-entropy against the expert's probabilities (arXiv v3)."""
+    """Cross-entropy against the expert's probabilities (arXiv v3); of a single output as `hard`."""
+    if output.shape[1] == 1:
+        return l1(output, expert)
     return _per_sample(F.cross_entropy(output, expert.softmax(1), reduction="none"))
 
 
@@ -35,6 +42,8 @@ def l1(output: Tensor, expert: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {"hard": hard, "soft": soft, "entropy": entropy, "l1": l1}
+OF_CLASSES = ("hard", "soft", "entropy")
+"""Those that read of the expert its class distribution alone, not the values themselves."""
 
 
 def resolve_objective(objective: str | Objective) -> Objective:

@@ -64,7 +64,8 @@ def resolve_sampler(sampler: str | Sampler) -> Sampler:
 
 
 def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    """The largest softmax value and the arg-max; of a single output 1 and 0, so that none is preferred."""
+    if logits.ndim != 2:
         raise ValueError(
             "Samplers by confidence need class logits of shape (batch, classes). Found "
             f"{tuple(logits.shape)}; use `sampler: all` for other outputs."

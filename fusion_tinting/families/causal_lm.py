@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 
 class LanguageModel(nn.Module):
@@ -40,31 +39,41 @@ def head_name(model: PreTrainedModel) -> str:
     Where it shares its weight with the embeddings, its tint has a weight of its own.
     """
     head = model.get_output_embeddings()
-    return next(f"model.{name}" for name, module in model.named_modules() if module is head)
+    names = [f"model.{name}" for name, module in model.named_modules() if module is head]
+    if head is None or not names:
+        raise ValueError(f"{type(model).__name__} has no LM head; it is no causal language model.")
+    return names[0]
 
 
-def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
-    """Name in `LanguageModel` -> tensor name in the model's checkpoint."""
-    names = {}
-    for name, tensor in model.state_dict().items():
-        (stored,) = revert_weight_conversion(model, {name: tensor})
-        names[f"model.{name}"] = stored
-    return names
+def require_untied(model: PreTrainedModel, layer: str) -> None:
+    """Refuse to tint a layer, named as in `LanguageModel`, that shares a tensor with the LM head.
+
+    Raises:
+        ValueError: the embedding of a model that computes its logits with it, or a layer around it.
+    """
+    head = {id(p) for p in model.get_output_embeddings().parameters()}
+    if any(id(p) in head for p in LanguageModel(model).get_submodule(layer).parameters()):
+        raise ValueError(
+            f"`layer={layer}` shares a tensor with the LM head. Tint the head itself (`layer: head`): it "
+            "then gets a tensor of its own. Or tint a block."
+        )
 
 
-def blocks_of(tokens: list[list[int]], length: int, separator: int | None) -> list[dict[str, Tensor]]:
+def blocks_of(tokens: list[list[int]], length: int, separator: int | None) -> list[Tensor]:
     """Texts one after another, cut into blocks of `length` tokens; no padding: every position counts.
 
     Args:
         tokens: token ids of each text.
-        separator: the end-of-text id that stands between texts, if there is one.
+        separator: the end-of-text id that stands after every text, if there is one.
 
     Raises:
-        ValueError: fewer tokens than one block.
+        ValueError: fewer tokens than two blocks.
     """
-    stream = [i for text in tokens for i in ([*text, separator] if separator is not None else text)]
-    length = min(length, len(stream))
-    if length < 2:
-        raise ValueError("The texts hold fewer than two tokens.")
-    cut = range(0, len(stream) - length + 1, length)
-    return [{"input_ids": torch.tensor(stream[start : start + length])} for start in cut]
+    last = [] if separator is None else [separator]
+    stream = [i for text in tokens for i in (text if text[-1:] == last else [*text, *last])]
+    if len(stream) < 2 * length:
+        raise ValueError(
+            f"The texts hold {len(stream)} tokens. Two blocks of {length} are the least: one teaches, one "
+            "is kept aside. Give more text, or a smaller `max_length`."
+        )
+    return list(torch.tensor(stream[: len(stream) // length * length]).view(-1, length))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import AutoConfig, CLIPModel, CLIPVisionModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.cache import recall, remember
@@ -44,6 +44,22 @@ class TintedCLIP(TintedModel):
         folder, the artefact: coefficients and tints."""
         self.merged.save_pretrained(path, **kwargs)
         self.save(path)
+
+
+def load(path: str) -> CLIPModel:
+    """A whole CLIP, with its text tower, from a folder or hub id; in float32.
+
+    Raises:
+        OSError: no such model.
+        ValueError: a model of another architecture, or tensors that the checkpoint lacks, named.
+    """
+    return _loaded(path, {"clip": CLIPModel})
+
+
+def load_tower(path: str) -> CLIPVisionModel:
+    """The vision tower of a folder or hub id, which may be a whole CLIP; in float32. Raises as `load`."""
+    model = _loaded(path, {"clip_vision_model": CLIPVisionModel, "clip": CLIPModel})
+    return model.vision_model if isinstance(model, CLIPModel) else model
 
 
 def folded_head(zero_shot: Tensor, scale: Tensor | float) -> nn.Linear:
@@ -89,16 +105,44 @@ def zero_shot_weights(
     return weights
 
 
-def names_on_disk(encoder: CLIPImageEncoder) -> Mapping[str, str]:
+def names_on_disk(encoder: CLIPImageEncoder, whole: CLIPModel | None = None) -> Mapping[str, str]:
     """Parameter name -> tensor name in the checkpoint that the vision tower was loaded from.
 
     transformers 5 drops and restores prefixes such as `vision_model.`; this asks it which.
+
+    Args:
+        whole: the CLIP whose part the vision tower is, if it was loaded as one.
     """
+    model, prefix = (encoder.vision_model, "") if whole is None else (whole, "vision_model.")
     names = {}
     for name, parameter in encoder.vision_model.named_parameters():
-        (stored,) = revert_weight_conversion(encoder.vision_model, {name: parameter})
+        (stored,) = revert_weight_conversion(model, {prefix + name: parameter})
         names[f"vision_model.{name}"] = stored
     return names
+
+
+def content_version(dataset, processor) -> str | None:
+    """Names what a processed Hugging Face data set holds: its own fingerprint and the processor's settings.
+
+    The fingerprint is made of the data files and of everything done to them, so that it survives the
+    process. Other data sets have none.
+    """
+    fingerprint = getattr(dataset, "_fingerprint", None)
+    settings = getattr(getattr(processor, "image_processor", processor), "to_json_string", None)
+    return None if fingerprint is None or settings is None else f"{fingerprint} {settings()}"
+
+
+def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionModel:
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in classes:
+        raise ValueError(f"`{path}` is of the architecture `{kind}`. Expected {' or '.join(classes)}.")
+    model, told = classes[kind].from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"`{path}` is no complete {type(model).__name__}: it lacks {len(missing)} tensor(s), "
+            f"{missing[:3]}."
+        )
+    return model.requires_grad_(False).eval()
 
 
 def _class_embedding(clip_model: CLIPModel, processor, texts: list[str]) -> Tensor:

@@ -32,15 +32,22 @@ class TextEncoder(nn.Module):
 
 
 class TextHead(nn.Module):
-    """`Features` -> logits (B, labels): the whole model but its backbone."""
+    """`Features` -> logits (B, labels): the whole model but its backbone.
 
-    def __init__(self, rest: PreTrainedModel):
+    Args:
+        pooler: the backbone's, where it belongs to the head; see `split`.
+    """
+
+    def __init__(self, rest: PreTrainedModel, pooler: nn.Module | None = None):
         super().__init__()
-        self.rest = rest
+        self.rest, self.pooler = rest, pooler
 
     def forward(self, features: Features) -> Tensor:
+        said = features.output
+        if self.pooler is not None:
+            said = type(said)(**{**said, "pooler_output": self.pooler(said.last_hidden_state)})
         stand_in = getattr(self.rest, self.rest.base_model_prefix)
-        stand_in.says = features.output
+        stand_in.says = said
         try:
             return self.rest(**features.inputs).logits
         finally:
@@ -58,7 +65,8 @@ def load(path: str, base_of: bool = False) -> PreTrainedModel:
     """A classifier from a folder or hub id, in float32, with dropout off.
 
     Args:
-        base_of: whether only its backbone is wanted, so that a bare or a masked language model will do.
+        base_of: whether only its backbone is wanted, so that a bare or a masked language model will do; a
+            pooler that such a model lacks is then None.
 
     Raises:
         ValueError: tensors that the checkpoint lacks, named.
@@ -68,27 +76,48 @@ def load(path: str, base_of: bool = False) -> PreTrainedModel:
     )
     prefix = f"{model.base_model_prefix}."
     missing = sorted(n for n in told["missing_keys"] if n.startswith(prefix) or not base_of)
+    if base_of and missing and all(name.startswith(f"{prefix}pooler.") for name in missing):
+        getattr(model, model.base_model_prefix).pooler, missing = None, []
     if missing:
         raise ValueError(
             f"`{path}` is no complete {type(model).__name__}: it lacks {len(missing)} tensor(s), "
             f"{missing[:3]}."
         )
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # of keys and values, which only generation needs
     return model.eval()
 
 
-def split(model: PreTrainedModel) -> tuple[TextEncoder, TextHead]:
-    """Take a model apart; it is of no use by itself afterwards."""
+def has_pooler(model: PreTrainedModel) -> bool:
+    """Whether a model's backbone holds a pooler, as BERT's does."""
+    return getattr(getattr(model, model.base_model_prefix), "pooler", None) is not None
+
+
+def split(model: PreTrainedModel, pooled: bool = True) -> tuple[TextEncoder, TextHead]:
+    """Take a model apart; it is of no use by itself afterwards.
+
+    Args:
+        pooled: whether a pooler in the backbone is merged with it. It cannot be where the base, a masked
+            language model, has none: then every expert's belongs to its head.
+    """
     prefix = model.base_model_prefix
-    backbone = getattr(model, prefix)
+    backbone, pooler = getattr(model, prefix), None
+    if has_pooler(model) and not pooled:
+        pooler, backbone.pooler = backbone.pooler, None
     setattr(model, prefix, _StandIn())
-    return TextEncoder(backbone), TextHead(model)
+    return TextEncoder(backbone), TextHead(model, pooler)
 
 
-def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
-    """Name in `TextEncoder`, or `head.` and name in `TextHead`, -> tensor name on disk."""
+def names_on_disk(model: PreTrainedModel, pooled: bool = True) -> dict[str, str]:
+    """Name in `TextEncoder`, or `head.` and name in `TextHead`, -> tensor name on disk; before `split`."""
     prefix, names = f"{model.base_model_prefix}.", {}
     for name, tensor in model.state_dict().items():
         (stored,) = revert_weight_conversion(model, {name: tensor})
-        inside = name.startswith(prefix)
-        names[f"backbone.{name.removeprefix(prefix)}" if inside else f"head.rest.{name}"] = stored
+        short = name.removeprefix(prefix)
+        if short == name:
+            names[f"head.rest.{name}"] = stored
+        elif short.startswith("pooler.") and not pooled:
+            names[f"head.{short}"] = stored
+        else:
+            names[f"backbone.{short}"] = stored
     return names

@@ -149,7 +149,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if len(dataset) == 0:
             raise ValueError(f"The {self.adapt_split} split of `{task}` is empty.")
         images = ImageClassificationDataset(dataset, processor)
-        return Unlabeled(images, num_workers=self.num_workers, version=content_version(dataset, processor))
+        version = clip.content_version(dataset, processor)
+        return Unlabeled(images, num_workers=self.num_workers, version=version)
 
     def _run_dir(self) -> Path:
         folder = self.run_dir or Path(self.log_dir or get_hydra_output_dir() or ".") / "tinting"
@@ -161,17 +162,6 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         for task, value in zip(history.tasks, history.agreement[step].tolist(), strict=True):
             metrics[f"train/agreement/{task}"] = value
         self.log_dict(metrics, step=step)
-
-
-def content_version(dataset, processor) -> str | None:
-    """Names what a processed Hugging Face data set holds: its own fingerprint and the processor's settings.
-
-    The fingerprint is made of the data files and of everything done to them, so that it survives the
-    process. Other data sets have none.
-    """
-    fingerprint = getattr(dataset, "_fingerprint", None)
-    settings = getattr(getattr(processor, "image_processor", processor), "to_json_string", None)
-    return None if fingerprint is None or settings is None else f"{fingerprint} {settings()}"
 
 
 def zero_shot_head(clip_model, processor, task: str) -> nn.Linear:

@@ -1,20 +1,33 @@
 """Checkpoints by the names of their tensors on disk: what is in one, and whether an output is whole."""
 
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
 
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from mergekit.common import ModelReference
+from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 
 
+class Header(NamedTuple):
+    """What a file says of a tensor without reading it."""
+
+    shape: tuple[int, ...]
+    floating: bool
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of safetensors files.
+    """The files of a model: safetensors, or PyTorch's own, read without running code.
 
     Attributes:
         folder: where it is.
@@ -26,42 +39,66 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str) -> "Checkpoint":
-        """A local folder, or a hub id.
+        """A local folder, a file of tensors, or a hub id.
 
         Raises:
             FileNotFoundError: no such folder, and nothing of that name can be reached.
-            ValueError: a checkpoint without safetensors files, or a damaged one.
+            ValueError: a folder without a checkpoint, or a damaged one.
         """
-        folder = Path(model)
-        if not folder.is_dir():
-            folder = _download(model)
-        if (folder / INDEX).is_file():
-            return cls(folder, json.loads((folder / INDEX).read_text())["weight_map"])
-        single = folder / "model.safetensors"
-        if not single.is_file():
+        path = Path(model)
+        if path.is_file():
+            return cls(path.parent, dict.fromkeys(headers(path), path.name))
+        folder = path if path.is_dir() else _download(model)
+        try:
+            with _reading(folder):
+                return cls(folder, ShardedTensorIndex.from_disk(str(folder)).tensor_paths)
+        except RuntimeError as error:
             raise ValueError(
-                f"`{model}` has no safetensors checkpoint (`model.safetensors` or `{INDEX}`). Convert it "
-                "with `save_pretrained`; pickled weights are not loaded."
-            )
-        with _opened(single) as file:
-            return cls(folder, dict.fromkeys(file.keys(), single.name))
+                f"`{model}` has no checkpoint: neither `model.safetensors` nor `{INDEX}` is there. "
+                "`save_pretrained` writes one."
+            ) from error
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, read from its file."""
-        with _opened(self.folder / self.files[name]) as file:
-            return file.get_tensor(name)
+        path = self.folder / self.files[name]
+        with _reading(path):
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)[name]
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(name)
+
+    def headers(self) -> dict[str, Header]:
+        """Tensor name -> what its file says of it; the tensors themselves are not read."""
+        found: dict[str, Header] = {}
+        for name in dict.fromkeys(self.files.values()):
+            found |= headers(self.folder / name)
+        lost = [name for name in self.files if name not in found]
+        if lost:
+            raise ValueError(f"`{self.folder}` names tensors that its files do not hold: {lost[:5]}.")
+        return {name: found[name] for name in self.files}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape; the tensors themselves are not read."""
-        found = {}
-        for name in dict.fromkeys(self.files.values()):
-            with _opened(self.folder / name) as file:
-                found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        return {name: found[name] for name in self.files}
+        return {name: header.shape for name, header in self.headers().items()}
 
-    def sized(self) -> Iterator[tuple[str, str]]:
-        """(tensor name, file), file after file, so that each is opened in turn."""
-        yield from sorted(self.files.items(), key=lambda item: item[1])
+
+def headers(path: Path) -> dict[str, Header]:
+    """What a file of tensors holds.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` is missing.")
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            found = torch.load(path, map_location="meta", weights_only=True)
+            found = found.get("state_dict", found)
+            return {name: Header(tuple(t.shape), t.is_floating_point()) for name, t in found.items()}
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
+            return {name: Header(tuple(p.get_shape()), "F" in p.get_dtype()) for name, p in parts.items()}
 
 
 def require_same(output: Mapping, wanted: Mapping, what: str, advice: str) -> None:
@@ -69,7 +106,7 @@ def require_same(output: Mapping, wanted: Mapping, what: str, advice: str) -> No
 
     Args:
         output, wanted: tensor name -> shape.
-        what: how the two are called in the error.
+        what: how the output is called in the error.
         advice: what to do.
 
     Raises:
@@ -79,21 +116,26 @@ def require_same(output: Mapping, wanted: Mapping, what: str, advice: str) -> No
     wrong = [n for n, shape in wanted.items() if n in output and output[n] != shape]
     if missing or wrong:
         parts = [f"{len(missing)} tensor(s) are missing: {missing[:5]}"] * bool(missing)
-        parts += [f"{len(wrong)} have another shape: {wrong[:5]}"] * bool(wrong)
+        shapes = ", ".join(f"{name} {output[name]}, not {wanted[name]}" for name in wrong[:5])
+        parts += [f"{len(wrong)} have another shape: {shapes}"] * bool(wrong)
         raise ValueError(f"{what}: {'; '.join(parts)}. {advice}")
 
 
 def _download(model: str) -> Path:
+    reference = ModelReference.parse(model)
     try:
-        return Path(ModelReference.parse(model).local_path())
+        if HF_HUB_OFFLINE:  # mergekit asks the hub for a list of files, even of what is here
+            return Path(snapshot_download(reference.model.path, revision=reference.model.revision))
+        return Path(reference.local_path())
     except Exception as error:  # many kinds: offline, no such id, no access
         raise FileNotFoundError(
             f"`{model}` is neither a folder nor a model that can be reached: {error}"
         ) from error
 
 
-def _opened(path: Path):
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"`{path}` is cut short or no safetensors file: {error}.") from error
+        yield
+    except (SafetensorError, UnpicklingError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"`{path}` is cut short or holds no tensors: {error}") from error

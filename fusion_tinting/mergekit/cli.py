@@ -18,6 +18,9 @@ COMMANDS = {
 }
 """Name -> its module (and function) in this package, and what `--help` says."""
 
+EXPECTED = (ValueError, OSError, RuntimeError)
+"""What this package and mergekit raise for a user's mistakes; anything else is ours, and shows where."""
+
 
 class Lazy(click.Group):
     """A group whose commands are imported when they are asked for."""
@@ -29,23 +32,38 @@ class Lazy(click.Group):
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
-        found = getattr(
-            importlib.import_module(f"fusion_tinting.mergekit.{module}"), attribute or "command"
-        )
-        return found() if attribute else found
+        try:
+            found = importlib.import_module(f"fusion_tinting.mergekit.{module}")
+        except ModuleNotFoundError as error:
+            if error.name != "mergekit":
+                raise
+            raise click.ClickException(
+                'mergekit is not installed: `pip install "fusion_tinting[mergekit]"`.'
+            ) from error
+        return getattr(found, attribute)() if attribute else found.command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context):
-        """As click does; the errors of this package are messages, not tracebacks."""
+        """As click does; the errors that are expected are messages of one line, not tracebacks."""
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (click.exceptions.Exit, click.Abort):  # which are RuntimeErrors
+            raise
+        except EXPECTED as error:
             if ctx.params.get("traceback"):
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; of a file that mergekit cannot read, where and what it expects."""
+    if hasattr(error, "errors"):  # pydantic's
+        parts = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors())
+        return "; ".join(f"`{where}`: {what}" if where else what for where, what in parts)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,53 +1,126 @@
 """mergekit's own commands, with all their options, our merge method known, and their output checked."""
 
-import tempfile
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import click
-import yaml
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+from mergekit.scripts import merge_raw_pytorch, multimerge, run_yaml
 
-from fusion_tinting.mergekit import recipes
-from fusion_tinting.mergekit.method import register
+from fusion_tinting.mergekit import outputs, plan, preflight, reading
+from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.method import NAME, register
+from fusion_tinting.mergekit.recipes import require_empty
+
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
+FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
 
 
 def yaml_command() -> click.Command:
     """`mergekit-tint yaml RECIPE OUT`."""
-    from mergekit.scripts.run_yaml import main as theirs
 
-    def run(config_file: str, out_path: str, force: bool, **options) -> None:
-        recipe, out = recipes.read(Path(config_file)), Path(out_path)
-        recipes.check(recipe, out, force)
-        with tempfile.TemporaryDirectory() as folder:
-            # Absolute paths: mergekit's model card asks the hub about a relative one.
-            path = Path(folder) / "recipe.yml"
-            path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-            theirs.callback(config_file=str(path), out_path=str(out.resolve()), **options)
-        recipes.check_output(recipe, out)
+    def run(config_file: str, out_path: str, force: bool, **given) -> None:
+        options, out = _options(given), Path(out_path).resolve()
+        config, text = reading.read(Path(config_file))
+        require_empty(out, force)
+        _merge(config, options, out, text)
 
-    force = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
-    return _like(theirs, "yaml", run, force)
+    return _like(run_yaml.main, "yaml", run)
 
 
 def multi_command() -> click.Command:
     """`mergekit-tint multi CONFIG`."""
-    from mergekit.scripts.multimerge import main as theirs
 
-    return _like(theirs, "multi", theirs.callback)
+    def run(config_file, intermediate_dir, out_path, lazy: bool, force: bool, **given) -> None:
+        options, folder = _options(given), Path(intermediate_dir).resolve()
+        configs, needs = multimerge.load_config(reading.read_several(Path(config_file)), str(folder))
+        if None in configs and not out_path:
+            raise click.UsageError("`--out-path` is missing: the recipe without a `name` is written there.")
+        out = {name: folder / name if name else Path(out_path).resolve() for name in configs}
+        kept = [name for name in configs if lazy and _holds_model(out[name])]
+        made = [name for name in TopologicalSorter(needs).static_order() if name not in kept]
+        for name in made:
+            require_empty(out[name], force)
+            if not needs[name]:
+                preflight.check(configs[name], options, out[name])
+        for name in kept:
+            click.echo(f"Kept `{out[name]}`, which is there; `--no-lazy --force` merges it anew.", err=True)
+            outputs.check(configs[name], options, out[name])
+        for name in made:
+            _merge(configs[name], options, out[name])
+
+    return _like(multimerge.main, "multi", run)
 
 
 def pytorch_command() -> click.Command:
     """`mergekit-tint pytorch CONFIG OUT`."""
-    from mergekit.scripts.merge_raw_pytorch import main as theirs
 
-    return _like(theirs, "pytorch", theirs.callback)
+    def run(config_path, out_path, tensor_union, tensor_intersection, force: bool, **given) -> None:
+        options, out = _options(given), Path(out_path).resolve()
+        config, _ = reading.read(Path(config_path), merge_raw_pytorch.RawPyTorchMergeConfig)
+        require_empty(out, force)
+        paths = filter(None, (config.base_model, *(model.model for model in config.models)))
+        files = {ModelReference(model={"path": path}): Checkpoint.open(path) for path in paths}
+        tasks = merge_raw_pytorch.plan_flat_merge(
+            config, str(out), tensor_union, tensor_intersection, options
+        )
+        if config.merge_method == NAME:
+            merges = plan.merges_of(plan.saved(tasks), files, partial=tensor_union)
+            preflight.require_sound(merges, next(iter(files.values())))
+        _clear(out)
+        storage = options.device if options.low_cpu_memory else "cpu"
+        Executor(tasks, math_device=options.device, storage_device=storage).execute()
+        _check_flat(list(files.values()), tensor_intersection, out)
+
+    return _like(merge_raw_pytorch.main, "pytorch", run)
 
 
-def _like(theirs: click.Command, name: str, callback: Callable, *more: click.Option) -> click.Command:
+def _merge(config: MergeConfiguration, options: MergeOptions, out: Path, text: str | None = None) -> None:
+    preflight.check(config, options, out)
+    _clear(out)
+    # The path is absolute: mergekit's model card asks the hub about a relative one.
+    run_merge(config.model_copy(deep=True), str(out), options, config_source=text)
+    outputs.check(config, options, out)
+
+
+def _check_flat(files: list[Checkpoint], intersection: bool, out: Path) -> None:
+    shapes = [file.shapes() for file in files]
+    wanted = {name: shape for found in reversed(shapes) for name, shape in found.items()}
+    if intersection:
+        wanted = {name: shape for name, shape in wanted.items() if all(name in found for found in shapes)}
+    advice = "Look at mergekit's messages above."
+    require_same(Checkpoint.open(str(out)).shapes(), wanted, f"`{out}` is not whole", advice)
+
+
+def _options(given: dict) -> MergeOptions:
+    options = MergeOptions(**given)
+    options.apply_global_options()
+    return options
+
+
+def _holds_model(folder: Path) -> bool:
+    """As mergekit decides that there is nothing left to do."""
+    names = multimerge.MODEL_CHECK_FILENAMES
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in names)
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier model's weights, which would be read in place of the new ones or beside them."""
+    for pattern in WEIGHTS:
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+def _like(theirs: click.Command, name: str, callback: Callable) -> click.Command:
     register()
     return type(theirs)(
         name=name,
-        params=[*theirs.params, *more],
+        params=[*theirs.params, FORCE],
         callback=callback,
-        help=theirs.help or f"mergekit's own `{theirs.name}`, with `merge_method: model_tinting`.",
+        help=theirs.help or f"mergekit's own `{theirs.name}`, with `merge_method: {NAME}`.",
     )

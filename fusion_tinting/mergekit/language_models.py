@@ -5,36 +5,73 @@ from typing import ClassVar
 from torch import nn
 
 from fusion_tinting.experts import LoadedExperts
-from fusion_tinting.families import causal_lm
+from fusion_tinting.families import causal_lm as family
+from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.config import Config
-from fusion_tinting.mergekit.texts import Texts, reachable, shared_tokenizer
+from fusion_tinting.mergekit.names import ModelNames
+from fusion_tinting.mergekit.rows import Inputs, Rows, reachable
+from fusion_tinting.mergekit.texts import shared_tokenizer
+from fusion_tinting.tints import resolve_layer
 from fusion_tinting.unlabeled import Unlabeled
 
 
 class LanguageModels:
-    """Causal language models, merged whole; every next token of a text is taught."""
+    """Causal language models, merged whole; every next token of a text is taught. See `learn.FAMILY`."""
 
-    defaults: ClassVar[dict] = {"sampler": "all", "objective": "soft"}
+    reads: ClassVar[tuple[str, ...]] = ("text", "max_length")
+    defaults: ClassVar[dict] = {"sampler": "all", "objective": "soft", "batch_size": 4}
 
     def __init__(self, config: Config):
-        family, by_task = causal_lm, config.by_task
-        self._data = {task: expert.data for task, expert in by_task.items()}
+        by_task = config.by_task
+        _check_settings(config)
+        self._rows = {task: Rows(expert) for task, expert in by_task.items()}
         self.tokenizer = shared_tokenizer(config)
         base = reachable(family.load, config.base_model)
-        self.names, self.head = family.names_on_disk(base), family.head_name(base)
         self.pretrained = family.LanguageModel(base)
+        self.head = family.head_name(base)
+        layer = resolve_layer(self.pretrained, config.adapt.get("layer", "head"))
+        if layer not in (None, "head", self.head):
+            family.require_untied(base, layer)
+        self.names = _names_on_disk(config.base_model, base)
         self.heads = {task: nn.Identity() for task in by_task}
         self.experts = LoadedExperts(
             list(by_task), lambda task: family.LanguageModel(reachable(family.load, by_task[task].model))
         )
 
-    def unlabeled(self, task: str, rows: Texts) -> Unlabeled:
-        """A task's texts one after another, in blocks of `max_length` tokens."""
-        if rows.pairs is not None or rows.labels is not None:
+    def inputs(self, task: str) -> Inputs:
+        """A task's texts one after another, in blocks of `max_length` tokens (fewer, where the model cannot
+        read so many)."""
+        rows, config = self._rows[task], self.pretrained.model.config
+        tokens = self.tokenizer(rows.texts("text"), verbose=False)["input_ids"]
+        highest = max((max(text) for text in tokens if text), default=0)
+        if highest >= config.vocab_size:
             raise ValueError(
-                f"Language models take one text column, no pairs and no labels (task `{task}`)."
+                f"The tokenizer of the experts has a token {highest}; the base knows {config.vocab_size}."
             )
-        tokens = self.tokenizer(rows.texts)["input_ids"]
-        length = self._data[task].max_length
-        blocks = causal_lm.blocks_of(tokens, length, self.tokenizer.eos_token_id)
-        return Unlabeled([block["input_ids"] for block in blocks])
+        length = min(rows.data.max_length, getattr(config, "max_position_embeddings", rows.data.max_length))
+        try:
+            blocks = family.blocks_of(tokens, length, self.tokenizer.eos_token_id)
+        except ValueError as error:
+            raise ValueError(f"{rows.where}: {error}") from error
+        return Inputs(Unlabeled(blocks))
+
+
+def _check_settings(config: Config) -> None:
+    for expert in config.experts:
+        if expert.data.label is not None:
+            raise ValueError(
+                f"Language models have no labels to compare with: drop `label` of task `{expert.task}`."
+            )
+    sampler = config.adapt.get("sampler", "all")
+    if sampler != "all":
+        raise ValueError(
+            f"`sampler: {sampler}` chooses among samples that have one class each; a text has as many "
+            "distributions as tokens. Language models take `sampler: all`."
+        )
+
+
+def _names_on_disk(path: str, model) -> dict[str, str]:
+    """Name in `LanguageModel` -> tensor name in the checkpoint."""
+    checkpoint = Checkpoint.open(path)
+    stored = ModelNames(checkpoint.folder).of(checkpoint.files)
+    return {f"model.{name}": stored.get(name, name) for name in model.state_dict()}

@@ -12,9 +12,6 @@
 `register` makes it known to mergekit, which has no hook for plugins: `mergekit-tint` calls it.
 """
 
-import json
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -27,73 +24,13 @@ from mergekit.merge_methods import (
     TensorGroup,
     merge_method,
 )
-from pydantic import AfterValidator
+from pydantic import AfterValidator, FiniteFloat
 from torch import Tensor
 
-from fusion_tinting.artifact import MANIFEST
-from fusion_tinting.errors import unknown
-from fusion_tinting.files import read_json, read_tensors
+from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 NAME = "model_tinting"
-
-
-class CoefficientFile:
-    """`coefficients.safetensors` of an artefact: tensor name -> λ of every task.
-
-    Attributes:
-        tasks: in the order of the columns; from the file's own metadata.
-        rows: tensor name -> (K,) float32.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another kind, damaged, or with a value that is not finite.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows, metadata = read_tensors(path)
-        self.tasks = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)
-        for name, row in self.rows.items():
-            if row.shape != (len(self.tasks),) or not torch.isfinite(row).all():
-                raise ValueError(
-                    f"`{name}` in `{path}` must hold {len(self.tasks)} finite numbers, one for each task "
-                    f"of {self.tasks}. Found shape {tuple(row.shape)}: {row.flatten()[:8].tolist()}."
-                )
-
-    def value(self, name: str, task: str | None) -> float:
-        """λ of one tensor and task.
-
-        Raises:
-            ValueError: a tensor or task that the file does not have.
-        """
-        if task is None:
-            raise ValueError(f"With `coefficients` every model needs a `task`: one of {self.tasks}.")
-        if task not in self.tasks:
-            raise unknown("task", task, self.tasks)
-        if name not in self.rows:
-            raise ValueError(f"`{self.path}` has no coefficients for the tensor `{name}`.")
-        return float(self.rows[name][self.tasks.index(task)])
-
-
-@lru_cache(maxsize=8)
-def coefficient_file(path: str) -> CoefficientFile:
-    """The coefficients in a file, read once."""
-    return CoefficientFile(Path(path))
-
-
-@lru_cache(maxsize=2)
-def tint_file(path: str) -> dict[str, Tensor]:
-    """The tensors of a tint.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another kind, damaged, or with a value that is not finite.
-    """
-    tensors, _ = read_tensors(Path(path))
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"`{name}` in `{path}` holds NaN or infinite values.")
-    return tensors
+PIECE = 1 << 18  # elements
 
 
 def _readable(read):
@@ -116,7 +53,7 @@ def _readable(read):
 )
 def model_tinting(
     group: TensorGroup,
-    weight: PerNonBase[float | None] = None,
+    weight: PerNonBase[FiniteFloat | None] = None,
     task: PerNonBase[str | None] = None,
     coefficients: Annotated[str | None, _readable(coefficient_file)] = None,
     tint: Annotated[str | None, _readable(tint_file)] = None,
@@ -137,21 +74,31 @@ def model_tinting(
     name, base = group.metadata.name, group.base.tensor
     if tint is not None and name in tint_file(tint):
         return _tinted(tint, name, base)
-    merged = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
-    start = merged.clone()
-    for entry in group.non_base:
-        lam = _lambda(name, weight[entry.id], task[entry.id], coefficients)
-        merged.add_(entry.tensor.to(merged.dtype).sub(start), alpha=lam)
-    return merged.to(base.dtype)
+    lams = [coefficient(name, weight[e.id], task[e.id], coefficients) for e in group.non_base]
+    return _merged(base, [entry.tensor for entry in group.non_base], lams)
 
 
-def register() -> None:
-    """Make `merge_method: model_tinting` known to mergekit; more than once does no harm."""
-    if all(method.spec.name != NAME for method in merge_methods.registered_methods()):
-        merge_methods.register(model_tinting)
+def _merged(base: Tensor, experts: list[Tensor], lams: list[float]) -> Tensor:
+    """Piece by piece, so that what is held besides the result stays in the processor's cache."""
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    flat, *others = (tensor.reshape(-1) for tensor in (base, *experts))
+    merged = torch.empty_like(flat)
+    for first in range(0, len(flat), PIECE):
+        piece = slice(first, first + PIECE)
+        start = flat[piece].to(dtype)
+        total = start.clone()
+        for other, lam in zip(others, lams, strict=True):
+            total.add_(other[piece].to(dtype) - start, alpha=lam)
+        merged[piece] = total
+    return merged.view(base.shape)
 
 
-def _lambda(name: str, weight: float | None, task: str | None, coefficients: str | None) -> float:
+def coefficient(name: str, weight: float | None, task: str | None, coefficients: str | None) -> float:
+    """λ of one tensor and model, from what a recipe says of them.
+
+    Raises:
+        ValueError: neither or both of `weight` and `coefficients`, or as `CoefficientFile.value`.
+    """
     if (weight is None) == (coefficients is None):
         found = "none" if weight is None else "both"
         raise ValueError(
@@ -161,21 +108,17 @@ def _lambda(name: str, weight: float | None, task: str | None, coefficients: str
     return weight if coefficients is None else coefficient_file(coefficients).value(name, task)
 
 
+def register() -> None:
+    """Make `merge_method: model_tinting` known to mergekit; more than once does no harm."""
+    if all(method.spec.name != NAME for method in merge_methods.registered_methods()):
+        merge_methods.register(model_tinting)
+
+
 def _tinted(path: str, name: str, base: Tensor) -> Tensor:
     tensor = tint_file(path)[name]
     if tensor.shape != base.shape:
         raise ValueError(
             f"`{name}` in `{path}` has shape {tuple(tensor.shape)}; the base's has {tuple(base.shape)}. "
-            "`mergekit-tint variants` writes heads of a task's own shape."
+            "`mergekit-tint variants RUN OUT` writes heads of a task's own shape."
         )
     return tensor.to(base.device, base.dtype)
-
-
-def _tasks_beside(path: Path) -> list[str]:
-    manifest = path.with_name(MANIFEST)
-    if not manifest.is_file():
-        raise ValueError(
-            f"`{path}` does not say which task each column belongs to, nor is `{MANIFEST}` beside it. "
-            "Expected the `coefficients.safetensors` of a run."
-        )
-    return read_json(manifest)["tasks"]

@@ -1,37 +1,81 @@
 """`mergekit-tint show RUN`: what is in a run."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from fusion_tinting.artifact import read_manifest
 from fusion_tinting.mergekit.cli import FOLDER
-from fusion_tinting.mergekit.method import CoefficientFile
+from fusion_tinting.mergekit.run_files import CoefficientFile
+from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
+
+FEW = 24
+"""So many tensors are shown one by one; more are gathered by their block."""
 
 
 @click.command("show")
 @click.argument("run_dir", type=FOLDER, metavar="RUN")
-def command(run_dir: Path) -> None:
+@click.option("--tensors", is_flag=True, help="A row for every tensor, however many there are.")
+def command(run_dir: Path, tensors: bool) -> None:
     """Show the settings of a run and its coefficients by layer."""
     manifest = read_manifest(run_dir)
     file = CoefficientFile(run_dir / "coefficients.safetensors")
-    settings = {k: v for k, v in manifest["settings"].items() if v is not None}
-    click.echo(f"base       {manifest['base']['id']}")
-    for task, expert in manifest["experts"].items():
-        click.echo(f"expert     {task}: {expert['id']}")
-    click.echo(f"tinted     {manifest['layer']}")
-    click.echo(f"settings   {', '.join(f'{key}={value}' for key, value in settings.items())}")
-    click.echo(f"cost       {manifest['steps']} steps, {manifest['seconds']} s")
-    table = Table(title="Coefficients λ")
-    table.add_column("tensor", overflow="fold")
-    for task in file.tasks:
-        table.add_column(task, justify="right")
-    for name, row in file.rows.items():
-        mark = " (tinted)" if name in manifest["tinted_tensors"] else ""
-        table.add_row(name + mark, *(f"{value:.3f}" for value in row.tolist()))
-    show(table)
+    for what, text in _facts(manifest):
+        click.echo(f"{what:<12}{text}")
+    mark = set(manifest.get("tinted_tensors") or ())
+    rows = {f"{name} (tinted)" if name in mark else name: row for name, row in file.rows.items()}
+    many = len(rows) > FEW and not tensors
+    show(_table(file.tasks, by_block(rows) if many else rows))
+    if many:
+        click.echo(f"Means of {len(rows)} tensors by block; `--tensors` shows every one.")
     heat_map = run_dir / "coefficients.png"
-    if heat_map.is_file():
-        click.echo(f"heat map   {heat_map}")
+    if not heat_map.is_file():
+        plots.save(plots.coefficient_map(file.rows, file.tasks), heat_map)
+    click.echo(f"heat map    {heat_map}")
+
+
+def by_block(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean row of each numbered block, and of each module outside them; in the order they come.
+
+    Args:
+        rows: tensor name -> (K,).
+    """
+    groups: dict[str, list[Tensor]] = {}
+    for name, row in rows.items():
+        block = re.match(r".*?\.\d+(?=\.)", name)
+        tinted = " (tinted)" if name.endswith(" (tinted)") else ""
+        groups.setdefault((block.group() if block else name.rpartition(".")[0]) + tinted, []).append(row)
+    return {group: torch.stack(found).mean(0) for group, found in groups.items()}
+
+
+def _facts(manifest: Mapping) -> list[tuple[str, str]]:
+    settings = {key: value for key, value in manifest["settings"].items() if value is not None}
+    experts = [("expert", f"{task}: {entry['id']}") for task, entry in manifest["experts"].items()]
+    taught = ", ".join(f"{task} {count}" for task, count in manifest["samples"].items())
+    return [
+        ("base", str(manifest["base"]["id"])),
+        *experts,
+        ("tinted", str(manifest["layer"])),
+        ("settings", ", ".join(f"{key}={value}" for key, value in settings.items())),
+        ("inputs", taught),
+        ("cost", f"{manifest.get('steps')} steps, {manifest.get('seconds')} s"),
+    ]
+
+
+def _table(tasks: list[str], rows: Mapping[str, Tensor]) -> Table:
+    table = Table(title="Merging coefficients λ")
+    table.add_column("layer", overflow="fold")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{value:.3f}" for value in row.tolist()))
+    table.add_section()
+    mean = torch.stack(list(rows.values())).mean(0)
+    table.add_row("mean", *(f"{value:.3f}" for value in mean.tolist()), style="bold")
+    return table

@@ -1,80 +1,13 @@
-"""The texts that a configuration names, and the tokenizer that its models share."""
+"""The tokenizer that the models of a configuration share."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from fusion_tinting.errors import unknown
-from fusion_tinting.mergekit.config import Config, Data
-
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Rows of a file: one or two texts each, and labels where a column is named."""
-
-    texts: list[str]
-    pairs: list[str] | None
-    labels: list | None
-
-
-def read(data: Data, task: str) -> Texts:
-    """The columns that a task's data names.
-
-    Raises:
-        FileNotFoundError: neither a file nor a data set that can be reached.
-        ValueError: no rows, a column that does not exist, or one that holds no text.
-    """
-    rows = _rows(data)
-    if len(rows) == 0:
-        raise ValueError(f"The data of `{task}`, `{data.path}`, is empty.")
-    columns = {}
-    for what in ("text", "text_pair", "label"):
-        name = getattr(data, what)
-        if name is None:
-            columns[what] = None
-        elif name not in rows.column_names:
-            raise unknown(f"{what} column of `{data.path}` (task `{task}`)", name, rows.column_names)
-        else:
-            columns[what] = list(rows[name])
-    for what in ("text", "text_pair"):
-        bad = [i for i, value in enumerate(columns[what] or ()) if not isinstance(value, str)]
-        if bad:
-            raise ValueError(
-                f"Row {bad[0]} of `{data.path}` (task `{task}`) has no text in its column "
-                f"`{getattr(data, what)}`. Found {columns[what][bad[0]]!r}."
-            )
-    return Texts(columns["text"], columns["text_pair"], columns["label"])
-
-
-def _rows(data: Data):
-    from datasets import load_dataset
-
-    path, word = Path(data.path), data.split if isinstance(data.split, str) else "train"
-    if path.suffix in READERS and not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`.")
-    if not path.is_file():
-        return reachable(lambda name: load_dataset(name, data.name, split=word), data.path)
-    if path.stat().st_size == 0:
-        return load_dataset("text", data_files=str(path), split="train")
-    if path.suffix not in READERS:
-        raise unknown(f"kind of file of `{path}`", path.suffix, READERS)
-    return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-
-
-def reachable(load: Callable[[str], Any], name: str) -> Any:
-    """`load(name)`, whose failure names what was asked for."""
-    try:
-        return load(name)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"`{name}` is neither here nor can it be reached: {error}") from error
+from fusion_tinting.mergekit.config import Config, Expert
+from fusion_tinting.mergekit.rows import reachable
 
 
 def shared_tokenizer(config: Config):
@@ -84,7 +17,7 @@ def shared_tokenizer(config: Config):
         FileNotFoundError: an expert without tokenizer.
         ValueError: experts whose vocabularies differ.
     """
-    found = {e.task: reachable(AutoTokenizer.from_pretrained, e.model) for e in config.experts}
+    found = {expert.task: _tokenizer(expert) for expert in config.experts}
     first, *others = found
     vocabulary = found[first].get_vocab()
     for task in others:
@@ -100,6 +33,39 @@ def shared_tokenizer(config: Config):
     return tokenizer
 
 
+def same_architecture(config: Config) -> None:
+    """Refuse experts of another architecture than the base's.
+
+    Raises:
+        FileNotFoundError: a model that is not there.
+        ValueError: naming the expert and both architectures.
+    """
+    kinds = {model: reachable(AutoConfig.from_pretrained, model).model_type for model in _models(config)}
+    for expert in config.experts:
+        if kinds[expert.model] != kinds[config.base_model]:
+            raise ValueError(
+                f"The expert of `{expert.task}`, `{expert.model}`, is of the architecture "
+                f"{kinds[expert.model]}; the base `{config.base_model}` of {kinds[config.base_model]}. "
+                "Only fine-tuned copies of one base can be merged."
+            )
+
+
+def _models(config: Config) -> list[str]:
+    return [config.base_model, *(expert.model for expert in config.experts)]
+
+
+def _tokenizer(expert: Expert):
+    tokenizer, folder = reachable(AutoTokenizer.from_pretrained, expert.model), Path(expert.model)
+    files = [name for name in tokenizer.vocab_files_names.values() if name]
+    # transformers makes an empty one where there is none
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        raise FileNotFoundError(
+            f"The expert of `{expert.task}`, `{expert.model}`, has no tokenizer: it lacks {files}. "
+            "Copy the one that it was trained with there."
+        )
+    return tokenizer
+
+
 def digest(items: list) -> str:
     """Hash of tokenised inputs."""
-    return hashlib.sha256(json.dumps(items, default=torch.Tensor.tolist).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()

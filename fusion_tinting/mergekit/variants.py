@@ -1,34 +1,45 @@
 """`mergekit-tint variants RUN OUT`: a loadable checkpoint for every task around one shared model.
 
-    OUT/shared/model-1.safetensors       θ(λ), every merged tensor but the tinted layer's
+    OUT/shared/model-1.safetensors, …      θ(λ), every merged tensor but the tinted layer's
     OUT/<task>/model-shared-1.safetensors  a link to it (a copy where links are not possible)
-    OUT/<task>/model-task.safetensors    the tint, and what is the expert's own: its head
-    OUT/<task>/config.json, tokenizer files   the expert's
+    OUT/<task>/model-task.safetensors      the tint, and what is the expert's alone: its head
+    OUT/<task>/config.json, tokenizer, …   the expert's
 
-Everything goes by the names of the experts' checkpoints, whatever the architecture, one expert's tensor at
-a time.
+The index of a folder, without which nothing loads it, is written last. A variant can be moved with what it
+links to: `cp -rL OUT/<task> elsewhere`.
 """
 
-import json
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import click
+from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fusion_tinting.artifact import MANIFEST, read_manifest
 from fusion_tinting.errors import unknown
-from fusion_tinting.files import read_tensors, write_json, write_tensors
+from fusion_tinting.files import read_json, write_atomically, write_json
 from fusion_tinting.mergekit.checkpoints import INDEX, Checkpoint, require_same
 from fusion_tinting.mergekit.cli import FOLDER
-from fusion_tinting.mergekit.method import CoefficientFile
+from fusion_tinting.mergekit.clip_towers import HEADS
+from fusion_tinting.mergekit.clip_variants import TowerRun
+from fusion_tinting.mergekit.merged import MergedRun
+from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.recipes import require_empty
 
-SHARD_BYTES = 2 << 30
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configuration and tokenizer files, taken from the expert."""
+SHARED = "shared"
+OWN = "model-task.safetensors"
+SHARD_BYTES = 1 << 30
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+"""Endings of files that are not copied from an expert's folder."""
+NOT_COPIED = ("README.md", INDEX)
+TEMPLATES = "additional_chat_templates"
+"""The one folder that a tokenizer may have."""
 
 
 @click.command("variants")
@@ -48,114 +59,120 @@ def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = F
     Raises:
         FileNotFoundError: no finished run, or one of its models is not there.
         ValueError: an unknown task, `out` not empty, or models that the run was not learned from.
-        OSError: no room.
+        OSError: no room; nothing is left that could be loaded by mistake.
     """
     manifest = read_manifest(run_dir)
     for task in tasks:
         if task not in manifest["tasks"]:
             raise unknown("task", task, manifest["tasks"])
+    chosen = list(dict.fromkeys(tasks)) or manifest["tasks"]
     require_empty(out, force)
-    base = Checkpoint.open(_id(manifest["base"], run_dir))
-    experts = {t: Checkpoint.open(_id(manifest["experts"][t], run_dir)) for t in manifest["tasks"]}
-    coefficients = CoefficientFile(run_dir / "coefficients.safetensors")
-    tinted = set(manifest["tinted_tensors"])
-    names = [name for name in coefficients.rows if name not in tinted]
-    _check(base, experts, names)
-    shared = _write_shards(out / "shared", names, lambda name: merged(base, experts, coefficients, name))
-    chosen = tasks or manifest["tasks"]
-    return [_variant(run_dir, out, task, experts[task], shared) for task in chosen]
+    towers = (run_dir / HEADS).is_dir()  # of CLIP: the heads are no part of the experts' checkpoints
+    run = TowerRun(run_dir, manifest) if towers else MergedRun(run_dir, manifest)
+    shared = _shared(run, out / SHARED, _digest(run_dir))
+    return [_variant(run, task, out / folder_of(task), shared) for task in chosen]
 
 
-def merged(base: Checkpoint, experts: Mapping[str, Checkpoint], file: CoefficientFile, name: str) -> Tensor:
-    """θ₀ + Σ_k λ_k (θ_k − θ₀) of one tensor, one expert at a time, in float32."""
-    start = base.tensor(_in_base(base, name))
-    total = start.float().clone()
-    for task, expert in experts.items():
-        total.add_(expert.tensor(name).float().sub(start.float()), alpha=file.value(name, task))
-    return total.to(start.dtype)
+def folder_of(task: str) -> str:
+    """The folder of a task, whatever characters its name has."""
+    name = quote(task, safe="")
+    return f"%{ord(name[0]):02X}{name[1:]}" if name in (".", "..", SHARED) else name
 
 
-def _variant(run_dir: Path, out: Path, task: str, expert: Checkpoint, shared: Mapping[str, Path]) -> Path:
-    folder = out / task
-    folder.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "tints" / f"{task}.safetensors"
-    tint = read_tensors(path)[0] if path.is_file() else {}
-    rest = [name for name in expert.files if name not in shared and name not in tint]
-    own = {**{name: expert.tensor(name) for name in rest}, **tint}
-    files = {name: f"model-shared-{shared[name].name.removeprefix('model-')}" for name in shared}
-    for name, source in shared.items():
-        _link(source, folder / files[name])
-    write_tensors(folder / "model-task.safetensors", own, {"format": "pt"})
-    size = sum(t.nbytes for t in own.values()) + sum(p.stat().st_size for p in set(shared.values()))
-    files |= dict.fromkeys(own, "model-task.safetensors")
-    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
-    for pattern in COPIED:
-        for found in expert.folder.glob(pattern):
-            if found.name != INDEX:
-                shutil.copy(found, folder)
-    if any(name not in expert.files for name in own):
-        _untie(folder / "config.json")
-    written = Checkpoint.open(str(folder)).shapes()
-    require_same(written, expert.shapes(), f"`{folder}` is not complete", f"See `{run_dir / MANIFEST}`.")
-    return folder
-
-
-def _write_shards(folder: Path, names: list[str], tensor: Callable[[str], Tensor]) -> dict[str, Path]:
-    """Write tensors into files of at most `SHARD_BYTES`; tensor name -> its file."""
-    files, held, size = {}, {}, 0
-
-    def flush() -> None:
-        if held:
-            path = folder / f"model-{len(set(files.values())) + 1}.safetensors"
-            write_tensors(path, held, {"format": "pt"})
-            files.update(dict.fromkeys(held, path))
-            held.clear()
-
-    for name in names:
-        found = tensor(name)
-        if size + found.nbytes > SHARD_BYTES:
-            flush()
-            size = 0
-        held[name] = found
-        size += found.nbytes
-    flush()
-    return files
-
-
-def _check(base: Checkpoint, experts: Mapping[str, Checkpoint], names: list[str]) -> None:
-    there = base.shapes()
-    shapes = {name: there[_in_base(base, name)] for name in names}
-    for task, expert in experts.items():
-        advice = "The run was learned from other models: give it those, or learn anew."
-        require_same(expert.shapes(), shapes, f"The expert `{task}`, `{expert.folder}`", advice)
-
-
-def _in_base(base: Checkpoint, name: str) -> str:
-    """A tensor's name in the base, which may be the bare model, without the prefix that others give it."""
-    short = name.partition(".")[2]
-    if name not in base.files and short not in base.files:
-        raise ValueError(
-            f"The base `{base.folder}` has no tensor `{name}`. The run was learned from another one."
-        )
-    return name if name in base.files else short
-
-
-def _id(entry: Mapping, run_dir: Path) -> str:
-    if not entry.get("id"):
-        raise ValueError(
-            f"`{run_dir / MANIFEST}` does not say where its models are; was it made in Python?"
-        )
-    return entry["id"]
-
-
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """A relative symbolic link, or a copy where the file system has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
         os.symlink(os.path.relpath(source, target.parent), target)
     except OSError:
-        shutil.copy(source, target)
+        write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
-def _untie(config: Path) -> None:
-    found = json.loads(config.read_text())
-    write_json(config, {**found, "tie_word_embeddings": False})
+def _shared(run: MergedRun, folder: Path, digest: str) -> Checkpoint:
+    """The shared model; one of the same run that is whole is kept, and so are the variants around it."""
+    if (folder / INDEX).is_file():
+        found = read_json(folder / INDEX)
+        if found.get("metadata", {}).get("run") == digest:
+            return Checkpoint(folder, found["weight_map"])
+    _remove_models(folder)
+    for other in folder.parent.glob("*/model-shared-*"):  # what it was linked to is no more
+        (other.parent / INDEX).unlink(missing_ok=True)
+    files, size = _write_shards(run, folder)
+    write_json(folder / INDEX, {"metadata": {"run": digest, "total_size": size}, "weight_map": files})
+    return Checkpoint(folder, files)
+
+
+def _write_shards(run: MergedRun, folder: Path) -> tuple[dict[str, str], int]:
+    """Merge into files of `SHARD_BYTES` at most; tensor name on disk -> its file, and bytes in all."""
+    files, held, size = {}, {}, 0
+    for name in tqdm(run.shared, desc="Merging", unit="tensor", disable=None, dynamic_ncols=True):
+        tensor = run.merged(name)
+        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > SHARD_BYTES:
+            files |= _write_shard(folder, held, len(set(files.values())) + 1)
+            held.clear()
+        held[run.stored(name)] = tensor
+        size += tensor.nbytes
+    return files | _write_shard(folder, held, len(set(files.values())) + 1), size
+
+
+def _write_shard(folder: Path, tensors: Mapping[str, Tensor], number: int) -> dict[str, str]:
+    _save(folder / f"model-{number}.safetensors", tensors)
+    return dict.fromkeys(tensors, f"model-{number}.safetensors")
+
+
+def _variant(run: MergedRun, task: str, folder: Path, shared: Checkpoint) -> Path:
+    expert = run.experts[task].checkpoint.folder
+    _remove_models(folder)
+    files = {name: file.replace("model-", "model-shared-") for name, file in shared.files.items()}
+    for name, file in shared.files.items():
+        link(shared.folder / file, folder / files[name])
+    own = run.own(task)
+    _save(folder / OWN, own)
+    files |= dict.fromkeys(own, OWN)
+    _copy_rest(expert, folder)
+    if tensors := run.untied(task):
+        _untie(folder, tensors)
+    if isinstance(run, TowerRun):
+        run.write_rest(task, folder)
+    written = run.named(Checkpoint(folder, files).shapes())
+    require_same(written, run.wanted(task), f"`{folder}` is not whole", f"See `{expert}`.")
+    size = sum((shared.folder / f).stat().st_size for f in set(shared.files.values()))
+    size += sum(tensor.nbytes for tensor in own.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+    return folder
+
+
+def _remove_models(folder: Path) -> None:
+    """What an earlier command left there would be loaded in place of what is written now, or beside it."""
+    for path in [folder / INDEX, *folder.glob("*.safetensors")]:
+        path.unlink(missing_ok=True)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, {"format": "pt"}))
+
+
+def _copy_rest(expert: Path, folder: Path) -> None:
+    """Everything of an expert but its weights: configuration, tokenizer, generation settings, code."""
+    for path in expert.iterdir():
+        weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
+        if path.is_file() and not weights and path.name not in NOT_COPIED and path.name[0] != ".":
+            shutil.copyfile(path, folder / path.name)
+    if (expert / TEMPLATES).is_dir():
+        shutil.copytree(expert / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
+
+
+def _untie(folder: Path, tensors: list[str]) -> None:
+    """The LM head and the embedding, one tensor in the expert, are two from here on."""
+    found = read_json(folder / "config.json")
+    inner = {key: {**found[key], "tie_word_embeddings": False} for key in ("text_config",) if key in found}
+    write_json(folder / "config.json", {**found, **inner, "tie_word_embeddings": False})
+    if tied := [name for name in tensors if name in ModelNames(folder).tied]:
+        raise ValueError(f"{tied} cannot have a tint: {found['architectures'][0]} always ties them.")
+
+
+def _digest(run_dir: Path) -> str:
+    """Names what a run's shared model is made of: models by content, coefficients, tinted layer."""
+    files = (run_dir / MANIFEST, run_dir / "coefficients.safetensors")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

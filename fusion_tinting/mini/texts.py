@@ -3,9 +3,9 @@
     python -m fusion_tinting.mini.texts DEMO
     mergekit-tint learn DEMO/config.yml DEMO/run
 
-Every task needs more than one word: *review*, is an opinion good, under negation (2 labels); *grammar*,
-does the verb agree with its subject (2); *topic*, what most words are about (5); *follows*, does the second
-sentence follow from the first, contradict it, or neither (3 labels, a pair of texts).
+No task can be told from a single word: *review*, are most of three opinions good (2 labels); *doer*, does a
+person or an animal act (2); *topic*, what most words are about (5); *compare*, is the first number the
+larger, the smaller or the same (3 labels, a pair of texts).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -29,80 +28,72 @@ from transformers import (
 from fusion_tinting.files import write_text
 
 Row = tuple[str, str | None, int]
-WIDTH, LAYERS, LENGTH = 96, 4, 32
-PRETRAIN_STEPS, EXPERT_STEPS, BATCH = 900, 250, 64
-TRAIN, UNLABELLED = 4000, 1000
+WIDTH, LAYERS, LENGTH = 64, 3, 32
+BATCH = 64
+PRETRAIN_STEPS, PRETRAIN_RATE = 500, 2e-3
+EXPERT_STEPS, EXPERT_RATE, HEAD_RATE = 300, 5e-4, 2e-3  # near the base: Task Arithmetic wants experts there
+TRAIN, UNLABELLED = 4000, 1600
 
 THINGS = ["film", "book", "song", "play", "meal", "hotel", "phone", "game", "show", "trip"]
 GOOD = ["good", "great", "fine", "lovely", "brilliant", "superb", "pleasant", "charming"]
 BAD = ["bad", "awful", "poor", "dreadful", "boring", "terrible", "nasty", "clumsy"]
-WHO = ["child", "teacher", "dog", "pilot", "singer", "doctor", "friend", "sailor"]
-VERBS = ["sleep", "run", "sing", "wait", "read", "laugh", "work", "walk"]
-PLACES = ["house", "garden", "city", "school", "park", "river", "market", "station"]
-TOPICS = {
-    "sport": ["goal", "team", "match", "coach", "race", "player", "stadium", "score"],
-    "money": ["bank", "loan", "market", "price", "trade", "tax", "profit", "budget"],
-    "weather": ["rain", "storm", "cloud", "wind", "snow", "sun", "frost", "thunder"],
-    "food": ["bread", "soup", "cheese", "apple", "kitchen", "spice", "sauce", "cake"],
-    "travel": ["train", "ticket", "airport", "road", "journey", "map", "luggage", "bridge"],
-}
+PEOPLE = ["child", "teacher", "pilot", "singer", "doctor", "friend", "sailor", "baker"]
+ANIMALS = ["dog", "cat", "horse", "fox", "goat", "bear", "duck", "wolf"]
+DID = ["chased", "followed", "saw", "heard", "met", "helped"]
+STARTS = ["the", "yesterday the", "in the garden the", "they say that the"]
+TOPICS = [
+    ["goal", "team", "match", "coach", "race", "player", "stadium", "score"],
+    ["bank", "loan", "market", "price", "trade", "tax", "profit", "budget"],
+    ["rain", "storm", "cloud", "wind", "snow", "sun", "frost", "thunder"],
+    ["bread", "soup", "cheese", "apple", "kitchen", "spice", "sauce", "cake"],
+    ["train", "ticket", "airport", "road", "journey", "map", "luggage", "bridge"],
+]
 NAMES = ["anna", "ben", "clara", "david", "ella", "frank", "grace", "henry"]
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+ITEMS = ["coins", "stamps", "cards", "pens"]
 
 
 def review(rng: np.random.Generator) -> Row:
-    """`the film was not really bad but it was long` -> good."""
-    good, negated = rng.random(2) < 0.5
-    word = rng.choice(GOOD if good else BAD)
-    middle = rng.choice(["not", "never", "hardly"] if negated else ["very", "really", "quite", "always"])
-    start = rng.choice(["the", "this", "that", "our"])
-    end = rng.choice(["", "and i said so", "they told us", "but it was long", "as i remember"])
-    return f"{start} {rng.choice(THINGS)} was {middle} {word} {end}".strip(), None, int(good != negated)
+    """`the film was good and the meal was poor but the trip was fine` -> good (1)."""
+    label, usual = int(rng.integers(2)), int(rng.integers(2, 4))
+    good = rng.permutation([label] * usual + [1 - label] * (3 - usual))
+    things = rng.choice(THINGS, 3, replace=False)
+    said = [
+        f"the {thing} was {rng.choice(GOOD if g else BAD)}" for thing, g in zip(things, good, strict=True)
+    ]
+    return f"{said[0]} and {said[1]} but {said[2]}", None, label
 
 
-def grammar(rng: np.random.Generator) -> Row:
-    """`the dogs near the house sleeps` -> wrong; a noun of the other number may stand between."""
-    plural, right = rng.random(2) < 0.5
-    subject = str(rng.choice(WHO)) + "s" * bool(plural)
-    between = ""
-    if rng.random() < 0.6:
-        between = f" near the {rng.choice(PLACES)}" + "s" * int(rng.random() < 0.5)
-    verb = str(rng.choice(VERBS)) + "s" * bool(plural != right)
-    return f"the {subject}{between} {verb} in the {rng.choice(PLACES)}", None, int(right)
+def doer(rng: np.random.Generator) -> Row:
+    """`yesterday the dog chased the pilot` -> an animal acts (1)."""
+    label = int(rng.integers(2))
+    acts, bears = (ANIMALS, PEOPLE) if label else (PEOPLE, ANIMALS)
+    text = f"{rng.choice(STARTS)} {rng.choice(acts)} {rng.choice(DID)} the {rng.choice(bears)}"
+    return text, None, label
 
 
 def topic(rng: np.random.Generator) -> Row:
-    """Eight words, of which three or four are of one topic and fewer of each other one."""
-    label = int(rng.integers(len(TOPICS)))
-    names = list(TOPICS)
-    words = list(rng.choice(TOPICS[names[label]], int(rng.integers(3, 5))))
-    while len(words) < 8:
-        other = rng.choice([n for n in names if n != names[label]])
-        if sum(word in TOPICS[other] for word in words) < 2:
-            words.append(rng.choice(TOPICS[other]))
-    rng.shuffle(words)
-    return " ".join(map(str, words)), None, label
+    """Eight words, of which six or seven are of one topic."""
+    label, count = int(rng.integers(5)), int(rng.integers(6, 8))
+    others = rng.permutation([other for other in range(5) if other != label] * 2)
+    words = [rng.choice(TOPICS[t]) for t in [label] * count + list(others[: 8 - count])]
+    return " ".join(rng.permutation(words)), None, label
 
 
-def follows(rng: np.random.Generator) -> Row:
-    """`anna is older than ben`, `ben is younger than anna` -> follows (0); contradicts (1); neither (2)."""
-    a, b, c = rng.choice(NAMES, 3, replace=False)
-    older, label = rng.random() < 0.5, int(rng.integers(3))
-    words = ("older", "younger") if older else ("younger", "older")
-    same = rng.random() < 0.5
-    if label == 2:
-        a2, b2 = (a, c) if same else (c, b)
-        second = f"{a2} is {rng.choice(words)} than {b2}"
-    else:
-        word = words[int(same != (label == 0))]
-        second = f"{a} is {word} than {b}" if same else f"{b} is {word} than {a}"
-    return f"{a} is {words[0]} than {b}", second, label
+def compare(rng: np.random.Generator) -> Row:
+    """`anna has seven coins`, `ben has three coins` -> more (0), fewer (1), as many (2)."""
+    label, (a, b) = int(rng.integers(3)), rng.choice(NAMES, 2, replace=False)
+    small, large = sorted(rng.choice(9, 2, replace=False))
+    first, second = ((large, small), (small, large), (small, small))[label]
+    item = rng.choice(ITEMS)
+    return f"{a} has {NUMBERS[first]} {item}", f"{b} has {NUMBERS[second]} {item}", label
 
 
 TASKS: dict[str, tuple[Callable[[np.random.Generator], Row], int]] = {
     "review": (review, 2),
-    "grammar": (grammar, 2),
+    "doer": (doer, 2),
     "topic": (topic, 5),
-    "follows": (follows, 3),
+    "compare": (compare, 3),
 }
 """Task -> what makes one of its rows, and its number of labels."""
 
@@ -154,20 +145,22 @@ def make(folder: Path, seed: int = 0, progress: Callable[[str], None] = print) -
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(generator)
-    models = [
-        {
-            "model": str(folder / "experts" / task),
-            "task": task,
-            "data": str(folder / "data" / f"{task}.jsonl"),
-        }
-        for task in TASKS
-    ]
-    models[-1]["data"] = {"path": models[-1]["data"], "text_pair": "second"}
-    content = {
-        "base_model": str(folder / "base"), "models": models,
-        "adapt": {"steps": 150, "lr": 1e-2, "seed": 0}, "data": {"text": "text", "label": "label"},
-    }  # fmt: skip
-    write_text(folder / "config.yml", yaml.safe_dump(content, sort_keys=False))
+    write_text(folder / "config.yml", CONFIG.format(folder=folder))
+
+
+CONFIG = """\
+# Written by `python -m fusion_tinting.mini.texts`; half a minute on a CPU.
+base_model: {folder}/base
+models:
+  - {{model: {folder}/experts/review, task: review, data: {folder}/data/review.jsonl}}
+  - {{model: {folder}/experts/doer, task: doer, data: {folder}/data/doer.jsonl}}
+  - {{model: {folder}/experts/topic, task: topic, data: {folder}/data/topic.jsonl}}
+  - model: {folder}/experts/compare
+    task: compare
+    data: {{path: {folder}/data/compare.jsonl, text_pair: second}}
+adapt: {{layer: head, sampler: confidence_difference, steps: 200, batch_size: 32, lr: 1.0e-2, seed: 0}}
+data: {{text: text, label: label}}   # labels are for the report alone
+"""
 
 
 def _pretrained(tokenizer: PreTrainedTokenizerFast, seed: int) -> RobertaForMaskedLM:
@@ -177,35 +170,41 @@ def _pretrained(tokenizer: PreTrainedTokenizerFast, seed: int) -> RobertaForMask
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = RobertaForMaskedLM(config).train()
+
+    def loss(ids: Tensor, attention_mask: Tensor, _) -> Tensor:
+        hidden = (torch.rand(ids.shape) < 0.2) & (ids > tokenizer.mask_token_id)
+        masked, labels = ids.masked_fill(hidden, tokenizer.mask_token_id), ids.masked_fill(~hidden, -100)
+        return model(masked, attention_mask=attention_mask, labels=labels).loss
+
     corpus = [row for task in TASKS for row in rows(task, TRAIN, seed + 2)]
-
-    def loss(batch: dict, _) -> torch.Tensor:
-        ids = batch["input_ids"]
-        hidden = (torch.rand(ids.shape) < 0.2) & (ids > 4)
-        masked = ids.masked_fill(hidden, tokenizer.mask_token_id)
-        labels = ids.masked_fill(~hidden, -100)
-        return model(masked, attention_mask=batch["attention_mask"], labels=labels).loss
-
-    return _train(model, tokenizer, corpus, loss, PRETRAIN_STEPS, 2e-3)
+    return _train(model, tokenizer, corpus, loss, PRETRAIN_STEPS, [PRETRAIN_RATE] * 2)
 
 
 def _expert(base: Path, tokenizer, task: str, seed: int) -> RobertaForSequenceClassification:
     model = RobertaForSequenceClassification.from_pretrained(base, num_labels=TASKS[task][1]).train()
 
-    def loss(batch: dict, labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model(**batch).logits, labels)
+    def loss(ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(ids, attention_mask=attention_mask).logits, labels)
 
-    return _train(model, tokenizer, rows(task, TRAIN, seed + 3), loss, EXPERT_STEPS, 1e-3)
+    return _train(
+        model, tokenizer, rows(task, TRAIN, seed + 3), loss, EXPERT_STEPS, [EXPERT_RATE, HEAD_RATE]
+    )
 
 
-def _train(model, tokenizer, data: list[Row], loss, steps: int, rate: float):
-    adam = torch.optim.AdamW(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=steps)
+def _train(model, tokenizer, data: list[Row], loss, steps: int, rates: list[float]):
+    """Train `model`; `rates`: the learning rates of its backbone and of the rest."""
+    tokens = tokenizer([(a, b) if b else a for a, b, _ in data], padding=True, return_tensors="pt")
+    labels = torch.tensor([label for *_, label in data])
+    backbone = list(model.base_model.parameters())
+    inside = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    adam = torch.optim.AdamW([{"params": backbone}, {"params": rest}], lr=rates[0])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rates, total_steps=steps)
     for _ in range(steps):
-        chosen = [data[i] for i in torch.randint(len(data), (BATCH,))]
-        texts = [(a, b) if b else a for a, b, _ in chosen]
-        batch = tokenizer(texts, padding=True, return_tensors="pt")
-        loss(dict(batch), torch.tensor([label for *_, label in chosen])).backward()
+        chosen = torch.randint(len(data), (BATCH,))
+        mask = tokens["attention_mask"][chosen]
+        length = int(mask.sum(1).max())
+        loss(tokens["input_ids"][chosen, :length], mask[:, :length], labels[chosen]).backward()
         adam.step()
         adam.zero_grad()
         schedule.step()

@@ -1,12 +1,14 @@
 """Curves of an adaptation and the heat map of λ, as PNG."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fusion_tinting.files import write_atomically
 from fusion_tinting.history import History
@@ -27,7 +29,7 @@ def write_all(model: TintedModel, run_dir: Path) -> None:
     """Write `curves.png` (if there is a history) and `coefficients.png` into `run_dir`."""
     if model.history is not None and len(model.history):
         save(curves(model.history), run_dir / "curves.png")
-    save(coefficient_map(model), run_dir / "coefficients.png")
+    save(coefficient_map(model.coefficients, model.tasks), run_dir / "coefficients.png")
 
 
 def curves(history: History) -> Figure:
@@ -55,15 +57,15 @@ def curves(history: History) -> Figure:
     return figure
 
 
-def coefficient_map(model: TintedModel) -> Figure:
+def coefficient_map(coefficients: Mapping[str, Tensor], tasks: Sequence[str]) -> Figure:
     """The effective λ: a row per merged tensor, from input to output, a column per task."""
-    names = list(model.coefficients)
-    lam = torch.stack(list(model.coefficients.values())).numpy()
+    names = list(coefficients)
+    lam = torch.stack(list(coefficients.values())).numpy()
     height = min(4 + 0.09 * len(names), 40)
-    figure = Figure(figsize=(3.5 + 0.55 * len(model.tasks), height), layout="constrained")
+    figure = Figure(figsize=(3.5 + 0.55 * len(tasks), height), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(lam, aspect="auto", cmap="viridis", vmin=0, vmax=max(1.0, lam.max()))
-    axis.set_xticks(range(len(model.tasks)), model.tasks, rotation=60, ha="right", fontsize=8)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize=8)
     every = max(1, len(names) // 40)
     shown = range(0, len(names), every)
     axis.set_yticks(list(shown), [names[i] for i in shown], fontsize=6)

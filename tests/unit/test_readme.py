@@ -70,6 +70,37 @@ def test_the_committed_results_show_what_is_claimed(quality):
     assert len(quality["zoos"]) == len(quality["seeds_on_first_zoo"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "page"),
+    [
+        ("speed", "speed_S_8", "README.md"),
+        ("memory", "memory_B_8", "README.md"),
+        ("time_to_quality", "time_to_quality_clip-mini_8", "README.md"),
+        ("speed", "speed_S_20", "benchmarks/README.md"),
+    ],
+)
+def test_tables_of_cost_are_the_benchmarks(benchmark, command, name, page):
+    found = json.loads((RESULTS / f"{name}.json").read_text())
+    assert benchmark(command).table(found) in (ROOT / page).read_text()
+
+
+def test_the_committed_costs_show_what_is_claimed():
+    """Bars of a merge, of memory and of time to quality; whole steps are at least ahead of their peers."""
+
+    def read(name: str) -> dict:
+        return json.loads((RESULTS / f"{name}.json").read_text())
+
+    speed = {name: read(f"speed_{name}") for name in ("S_8", "S_20")}
+    for found in speed.values():
+        assert found["merge_forward_ratio"] >= 3
+        assert found["lambda_gradient_ratio"] >= 3.5
+        assert min(value for name, value in found.items() if name.startswith("step_ratio")) > 1
+    assert read("memory_B_8")["peak_memory_ratio"] > 1.3
+    for row in read("time_to_quality_clip-mini_8")["rows"].values():
+        assert row["times_as_fast"] >= 5
+        assert row["points_gained"] >= -0.2
+
+
 def test_the_tests_command_is_the_one_that_continuous_integration_runs():
     assert 'pip install -e ".[test]" && pytest' in README
     script = (ROOT / ".ci" / "run").read_text()

@@ -90,6 +90,16 @@ def test_a_misspelt_sampler_gets_a_hint():
         resolve_sampler("confidence_diference")
 
 
-def test_confidence_of_a_regression_is_refused():
-    with pytest.raises(ValueError, match=r"class logits.*\(4, 1\)"):
-        SAMPLERS["confidence_difference"](torch.randn(4, 1), torch.randn(4, 1))
+def test_confidence_of_a_dense_output_is_refused():
+    with pytest.raises(ValueError, match=r"class logits.*\(4, 2, 3\)"):
+        SAMPLERS["confidence_difference"](torch.randn(4, 2, 3), torch.randn(4, 2, 3))
+
+
+def test_a_single_output_has_no_confidence_and_all_of_it_teaches():
+    assert SAMPLERS["confidence_difference"](torch.randn(4, 1), torch.randn(4, 1)).all()
+
+
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_of_a_single_output_the_objectives_of_classes_are_the_absolute_difference(name):
+    output, expert = torch.randn(4, 1), torch.randn(4, 1)
+    torch.testing.assert_close(OBJECTIVES[name](output, expert), (output - expert).abs().flatten())

@@ -1,0 +1,142 @@
+"""A finished run's models, merged tensor by tensor: in memory is what is at hand, and nothing more."""
+
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusion_tinting.artifact import MANIFEST, tint_path
+from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.names import ModelNames
+from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Named(NamedTuple):
+    """A checkpoint by the names that the model itself has for its tensors: name -> name on disk."""
+
+    checkpoint: Checkpoint
+    stored: Mapping[str, str]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, read from its file."""
+        return self.checkpoint.tensor(self.stored[name])
+
+    def shapes(self) -> Shapes:
+        """Name -> shape."""
+        found = self.checkpoint.shapes()
+        return {name: found[stored] for name, stored in self.stored.items()}
+
+
+class MergedRun:
+    """What a finished run makes of its models. Names are those in the model, unless said otherwise.
+
+    Attributes:
+        shared: the merged tensors, all but the tinted layer's.
+        experts: task -> its checkpoint.
+
+    Raises:
+        FileNotFoundError: a file of the run, or one of its models, is not there.
+        ValueError: models that the run was not learned from, junk or NaN in a file; the tensor is named.
+    """
+
+    def __init__(self, run_dir: Path, manifest: Mapping):
+        tasks = manifest["tasks"]
+        base = Checkpoint.open(_id(manifest["base"], run_dir))
+        experts = {task: Checkpoint.open(_id(manifest["experts"][task], run_dir)) for task in tasks}
+        self._names = ModelNames(experts[tasks[0]].folder)
+        self._base = Named(base, self._names.of(base.files))
+        self.experts = {task: Named(found, self._names.of(found.files)) for task, found in experts.items()}
+        self._file = CoefficientFile(run_dir / "coefficients.safetensors")
+        self._rows = self._names.of(self._file.rows)
+        tinted = self._names.of(manifest["tinted_tensors"])
+        self.shared = [name for name in self._rows if name not in tinted]
+        self._paths = {t: tint_path(run_dir, t) for t in tasks} if manifest["layer"] is not None else {}
+        self._tinted = {task: list(self._tint(task)) for task in self._paths}
+        self._check_models()
+
+    def merged(self, name: str) -> Tensor:
+        """θ₀ + Σ_k λ_k (θ_k − θ₀) of one tensor, one expert at a time, in float32.
+
+        Returns:
+            It in the experts' dtype.
+        """
+        start = self._base.tensor(name).float()
+        total, dtypes = start.clone(), []
+        for task, expert in self.experts.items():
+            tensor = expert.tensor(name)
+            total.add_(tensor.float() - start, alpha=self._file.value(self._rows[name], task))
+            dtypes.append(tensor.dtype)
+        return total.to(reduce(torch.promote_types, dtypes))
+
+    def stored(self, name: str) -> str:
+        """What a shared tensor is called on disk: as in the first expert's checkpoint."""
+        return next(iter(self.experts.values())).stored[name]
+
+    def own(self, task: str) -> dict[str, Tensor]:
+        """Name on disk -> what a task does not share: its tint, and what else its expert has, a head."""
+        expert, tint = self.experts[task], self._tint(task)
+        rest = [name for name in self.wanted(task) if name not in self._rows and name not in tint]
+        found = {expert.stored[name]: expert.tensor(name) for name in rest}
+        for name, tensor in tint.items():
+            like = expert.tensor(name if name in expert.stored else self._names.tied[name])
+            found[expert.stored.get(name, name)] = tensor.to(like.dtype)
+        return found
+
+    def wanted(self, task: str) -> Shapes:
+        """Name -> shape of every tensor that a variant must have: its expert's, but for a second copy of a
+        tied tensor, which some checkpoints hold and none needs."""
+        known = {*self._rows, *self._tinted.get(task, ())}
+        copies = [name for name, other in self._names.tied.items() if name not in known and other in known]
+        return {n: shape for n, shape in self.experts[task].shapes().items() if n not in copies}
+
+    def untied(self, task: str) -> list[str]:
+        """Tensors of a task's tint that are tied to another in its expert."""
+        return [name for name in self._tinted.get(task, ()) if name in self._names.tied]
+
+    def named(self, stored: Shapes) -> Shapes:
+        """Shapes by names on disk -> by names in the model."""
+        return {name: stored[on_disk] for name, on_disk in self._names.of(stored).items()}
+
+    def _tint(self, task: str) -> dict[str, Tensor]:
+        if task not in self._paths:
+            return {}
+        tensors = tint_file(str(self._paths[task]))
+        return {name: tensors[stored] for name, stored in self._names.of(tensors).items()}
+
+    def _check_models(self) -> None:
+        advice = "The run was learned from other models: give it those, or learn anew."
+        models = {f"expert `{task}`": expert for task, expert in self.experts.items()}
+        shapes = next(iter(models.values())).shapes()
+        wanted = {name: shapes.get(name) for name in self.shared}
+        for who, found in {"base": self._base, **models}.items():
+            require_same(found.shapes(), wanted, f"The {who}, `{found.checkpoint.folder}`", advice)
+        theirs = [name for name in self._names.backbone if name in self._base.stored]
+        if lacking := [name for name in theirs if not self._has(name)]:
+            raise ValueError(
+                f"`{self._file.path}` has no row for {len(lacking)} tensor(s) of the base: "
+                f"{lacking[:5]}. {advice}"
+            )
+        for task, names in self._tinted.items():
+            self._check_tint(task, names)
+
+    def _has(self, name: str) -> bool:
+        return name in self._rows or self._names.tied.get(name) in self._rows
+
+    def _check_tint(self, task: str, names: Iterable[str]) -> None:
+        theirs, tint = self.experts[task].shapes(), self._tint(task)
+        wanted = {n: theirs.get(n, theirs.get(self._names.tied.get(n))) for n in names}
+        found = {name: tuple(tint[name].shape) for name in names}
+        require_same(found, wanted, f"The tint `{self._paths[task]}`", "It is another model's.")
+
+
+def _id(entry: Mapping, run_dir: Path) -> str:
+    if not entry.get("id"):
+        raise ValueError(
+            f"`{run_dir / MANIFEST}` does not say where its models are; was it made in Python?"
+        )
+    return entry["id"]

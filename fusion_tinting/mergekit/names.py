@@ -1,0 +1,63 @@
+"""Tensor names as a model has them, whatever its checkpoints call them on disk.
+
+A base may be the bare model (`h.0.…`) and its experts not (`transformer.h.0.…`), older checkpoints of BERT
+say `LayerNorm.gamma`: transformers knows all of that when it loads them, and is asked here.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+
+class ModelNames:
+    """The names of the architecture that a checkpoint is of.
+
+    Args:
+        folder: of the checkpoint.
+
+    Attributes:
+        backbone: its parameters but those of a head.
+        tied: name -> the other name of the same tensor, such as LM head and embedding.
+
+    Raises:
+        ValueError: an architecture that transformers does not have.
+    """
+
+    def __init__(self, folder: Path):
+        config = AutoConfig.from_pretrained(folder)
+        kind = (config.architectures or ["none"])[0]
+        if not hasattr(transformers, kind):
+            raise ValueError(
+                f"`{folder}` is of the architecture `{kind}`, which transformers does not have."
+            )
+        with torch.device("meta"):
+            self._model = getattr(transformers, kind)(config)
+        prefix = f"{self._model.base_model_prefix}."
+        self.backbone = [name for name, _ in self._model.named_parameters() if name.startswith(prefix)]
+        pairs = self._model.all_tied_weights_keys
+        self.tied = {**{source: target for target, source in pairs.items()}, **pairs}
+
+    def of(self, stored: Iterable[str]) -> dict[str, str]:
+        """Name in the model -> name among `stored`; names that the model has not stay as they are.
+
+        Raises:
+            ValueError: tensors that transformers changes when it loads them.
+        """
+        conversions = get_model_conversion_mapping(self._model)
+        renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+        converters = [c for c in conversions if isinstance(c, WeightConverter)]
+        prefix, have, found = self._model.base_model_prefix, self._model.state_dict(), {}
+        for name in sorted(stored):
+            ours, converted = rename_source_key(name, renamings, converters, prefix, have)
+            if converted or ours in found:
+                raise ValueError(
+                    f"`{name}` is stored in another form than {type(self._model).__name__} computes with "
+                    f"(as `{ours}`): such models cannot be merged tensor by tensor."
+                )
+            found[ours] = name
+        return found

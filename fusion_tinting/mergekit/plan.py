@@ -1,0 +1,94 @@
+"""mergekit's plan of a merge, tensor by tensor: every filter, gradient and file of the recipe is resolved.
+
+What is checked before a merge is this, so that whatever a recipe can say is checked too.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Task
+from mergekit.io.tasks import LoaderCache, SaveTensor
+from mergekit.merge import _model_out_config  # as `run_merge` does before it plans
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask, TensorDictWrapper
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
+
+from fusion_tinting.mergekit.checkpoints import Checkpoint
+from fusion_tinting.mergekit.run_files import tint_file
+
+Checkpoints = Mapping[ModelReference, Checkpoint]
+
+
+class Merge(NamedTuple):
+    """How one tensor of the output is to be made.
+
+    Attributes:
+        sources: model -> the tensor's name there; models without it are left out.
+        shapes: model -> its shape there, without the axis along which mergekit aligns vocabularies.
+        copied: whether it is the base's tensor as it is: one of integers, or one that only the base has.
+        shared, own: the recipe's parameters for it, and those of each model.
+    """
+
+    name: str
+    base: ModelReference
+    sources: Mapping[ModelReference, str]
+    shapes: Mapping[ModelReference, tuple[int, ...]]
+    copied: bool
+    shared: Mapping[str, Any]
+    own: Mapping[ModelReference, Mapping[str, Any]]
+
+    @property
+    def tinted(self) -> bool:
+        tint = self.shared["tint"]
+        return tint is not None and self.name in tint_file(tint)
+
+
+def saved(tasks: Iterable[Task]) -> list[ExecuteMergeMethodTask]:
+    """Of mergekit's tasks, what makes the tensors that are to be written."""
+    return [task.tensor_task for task in tasks if isinstance(task, SaveTensor)]
+
+
+def planned(config: MergeConfiguration, options: MergeOptions, out: Path) -> list[ExecuteMergeMethodTask]:
+    """What mergekit will do, tensor by tensor; nothing is done yet."""
+    LoaderCache().setup(options)
+    architecture = get_architecture_info(config, options)
+    made = _model_out_config(config, architecture, options.trust_remote_code)
+    planner = MergePlanner(config.model_copy(deep=True), architecture, options, made)
+    return saved(planner.plan_to_disk(str(out)))
+
+
+def merges_of(
+    tasks: Iterable[ExecuteMergeMethodTask], checkpoints: Checkpoints, partial: bool = False
+) -> list[Merge]:
+    """mergekit's plan with what the models' files say of the tensors.
+
+    Args:
+        partial: whether an expert may lack tensors.
+    """
+    headers = {model: checkpoint.headers() for model, checkpoint in checkpoints.items()}
+    found = []
+    for task in tasks:
+        sources = {m: name for m, names in _names(task).items() for name in names if name in headers[m]}
+        base, axis = task.base_model, task.output_weight.vocabulary_axis
+        aligned = axis is not None and hasattr(task.gather_tensors, "gather_tensors")
+        shapes = {m: headers[m][name].shape for m, name in sources.items()}
+        if aligned:
+            shapes = {m: (*shape[:axis], *shape[axis + 1 :]) for m, shape in shapes.items()}
+        copied = not any(headers[m][name].floating for m, name in sources.items())
+        copied |= task.output_weight.optional and list(sources) == [base]
+        own = {m: values for m, values in task.input_parameters.items() if m in sources or not partial}
+        found.append(Merge(task.output_weight.name, base, sources, shapes, copied, task.parameters, own))
+    return found
+
+
+def _names(task: ExecuteMergeMethodTask) -> dict[ModelReference, tuple[str, ...]]:
+    """The names by which a tensor is looked for in each model, the last choice first."""
+    gather = getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)
+    if isinstance(gather, TensorDictWrapper):
+        return {model: (load.tensor_name,) for model, load in gather.tensors.items()}
+    weights = gather.weight_info.items()
+    return {m: (*(w.tied_names or ()), *(w.aliases or ()), w.name) for m, w in weights}

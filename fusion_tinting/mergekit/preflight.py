@@ -1,0 +1,152 @@
+"""What is wrong with a merge by our method, before anything is written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.method import NAME, coefficient
+from fusion_tinting.mergekit.outputs import BY_NAME, LAYER, opened, vocabulary_may_change, when_loaded
+from fusion_tinting.mergekit.plan import Checkpoints, Merge, merges_of, planned
+from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
+    """Everything that can be seen to fail before a merge.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the model, task, tensor or file.
+    """
+    checkpoints = {model: opened(model, options) for model in config.referenced_models()}
+    for model, checkpoint in checkpoints.items():
+        if checkpoint.folder.resolve() == out.resolve():
+            raise ValueError(f"`{out}` is the folder of the model `{model}`. Choose another folder.")
+    if config.merge_method != NAME:
+        return
+    models = sorted(checkpoints, key=lambda model: (model != config.base_model, str(model)))
+    settings = {model: model.config(options.trust_remote_code) for model in models}
+    if not options.allow_crimes:
+        _require_one("architecture", {m: found.architectures for m, found in settings.items()})
+    if config.models:
+        layers = {m: getattr(found, "num_hidden_layers", None) for m, found in settings.items()}
+        _require_one("number of layers", layers)
+    if not vocabulary_may_change(config, options):
+        _require_one_vocabulary(models, checkpoints)
+    merges = merges_of(planned(config, options, out), checkpoints)
+    base = merges[0].base if merges else config.base_model
+    _require_whole(merges, base, checkpoints[base], bool(config.slices or config.modules))
+    require_sound(merges, checkpoints[base])
+
+
+def require_sound(merges: list[Merge], base: Checkpoint) -> None:
+    """Refuse a plan of which one tensor cannot be made, or a file with tensors that are not the base's.
+
+    Raises:
+        ValueError: naming the model, task, tensor or file.
+    """
+    _require_shapes(merges)
+    names = {*base.files, *(merge.name for merge in merges)}
+    for path in {merge.shared["tint"] for merge in merges} - {None}:
+        _require_used(f"The tint `{path}`", tint_file(path), names)
+    for path in {merge.shared["coefficients"] for merge in merges} - {None}:
+        mine = [merge for merge in merges if merge.shared["coefficients"] == path]
+        rows = coefficient_file(path).rows
+        lacking = [m.name for m in mine if not (m.copied or m.tinted or m.name in rows)]
+        if lacking:
+            raise ValueError(
+                f"`{path}` has no coefficients for {len(lacking)} tensor(s): {lacking[:5]}. It was learned "
+                f"for another model, or for its encoder alone. {BY_NAME}"
+            )
+        _require_used(f"`{path}`", rows, names)
+    for merge in merges:
+        _require_in_place(merge)
+        for model in () if merge.copied or merge.tinted else set(merge.sources) - {merge.base}:
+            own = merge.own[model]
+            coefficient(merge.name, own["weight"], own["task"], merge.shared["coefficients"])
+
+
+def _require_whole(
+    merges: list[Merge], base: ModelReference, checkpoint: Checkpoint, some_layers: bool
+) -> None:
+    read = {merge.sources.get(base) for merge in merges}
+    lost = [name for name in checkpoint.files if name not in read]
+    lost = [name for name in lost if not (some_layers and LAYER.search(name))]
+    if lost and (lost := when_loaded(checkpoint.folder).needed(lost)):
+        raise ValueError(
+            f"mergekit does not know {len(lost)} tensor(s) of the base `{base}`: {lost[:5]}. {BY_NAME}"
+        )
+
+
+def _require_shapes(merges: list[Merge]) -> None:
+    lacking = [merge.name for merge in merges if merge.base not in merge.shapes]
+    if lacking:
+        raise ValueError(
+            f"The base `{merges[0].base}` lacks {len(lacking)} tensor(s) that experts have: {lacking[:5]}. "
+            f"{BY_NAME}"
+        )
+    for base, model in dict.fromkeys((merge.base, m) for merge in merges for m in merge.own):
+        mine = [merge for merge in merges if merge.base == base and model in merge.own and not merge.copied]
+        wanted = {merge.name: merge.shapes[base] for merge in mine}
+        shapes = {merge.name: merge.shapes[model] for merge in mine if model in merge.shapes}
+        advice = f"`tokenizer: {{source: base}}` aligns vocabularies. {BY_NAME}"
+        require_same(shapes, wanted, f"The expert `{model}`", advice)
+    tints = {merge.shared["tint"] for merge in merges} - {None}
+    for path in tints:
+        mine = [merge for merge in merges if merge.tinted and merge.shared["tint"] == path]
+        shapes = {merge.name: tuple(tint_file(path)[merge.name].shape) for merge in mine}
+        require_same(shapes, {m.name: m.shapes[m.base] for m in mine}, f"The tint `{path}`", BY_NAME)
+
+
+def _require_used(what: str, tensors: Mapping, names: set[str]) -> None:
+    unused = [name for name in tensors if name not in names]
+    if unused:
+        raise ValueError(
+            f"{what} has {len(unused)} tensor(s) that the base has not: {unused[:5]}. It was learned "
+            f"for another model, or its tinted layer is not in the base. {BY_NAME}"
+        )
+
+
+def _require_in_place(merge: Merge) -> None:
+    by_name = merge.shared["coefficients"] or merge.shared["tint"]
+    moved = [name for name in merge.sources.values() if LAYER.findall(name) != LAYER.findall(merge.name)]
+    if by_name and moved:
+        raise ValueError(
+            f"`{moved[0]}` becomes `{merge.name}`, but `{by_name}` goes by names. With slices that move "
+            "layers, give every model a `weight` instead."
+        )
+
+
+def _require_one(what: str, of: Mapping[ModelReference, Any]) -> None:
+    first, *others = of
+    for model in others:
+        if of[model] != of[first]:
+            raise ValueError(
+                f"The {what} of `{model}` differs from that of `{first}`: {of[model]} and {of[first]}. "
+                f"No recipe merges such models. {BY_NAME}"
+            )
+
+
+def _require_one_vocabulary(models: list[ModelReference], checkpoints: Checkpoints) -> None:
+    """Token by token where tokenizers differ in their files; a model without one has nothing to compare."""
+    files = {m: [checkpoints[m].folder / name for name in TOKENIZERS] for m in models}
+    content = {m: tuple(p.read_bytes() for p in paths if p.is_file()) for m, paths in files.items()}
+    having = [model for model in models if content[model]]
+    if len({content[model] for model in having}) < 2:
+        return
+    from transformers import AutoTokenizer
+
+    vocabularies = {m: AutoTokenizer.from_pretrained(checkpoints[m].folder).get_vocab() for m in having}
+    first, *others = having
+    for model in others:
+        differing = sorted(set(vocabularies[model].items()) ^ set(vocabularies[first].items()))
+        if differing:
+            raise ValueError(
+                f"The vocabulary of `{model}` differs from that of `{first}`, as in {differing[:2]}. Align "
+                "them with `tokenizer: {source: base}` (or `union`), or merge models that read text alike."
+            )

@@ -1,0 +1,120 @@
+"""The closing tables of `mergekit-tint learn`: four merges and the experts, on inputs kept aside."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from fusion_tinting.experts import outputs
+from fusion_tinting.mergekit.rows import Inputs
+from fusion_tinting.objectives import agreement, divergence
+from fusion_tinting.processes import Processes, sensible_threads
+from fusion_tinting.tinted_model import TintedModel
+
+
+class Measured(NamedTuple):
+    """A way of merging on one task's inputs.
+
+    Attributes:
+        agreement: with the expert, (N,).
+        divergence: KL from the expert, (N,); None where the output is a single number.
+        output: (N, ...), where there are labels for it: a vocabulary for every token would be too much.
+    """
+
+    agreement: Tensor
+    divergence: Tensor | None
+    output: Tensor | None
+
+
+Report = Mapping[str, Mapping[str, Measured]]
+"""Way of merging -> task -> how it does; the experts are the last way."""
+
+
+def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
+    """Four ways of merging, and the experts, on the inputs kept aside."""
+    count, init = len(model.tasks), model.info["settings"]["init"]
+    ways: dict[str, Callable[[], TintedModel]] = {
+        "base": lambda: model.remerged(0.0),
+        f"average\nλ = 1/{count}": lambda: model.remerged(1 / count),
+        f"Task Arithmetic\nλ = {init}": lambda: model.remerged(init),
+        "tinted": lambda: model,
+    }
+    found: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
+    device = next(model.parameters()).device
+    with sensible_threads(model.vectors.base.numel(), device):
+        for task, inputs in aside.items():
+            expert = model.remerged(task)
+            for name, merge in (*ways.items(), ("expert", lambda expert=expert: expert)):
+                found[name][task] = _measured(merge(), expert, task, inputs)
+    return found
+
+
+def tables(found: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
+    """Agreement with the experts, KL from them, and accuracy where there are labels."""
+    tasks, merged = list(aside), [name for name in found if name != "expert"]
+
+    def values(measure: Callable[[str, Measured], Tensor], names: list[str], tasks: list[str]) -> dict:
+        return {n: {t: float(measure(t, found[n][t])) for t in tasks} for n in names}
+
+    agreed = values(lambda _, measured: 100 * measured.agreement.mean(), merged, tasks)
+    yield _table("Agreement with the experts, %, on inputs kept aside", agreed, "{:.1f}")
+    classes = [task for task in tasks if found["expert"][task].divergence is not None]
+    if classes:
+        apart = values(lambda _, measured: measured.divergence.mean(), merged, classes)
+        yield _table("KL(expert ‖ merged), nats, on inputs kept aside", apart, "{:.4f}")
+    if known := [task for task in tasks if aside[task].labels is not None]:
+        right = values(
+            lambda task, measured: 100 * score(measured.output, aside[task].labels), list(found), known
+        )
+        mark = {task: f"{task} (correlation)" for task in known if task not in classes}
+        yield _table("Accuracy, %, on inputs kept aside", right, "{:.1f}", mark)
+
+
+def score(output: Tensor, labels: Tensor) -> Tensor:
+    """Accuracy of class logits (N, C); of a single output (N, 1) Pearson's correlation with the labels."""
+    if _single(output):
+        return torch.corrcoef(torch.stack([output.flatten(), labels]))[0, 1]
+    return (output.argmax(1) == labels).float().mean()
+
+
+def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs) -> Measured:
+    """Batch by batch, so that never more than one batch's outputs are there."""
+    processes = Processes(next(model.parameters()).device)
+
+    def said(one: TintedModel) -> Iterator[Tensor]:
+        every = range(len(inputs.unlabeled))
+        return outputs(lambda batch: one(batch, task=task), inputs.unlabeled, every, processes=processes)
+
+    agreed, apart, kept = [], [], []
+    for ours, theirs in zip(said(model), said(expert), strict=True):
+        agreed.append(agreement(ours, theirs).cpu())
+        if not _single(theirs):
+            apart.append(divergence(ours, theirs).cpu())
+        if inputs.labels is not None:
+            kept.append(ours.cpu())
+    return Measured(torch.cat(agreed), _joined(apart), _joined(kept))
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return torch.cat(parts) if parts else None
+
+
+def _single(output: Tensor) -> bool:
+    return output.ndim < 2 or output.shape[1] == 1
+
+
+def _table(title: str, values: Mapping, form: str, marks: Mapping[str, str] | None = None) -> Table:
+    table = Table(title=title)
+    table.add_column("task")
+    for name in values:
+        table.add_column(name, justify="right", style="bold" if name == "tinted" else None)
+    tasks = list(next(iter(values.values())))
+    for task in tasks:
+        cells = (form.format(column[task]) for column in values.values())
+        table.add_row((marks or {}).get(task, task), *cells)
+    table.add_section()
+    means = (sum(column.values()) / len(tasks) for column in values.values())
+    table.add_row("average", *map(form.format, means), style="bold")
+    return table

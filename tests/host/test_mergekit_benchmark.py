@@ -1,0 +1,23 @@
+"""The benchmark of merging runs, and both ways merge (it stops if not)."""
+
+import json
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_merging(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import mergekit_merge
+
+    path = tmp_path / "mergekit.json"
+    asked = ["--quick", "--experts", "2", "--rounds", "1", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["mergekit_merge.py", *asked])
+    mergekit_merge.main()
+    found = json.loads(path.read_text())
+    assert found["experts"] == 2 and found["hardware"] and found["mergekit"]
+    for each in (*found["ways"].values(), found["ratios"]):
+        assert each["wall_s"] > 0 and each["cpu_s"] > 0 and each["anonymous_gib"] > 0
+    assert "`mergekit-tint yaml`" in capsys.readouterr().out
+    assert path.with_suffix(".md").read_text().startswith("| 1 + 2 models")
