@@ -16,6 +16,7 @@ from fusion_tinting.mergekit import outputs, plan, preflight, reading
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.method import NAME, register
 from fusion_tinting.mergekit.recipes import require_empty
+from fusion_tinting.mergekit.writer import streamed
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
@@ -74,7 +75,8 @@ def pytorch_command() -> click.Command:
             preflight.require_sound(merges, next(iter(files.values())))
         _clear(out)
         storage = options.device if options.low_cpu_memory else "cpu"
-        Executor(tasks, math_device=options.device, storage_device=storage).execute()
+        with streamed():
+            Executor(tasks, math_device=options.device, storage_device=storage).execute()
         _check_flat(list(files.values()), tensor_intersection, out)
 
     return _like(merge_raw_pytorch.main, "pytorch", run)
@@ -84,7 +86,8 @@ def _merge(config: MergeConfiguration, options: MergeOptions, out: Path, text: s
     preflight.check(config, options, out)
     _clear(out)
     # The path is absolute: mergekit's model card asks the hub about a relative one.
-    run_merge(config.model_copy(deep=True), str(out), options, config_source=text)
+    with streamed():
+        run_merge(config.model_copy(deep=True), str(out), options, config_source=text)
     outputs.check(config, options, out)
 
 

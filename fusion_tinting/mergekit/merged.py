@@ -1,6 +1,6 @@
 """A finished run's models, merged tensor by tensor: in memory is what is at hand, and nothing more."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +12,10 @@ from fusion_tinting.artifact import MANIFEST, tint_path
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
+from fusion_tinting.task_vectors import content_hash
 
 Shapes = dict[str, tuple[int, ...]]
+ADVICE = "The run was learned from other models: give it those, or learn anew."
 
 
 class Named(NamedTuple):
@@ -30,6 +32,22 @@ class Named(NamedTuple):
         """Name -> shape."""
         found = self.checkpoint.shapes()
         return {name: found[stored] for name, stored in self.stored.items()}
+
+
+class Parameters(Mapping):
+    """Merged tensors as the run saw them: by their names in the encoder, in float32, read on access."""
+
+    def __init__(self, model: Named, names: Mapping[str, str]):
+        self._model, self._names = model, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._model.tensor(self._names[name]).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class MergedRun:
@@ -57,7 +75,8 @@ class MergedRun:
         self.shared = [name for name in self._rows if name not in tinted]
         self._paths = {t: tint_path(run_dir, t) for t in tasks} if manifest["layer"] is not None else {}
         self._tinted = {task: list(self._tint(task)) for task in self._paths}
-        self._check_models()
+        self._check_shapes()
+        self._check_content(manifest)
 
     def merged(self, name: str) -> Tensor:
         """θ₀ + Σ_k λ_k (θ_k − θ₀) of one tensor, one expert at a time, in float32.
@@ -108,21 +127,31 @@ class MergedRun:
         tensors = tint_file(str(self._paths[task]))
         return {name: tensors[stored] for name, stored in self._names.of(tensors).items()}
 
-    def _check_models(self) -> None:
-        advice = "The run was learned from other models: give it those, or learn anew."
-        models = {f"expert `{task}`": expert for task, expert in self.experts.items()}
-        shapes = next(iter(models.values())).shapes()
+    def _check_shapes(self) -> None:
+        shapes = next(iter(self.experts.values())).shapes()
         wanted = {name: shapes.get(name) for name in self.shared}
-        for who, found in {"base": self._base, **models}.items():
-            require_same(found.shapes(), wanted, f"The {who}, `{found.checkpoint.folder}`", advice)
+        for who, model, _ in self._models():
+            require_same(model.shapes(), wanted, f"The {who}, `{model.checkpoint.folder}`", ADVICE)
         theirs = [name for name in self._names.backbone if name in self._base.stored]
         if lacking := [name for name in theirs if not self._has(name)]:
             raise ValueError(
                 f"`{self._file.path}` has no row for {len(lacking)} tensor(s) of the base: "
-                f"{lacking[:5]}. {advice}"
+                f"{lacking[:5]}. {ADVICE}"
             )
         for task, names in self._tinted.items():
             self._check_tint(task, names)
+
+    def _check_content(self, manifest: Mapping) -> None:
+        names = {self._names.encoder[name]: name for name in self._rows}
+        for who, model, key in self._models():
+            entry = manifest["base"] if key is None else manifest["experts"][key]
+            if content_hash(Parameters(model, names)) != entry["sha256"]:
+                raise ValueError(f"The {who}, `{model.checkpoint.folder}`, has changed since. {ADVICE}")
+
+    def _models(self) -> Iterator[tuple[str, Named, str | None]]:
+        """(What to call it, model, task), the base first, which has no task."""
+        yield "base", self._base, None
+        yield from ((f"expert `{task}`", model, task) for task, model in self.experts.items())
 
     def _has(self, name: str) -> bool:
         return name in self._rows or self._names.tied.get(name) in self._rows

@@ -22,6 +22,7 @@ class ModelNames:
 
     Attributes:
         backbone: its parameters but those of a head.
+        encoder: name -> what the parameter is called in the module that is merged, the model's family's.
         tied: name -> the other name of the same tensor, such as LM head and embedding.
 
     Raises:
@@ -39,6 +40,10 @@ class ModelNames:
             self._model = getattr(transformers, kind)(config)
         prefix = f"{self._model.base_model_prefix}."
         self.backbone = [name for name, _ in self._model.named_parameters() if name.startswith(prefix)]
+        if kind.endswith("ForSequenceClassification"):
+            self.encoder = {name: f"backbone.{name.removeprefix(prefix)}" for name in self.backbone}
+        else:
+            self.encoder = {name: f"model.{name}" for name in self._model.state_dict()}
         pairs = self._model.all_tied_weights_keys
         self.tied = {**{source: target for target, source in pairs.items()}, **pairs}
 

@@ -323,6 +323,12 @@ def _expert_of_another_shape(run):
     return ["The expert `stars`", name, "(30, 16)"]
 
 
+def _expert_trained_on(run):
+    name = "roberta.encoder.layer.0.attention.self.query.bias"
+    _change(run.experts["stars"] / "model.safetensors", lambda found: found[name].add_(1e-3))
+    return ["The expert `stars`", str(run.experts["stars"]), "has changed since"]
+
+
 def _coefficients_of_another_model(run):
     path = run.folder / "coefficients.safetensors"
     name = "roberta.embeddings.word_embeddings.weight"
@@ -379,6 +385,7 @@ def _made_in_python(run):
         _expert_gone,
         _expert_lacks,
         _expert_of_another_shape,
+        _expert_trained_on,
         _coefficients_of_another_model,
         _coefficients_not_finite,
         _tint_not_finite,
