@@ -28,7 +28,8 @@ class Merge(NamedTuple):
 
     Attributes:
         sources: model -> the tensor's name there; models without it are left out.
-        shapes: model -> its shape there, without the axis along which mergekit aligns vocabularies.
+        shapes: model -> its shape there.
+        aligned: the axis along which mergekit aligns the models' vocabularies, if it does.
         copied: whether it is the base's tensor as it is: one of integers, or one that only the base has.
         shared, own: the recipe's parameters for it, and those of each model.
     """
@@ -37,6 +38,7 @@ class Merge(NamedTuple):
     base: ModelReference
     sources: Mapping[ModelReference, str]
     shapes: Mapping[ModelReference, tuple[int, ...]]
+    aligned: int | None
     copied: bool
     shared: Mapping[str, Any]
     own: Mapping[ModelReference, Mapping[str, Any]]
@@ -45,6 +47,10 @@ class Merge(NamedTuple):
     def tinted(self) -> bool:
         tint = self.shared["tint"]
         return tint is not None and self.name in tint_file(tint)
+
+    def comparable(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape without the axis that mergekit aligns."""
+        return shape if self.aligned is None else (*shape[: self.aligned], *shape[self.aligned + 1 :])
 
 
 def saved(tasks: Iterable[Task]) -> list[ExecuteMergeMethodTask]:
@@ -73,15 +79,13 @@ def merges_of(
     found = []
     for task in tasks:
         sources = {m: name for m, names in _names(task).items() for name in names if name in headers[m]}
-        base, axis = task.base_model, task.output_weight.vocabulary_axis
-        aligned = axis is not None and hasattr(task.gather_tensors, "gather_tensors")
+        base, weight = task.base_model, task.output_weight
         shapes = {m: headers[m][name].shape for m, name in sources.items()}
-        if aligned:
-            shapes = {m: (*shape[:axis], *shape[axis + 1 :]) for m, shape in shapes.items()}
+        aligned = weight.vocabulary_axis if hasattr(task.gather_tensors, "gather_tensors") else None
         copied = not any(headers[m][name].floating for m, name in sources.items())
-        copied |= task.output_weight.optional and list(sources) == [base]
+        copied |= weight.optional and list(sources) == [base]
         own = {m: values for m, values in task.input_parameters.items() if m in sources or not partial}
-        found.append(Merge(task.output_weight.name, base, sources, shapes, copied, task.parameters, own))
+        found.append(Merge(weight.name, base, sources, shapes, aligned, copied, task.parameters, own))
     return found
 
 

@@ -92,15 +92,15 @@ def _require_shapes(merges: list[Merge]) -> None:
         )
     for base, model in dict.fromkeys((merge.base, m) for merge in merges for m in merge.own):
         mine = [merge for merge in merges if merge.base == base and model in merge.own and not merge.copied]
-        wanted = {merge.name: merge.shapes[base] for merge in mine}
-        shapes = {merge.name: merge.shapes[model] for merge in mine if model in merge.shapes}
+        wanted = {m.name: m.comparable(m.shapes[base]) for m in mine}
+        shapes = {m.name: m.comparable(m.shapes[model]) for m in mine if model in m.shapes}
         advice = f"`tokenizer: {{source: base}}` aligns vocabularies. {BY_NAME}"
         require_same(shapes, wanted, f"The expert `{model}`", advice)
-    tints = {merge.shared["tint"] for merge in merges} - {None}
-    for path in tints:
+    for path in {merge.shared["tint"] for merge in merges} - {None}:
         mine = [merge for merge in merges if merge.tinted and merge.shared["tint"] == path]
-        shapes = {merge.name: tuple(tint_file(path)[merge.name].shape) for merge in mine}
-        require_same(shapes, {m.name: m.shapes[m.base] for m in mine}, f"The tint `{path}`", BY_NAME)
+        wanted = {m.name: m.comparable(m.shapes[m.base]) for m in mine}
+        shapes = {m.name: m.comparable(tuple(tint_file(path)[m.name].shape)) for m in mine}
+        require_same(shapes, wanted, f"The tint `{path}`", BY_NAME)
 
 
 def _require_used(what: str, tensors: Mapping, names: set[str]) -> None:

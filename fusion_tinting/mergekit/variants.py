@@ -34,7 +34,7 @@ from fusion_tinting.mergekit.recipes import require_empty
 
 SHARED = "shared"
 OWN = "model-task.safetensors"
-SHARD_BYTES = 1 << 30
+SHARD_BYTES = 1 << 29
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 """Endings of files that are not copied from an expert's folder."""
 NOT_COPIED = ("README.md", INDEX)

@@ -69,7 +69,7 @@ class RecipeWorld:
             raise result.exception  # a defect: errors of users are messages
         return result
 
-    def by_hand(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    def by_hand(self) -> dict[str, Tensor]:
         """θ₀ + Σ_k λ_k (θ_k − θ₀), in float64."""
         experts = [tensors(path) for path in self.experts.values()]
         return {
@@ -84,6 +84,22 @@ def merged(start: Tensor, experts: list[Tensor], lams: Iterable[float]) -> Tenso
     for tensor, lam in zip(experts, lams, strict=True):
         total = total + lam * (tensor.double() - start.double())
     return total
+
+
+def weights_by_hand(world: RecipeWorld, weights) -> dict[str, Tensor]:
+    """θ₀ + Σ_k w_k (θ_k − θ₀) with the same weights for every tensor, or `weights(name)`; in float64."""
+    experts = [tensors(path) for path in world.experts.values()]
+    of = weights if callable(weights) else lambda name: weights
+    start = tensors(world.base)
+    return {name: merged(start[name], [e[name] for e in experts], of(name)) for name in start}
+
+
+def assert_equal(found: Mapping, wanted: Mapping, relative: float = 1e-6) -> None:
+    """Every tensor, by the norm of the difference."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        apart = (found[name].double() - tensor.double()).norm() / tensor.double().norm()
+        assert apart <= relative, f"{name}: {apart}"
 
 
 def write_coefficients(path: Path, lam: Mapping[str, Tensor], tasks: Iterable[str] = TASKS) -> None:

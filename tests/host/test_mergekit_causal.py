@@ -30,11 +30,14 @@ from fusion_tinting.artifact import tint_path
 from fusion_tinting.families.causal_lm import LanguageModel, blocks_of, load
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.config import read
-from fusion_tinting.mergekit.learn import learn
+from fusion_tinting.mergekit.language_models import LanguageModels
+from fusion_tinting.mergekit.learn import family_of, learn
+from fusion_tinting.mergekit.reading import read as read_recipe
 from fusion_tinting.objectives import divergence
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.tints import resolve_layer
 
+RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 TASKS = ("news", "tales")
 INPUTS = torch.arange(24).view(2, 12)
 
@@ -374,3 +377,15 @@ def test_the_command_tells_the_divergence(zoo, tmp_path):
     program = Path(sys.executable).parent / "mergekit-tint"
     result = run(program, "learn", zoo.config(steps=3), tmp_path / "run", "--quiet", cwd=tmp_path)
     assert "KL(expert ‖ merged)" in result.stdout and "verse" in result.stdout
+
+
+def test_the_recipes_can_be_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read(RECIPES / "llama-3.2-3b.yml")
+    assert family_of(config) is LanguageModels
+    assert list(config.by_task) == ["instruction", "math", "coding"]
+    assert {expert.data.max_length for expert in config.experts} == {256}
+    assert config.adapt["lr_tints"] < config.adapt["lr"]
+    merge, _ = read_recipe(RECIPES / "llama-3.2-3b_merge.yml")
+    assert str(merge.base_model.model.path) == config.base_model
+    assert [m.model.model.path for m in merge.models] == [expert.model for expert in config.experts]

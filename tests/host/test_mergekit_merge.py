@@ -2,7 +2,6 @@
 
 import json
 import sys
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,14 @@ import yaml
 from checkpoints import WORDS, expert, llama, save, tensors
 from click.testing import CliRunner
 from command import run as run_program
-from mergekit.merge_methods import merge_state_dicts
 from mergekit.scripts.run_yaml import main as mergekit_yaml
 from peft import LoraConfig, get_peft_model
-from recipe_world import TASKS, make, merged
+from recipe_world import TASKS, assert_equal, make, merged, weights_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion_tinting.files import write_tensors
 from fusion_tinting.mergekit import recipes
 from fusion_tinting.mergekit.cli import main
-from fusion_tinting.mergekit.method import model_tinting
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -28,22 +25,6 @@ PROGRAMS = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return make(tmp_path_factory.mktemp("world"))
-
-
-def assert_equal(found, wanted, relative=1e-6):
-    """Every tensor, by the norm of the difference."""
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        apart = (found[name].double() - tensor.double()).norm() / tensor.double().norm()
-        assert apart <= relative, f"{name}: {apart}"
-
-
-def weights_by_hand(world, weights):
-    """θ₀ + Σ_k w_k (θ_k − θ₀) with the same weights for every tensor, or `weights(name)`."""
-    experts = [tensors(path) for path in world.experts.values()]
-    of = weights if callable(weights) else lambda name: weights
-    start = tensors(world.base)
-    return {name: merged(start[name], [e[name] for e in experts], of(name)) for name in start}
 
 
 def test_equals_a_float64_hand_computation_and_loads(world):
@@ -272,80 +253,3 @@ def test_slices_that_move_layers_take_weights(world):
 def test_modules(world):
     recipe = world.recipe(models=None, modules={"default": {"models": world.models}})
     assert_equal(tensors(world.merge(recipe)), world.by_hand())
-
-
-def test_the_python_interface(world):
-    models = {"base": tensors(world.base), **{t: tensors(path) for t, path in world.experts.items()}}
-    parameters = {"coefficients": str(world.coefficients), "task": {task: task for task in TASKS}}
-    found = merge_state_dicts(models, model_tinting, base="base", parameters=parameters)
-    assert_equal(found, world.by_hand())
-    found = merge_state_dicts(
-        list(models.values()), model_tinting, base=0, parameters={"weight": [0.5, 0, 1]}
-    )
-    assert_equal(found, weights_by_hand(world, [0.5, 0, 1]))
-
-
-def test_the_python_interface_keeps_gradients():
-    start = torch.nn.Linear(3, 2)
-    other = deepcopy(start)
-    found = merge_state_dicts([start, other], model_tinting, base=0, parameters={"weight": [0.25]})
-    sum(tensor.sum() for tensor in found.values()).backward()
-    assert torch.equal(other.weight.grad, torch.full((2, 3), 0.25))
-    assert torch.equal(start.bias.grad, torch.full((2,), 0.75))
-
-
-def multi(world, recipe, inside, out, *options):
-    return CliRunner().invoke(
-        main, ["multi", str(recipe), "-I", str(inside), "--out-path", str(out), *options]
-    )
-
-
-def test_multi(world, tmp_path, monkeypatch):
-    """Two recipes, of which the second merges what the first has made; paths are relative."""
-    monkeypatch.chdir(tmp_path)
-    first = {**world.recipe(), "name": "first"}
-    last = {"merge_method": "task_arithmetic", "base_model": str(world.base), "dtype": "float32"}
-    last["models"] = [{"model": "first", "parameters": {"weight": 0.5}}]
-    recipe = Path("recipes.yml")
-    recipe.write_text(yaml.safe_dump_all([last, first]))
-    result = multi(world, recipe, "inside", "out", "--quiet")
-    assert result.exit_code == 0, result.output
-    assert_equal(tensors(tmp_path / "inside" / "first"), world.by_hand())
-    start = tensors(world.base)
-    halfway = {name: merged(start[name], [tensor], [0.5]) for name, tensor in world.by_hand().items()}
-    assert_equal(tensors(tmp_path / "out"), halfway)
-
-    again = multi(world, recipe, "inside", "out", "--quiet")
-    assert again.exit_code == 0 and again.output.count("Kept `") == 2
-    anew = multi(world, recipe, "inside", "out", "--quiet", "--no-lazy")
-    assert anew.exit_code == 1 and "is not empty" in anew.output
-    assert multi(world, recipe, "inside", "out", "--quiet", "--no-lazy", "--force").exit_code == 0
-    assert_equal(tensors(tmp_path / "out"), halfway)
-
-
-def files(world, **changes):
-    """A recipe of files for `mergekit-tint pytorch`."""
-    recipe = world.recipe(base_model=str(world.base / "model.safetensors"), **changes)
-    recipe["models"] = [{**m, "model": f"{m['model']}/model.safetensors"} for m in recipe["models"]]
-    return recipe
-
-
-def test_pytorch(world):
-    assert_equal(tensors(world.merge(files(world), command="pytorch")), world.by_hand())
-
-
-@pytest.mark.parametrize("option", ["--tensor-union", "--tensor-intersection"])
-def test_pytorch_with_tensors_that_one_expert_lacks(world, tmp_path, option):
-    path, gone = tmp_path / "less.safetensors", "lm_head.weight"
-    write_tensors(path, {n: t for n, t in tensors(world.experts["owls"]).items() if n != gone}, {})
-    recipe = files(world)
-    recipe["models"][2]["model"] = str(path)
-    refused = world.run(recipe, out=tmp_path / "refused", command="pytorch")
-    assert refused.exit_code == 1 and "Missing tensors" in refused.output
-    found = tensors(world.merge(recipe, option, command="pytorch"))
-    wanted = world.by_hand()
-    experts = [tensors(world.experts[task])[gone] for task in TASKS[:2]]
-    wanted[gone] = merged(tensors(world.base)[gone], experts, world.lam[gone].tolist()[:2])
-    if option == "--tensor-intersection":
-        del wanted[gone]
-    assert_equal(found, wanted)
