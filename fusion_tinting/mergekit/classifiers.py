@@ -17,6 +17,7 @@ class Classifiers:
 
     reads: ClassVar[tuple[str, ...]] = ("text", "text_pair", "max_length")
     defaults: ClassVar[dict] = {}
+    recipes = False  # mergekit wants heads of one shape, and a base that has one
     head = "head"
 
     def __init__(self, config: Config):

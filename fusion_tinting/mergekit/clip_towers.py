@@ -36,6 +36,7 @@ class ClipTowers:
 
     reads: ClassVar[tuple[str, ...]] = ("image", "classes", "template")
     defaults: ClassVar[dict] = {}
+    recipes = False  # mergekit drops tensors of CLIP
     head = "head"
 
     def __init__(self, config: Config):

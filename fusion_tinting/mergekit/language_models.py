@@ -20,6 +20,7 @@ class LanguageModels:
 
     reads: ClassVar[tuple[str, ...]] = ("text", "max_length")
     defaults: ClassVar[dict] = {"sampler": "all", "objective": "soft", "batch_size": 4}
+    recipes = True
 
     def __init__(self, config: Config):
         by_task = config.by_task

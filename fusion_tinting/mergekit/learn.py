@@ -38,7 +38,8 @@ checked and raise ValueError or FileNotFoundError: nothing has been written by t
     head          what `layer: head` tints: `head`, or the name of a submodule of the encoder
     names         parameter name (of a head: `head.` and its name there) -> tensor name on disk
     inputs(task)  `rows.Inputs`: all of the task's inputs, in order, and their labels or None
-    finish(run)   only where mergekit cannot merge the family: writes what the run needs instead of recipes
+    recipes       class attribute: whether mergekit can merge such models, so that recipes are of use
+    finish(run)   optional: writes what a run needs beside
 """
 
 ENDINGS = {"ForSequenceClassification": "sequence_classification", "ForCausalLM": "causal_lm",
@@ -92,10 +93,10 @@ def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedM
         info={"ids": {PRETRAINED: base, **paths}, "tensor_names": models.names},
         **settings,
     )
+    if models.recipes:
+        recipes.write(run_dir, base, paths, model.tasks)
     if hasattr(models, "finish"):
         models.finish(run_dir)
-    else:
-        recipes.write(run_dir, base, paths, model.tasks)
     return model, aside
 
 

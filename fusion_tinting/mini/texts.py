@@ -17,21 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaForSequenceClassification,
-)
 
 from fusion_tinting.files import write_text
+from fusion_tinting.mini import tiny_roberta
+from fusion_tinting.mini.tiny_roberta import Row
 
-Row = tuple[str, str | None, int]
-WIDTH, LAYERS, LENGTH = 64, 3, 32
-BATCH = 64
-PRETRAIN_STEPS, PRETRAIN_RATE = 500, 2e-3
-EXPERT_STEPS, EXPERT_RATE, HEAD_RATE = 300, 5e-4, 2e-3  # near the base: Task Arithmetic wants experts there
 TRAIN, UNLABELLED = 4000, 1600
 
 THINGS = ["film", "book", "song", "play", "meal", "hotel", "phone", "game", "show", "trip"]
@@ -49,7 +39,7 @@ TOPICS = [
     ["train", "ticket", "airport", "road", "journey", "map", "luggage", "bridge"],
 ]
 NAMES = ["anna", "ben", "clara", "david", "ella", "frank", "grace", "henry"]
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+NUMBERS = ["one", "two", "three", "four", "five", "six"]
 ITEMS = ["coins", "stamps", "cards", "pens"]
 
 
@@ -81,21 +71,21 @@ def topic(rng: np.random.Generator) -> Row:
 
 
 def compare(rng: np.random.Generator) -> Row:
-    """`anna has seven coins`, `ben has three coins` -> more (0), fewer (1), as many (2)."""
+    """`anna has six coins`, `ben has three coins` -> more (0), fewer (1), as many (2)."""
     label, (a, b) = int(rng.integers(3)), rng.choice(NAMES, 2, replace=False)
-    small, large = sorted(rng.choice(9, 2, replace=False))
+    small, large = sorted(rng.choice(len(NUMBERS), 2, replace=False))
     first, second = ((large, small), (small, large), (small, small))[label]
     item = rng.choice(ITEMS)
     return f"{a} has {NUMBERS[first]} {item}", f"{b} has {NUMBERS[second]} {item}", label
 
 
-TASKS: dict[str, tuple[Callable[[np.random.Generator], Row], int]] = {
-    "review": (review, 2),
-    "doer": (doer, 2),
-    "topic": (topic, 5),
-    "compare": (compare, 3),
+TASKS: dict[str, tuple[Callable[[np.random.Generator], Row], list[str]]] = {
+    "review": (review, ["disliked", "liked"]),
+    "doer": (doer, ["person", "animal"]),
+    "topic": (topic, ["sport", "money", "weather", "food", "travel"]),
+    "compare": (compare, ["more", "fewer", "equal"]),
 }
-"""Task -> what makes one of its rows, and its number of labels."""
+"""Task -> what makes one of its rows, and the names of its labels."""
 
 
 def rows(task: str, count: int, seed: int) -> list[Row]:
@@ -104,25 +94,25 @@ def rows(task: str, count: int, seed: int) -> list[Row]:
     return [TASKS[task][0](rng) for _ in range(count)]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, RoBERTa's special tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
+def words() -> list[str]:
+    """Every word of the tasks' texts, and of the names of their labels."""
     texts = [text for task in TASKS for row in rows(task, 3000, 0) for text in row[:2] if text]
-    words = sorted({word for text in texts for word in text.split()})
-    ids = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
-        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=LENGTH,
-        model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    return sorted({word for text in [*texts, *captions()] for word in text.split()})
+
+
+def captions() -> list[str]:
+    """The names of all labels, task after task."""
+    return [name for _, names in TASKS.values() for name in names]
+
+
+def captioned(seed: int) -> list[Row]:
+    """The corpus of the base: rows of every task, each with the place of its own among `captions`."""
+    places = {name: place for place, name in enumerate(captions())}
+    return [
+        (a, b, places[names[label]])
+        for task, (_, names) in TASKS.items()
+        for a, b, label in rows(task, TRAIN, seed)
+    ]
 
 
 def make(folder: Path, seed: int = 0, progress: Callable[[str], None] = print) -> None:
@@ -135,12 +125,14 @@ def make(folder: Path, seed: int = 0, progress: Callable[[str], None] = print) -
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     try:
-        tokenizer = make_tokenizer()
         progress("base: a masked language model")
-        _save(_pretrained(tokenizer, seed), tokenizer, folder / "base")
-        for task in TASKS:
+        tokenizer = tiny_roberta.make_tokenizer(words())
+        base = tiny_roberta.pretrained(tokenizer, captioned(seed + 2), captions())
+        _save(base, tokenizer, folder / "base")
+        for task, (_, names) in TASKS.items():
             progress(f"expert: {task}")
-            _save(_expert(folder / "base", tokenizer, task, seed), tokenizer, folder / "experts" / task)
+            expert = tiny_roberta.expert(folder / "base", tokenizer, rows(task, TRAIN, seed + 3), names)
+            _save(expert, tokenizer, folder / "experts" / task)
             _write_data(folder / "data" / f"{task}.jsonl", rows(task, UNLABELLED, seed + 1))
     finally:
         torch.set_num_threads(threads)
@@ -149,66 +141,19 @@ def make(folder: Path, seed: int = 0, progress: Callable[[str], None] = print) -
 
 
 CONFIG = """\
-# Written by `python -m fusion_tinting.mini.texts`; half a minute on a CPU.
-base_model: {folder}/base
+# Written by `python -m fusion_tinting.mini.texts`; a quarter of a minute on a CPU.
+base_model: "{folder}/base"
 models:
-  - {{model: {folder}/experts/review, task: review, data: {folder}/data/review.jsonl}}
-  - {{model: {folder}/experts/doer, task: doer, data: {folder}/data/doer.jsonl}}
-  - {{model: {folder}/experts/topic, task: topic, data: {folder}/data/topic.jsonl}}
-  - model: {folder}/experts/compare
+  - {{model: "{folder}/experts/review", task: review, data: "{folder}/data/review.jsonl"}}
+  - {{model: "{folder}/experts/doer", task: doer, data: "{folder}/data/doer.jsonl"}}
+  - {{model: "{folder}/experts/topic", task: topic, data: "{folder}/data/topic.jsonl"}}
+  - model: "{folder}/experts/compare"
     task: compare
-    data: {{path: {folder}/data/compare.jsonl, text_pair: second}}
-adapt: {{layer: head, sampler: confidence_difference, steps: 200, batch_size: 32, lr: 1.0e-2, seed: 0}}
+    data: {{path: "{folder}/data/compare.jsonl", text_pair: second}}
+# init: where λ starts, and λ of Task Arithmetic in the report; the usual 0.3 is for eight tasks.
+adapt: {{layer: head, sampler: confidence_difference, steps: 150, batch_size: 32, lr: 1.0e-2, init: 0.4}}
 data: {{text: text, label: label}}   # labels are for the report alone
 """
-
-
-def _pretrained(tokenizer: PreTrainedTokenizerFast, seed: int) -> RobertaForMaskedLM:
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-        intermediate_size=2 * WIDTH, max_position_embeddings=LENGTH + 2, type_vocab_size=1,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    model = RobertaForMaskedLM(config).train()
-
-    def loss(ids: Tensor, attention_mask: Tensor, _) -> Tensor:
-        hidden = (torch.rand(ids.shape) < 0.2) & (ids > tokenizer.mask_token_id)
-        masked, labels = ids.masked_fill(hidden, tokenizer.mask_token_id), ids.masked_fill(~hidden, -100)
-        return model(masked, attention_mask=attention_mask, labels=labels).loss
-
-    corpus = [row for task in TASKS for row in rows(task, TRAIN, seed + 2)]
-    return _train(model, tokenizer, corpus, loss, PRETRAIN_STEPS, [PRETRAIN_RATE] * 2)
-
-
-def _expert(base: Path, tokenizer, task: str, seed: int) -> RobertaForSequenceClassification:
-    model = RobertaForSequenceClassification.from_pretrained(base, num_labels=TASKS[task][1]).train()
-
-    def loss(ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(model(ids, attention_mask=attention_mask).logits, labels)
-
-    return _train(
-        model, tokenizer, rows(task, TRAIN, seed + 3), loss, EXPERT_STEPS, [EXPERT_RATE, HEAD_RATE]
-    )
-
-
-def _train(model, tokenizer, data: list[Row], loss, steps: int, rates: list[float]):
-    """Train `model`; `rates`: the learning rates of its backbone and of the rest."""
-    tokens = tokenizer([(a, b) if b else a for a, b, _ in data], padding=True, return_tensors="pt")
-    labels = torch.tensor([label for *_, label in data])
-    backbone = list(model.base_model.parameters())
-    inside = {id(parameter) for parameter in backbone}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    adam = torch.optim.AdamW([{"params": backbone}, {"params": rest}], lr=rates[0])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rates, total_steps=steps)
-    for _ in range(steps):
-        chosen = torch.randint(len(data), (BATCH,))
-        mask = tokens["attention_mask"][chosen]
-        length = int(mask.sum(1).max())
-        loss(tokens["input_ids"][chosen, :length], mask[:, :length], labels[chosen]).backward()
-        adam.step()
-        adam.zero_grad()
-        schedule.step()
-    return model.eval()
 
 
 def _save(model, tokenizer, folder: Path) -> None:

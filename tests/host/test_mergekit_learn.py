@@ -151,7 +151,7 @@ def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path):
     agreed, _, right = (averages(table) for table in report.tables(report.compare(model, aside), aside))
     for _, average, arithmetic, tinted in (agreed, right[:4]):
         assert average < arithmetic < tinted
-        assert arithmetic < 0.8 * tinted
+        assert arithmetic < 0.9 * tinted
     assert right[3] >= 0.97 * right[4]
     assert agreed[3] >= 95
     assert [head.rest.config.num_labels for head in model.heads] == [2, 2, 5, 3]
@@ -167,6 +167,8 @@ def test_the_command_itself(tmp_path):
     assert "Agreement with the experts" in found.stdout
     assert f"mergekit-tint variants {tmp_path / 'run'} OUT" in found.stdout
     assert "Accuracy" not in found.stdout
+    assert "mergekit-tint yaml" not in found.stdout  # which would refuse classifiers
+    assert not list((tmp_path / "run").glob("recipe*"))
     assert re.search(r"Tinting: 100%.*agreement=.*kept=.*loss=", found.stderr)
     assert "LOAD REPORT" not in found.stderr
     shown = run(MERGEKIT_TINT, "show", tmp_path / "run", cwd=tmp_path).stdout

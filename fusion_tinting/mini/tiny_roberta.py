@@ -1,0 +1,114 @@
+"""A RoBERTa of three small blocks: its tokenizer, a base, experts; seconds of training each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+)
+
+Row = tuple[str, str | None, int]
+"""A text, a second one or None, and a label."""
+
+WIDTH, LAYERS, LENGTH, BATCH = 64, 3, 32, 64
+PRETRAIN_STEPS, PRETRAIN_RATE = 400, 2e-3
+EXPERT_STEPS, EXPERT_RATE = 150, 1e-3
+HEAD_RATE = 2e-3  # a head starts from nothing
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """One token a word, RoBERTa's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    ids = {word: place for place, word in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
+        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def pretrained(tokenizer, corpus: list[Row], captions: list[str]) -> RobertaForMaskedLM:
+    """A masked language model that tells, at <s>, a caption of the text as well.
+
+    Without captions it would know nothing of any task, as a tiny model of few texts does, and experts would
+    have to go so far that no merge of them makes sense. It is left before it knows much.
+
+    Args:
+        corpus: rows whose label is a place in `captions`.
+    """
+    model = RobertaForMaskedLM(_config(tokenizer)).train()
+    words = torch.tensor(tokenizer.convert_tokens_to_ids(captions))
+
+    def loss(ids: Tensor, attention_mask: Tensor, captions: Tensor) -> Tensor:
+        hidden = (torch.rand(ids.shape) < 0.2) & (ids >= len(SPECIAL))
+        masked, labels = ids.masked_fill(hidden, tokenizer.mask_token_id), ids.masked_fill(~hidden, -100)
+        labels[:, 0] = words[captions]
+        return model(masked, attention_mask=attention_mask, labels=labels).loss
+
+    rate = {PRETRAIN_RATE: list(model.parameters())}
+    return _train(model, tokenizer, corpus, loss, PRETRAIN_STEPS, rate)
+
+
+def expert(base: Path, tokenizer, rows: list[Row], names: list[str]) -> RobertaForSequenceClassification:
+    """The base with a head for the labels `names`, trained on `rows`."""
+    model = RobertaForSequenceClassification.from_pretrained(
+        base, id2label=dict(enumerate(names)), label2id={name: place for place, name in enumerate(names)}
+    ).train()
+
+    def loss(ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(ids, attention_mask=attention_mask).logits, labels)
+
+    rates = {
+        EXPERT_RATE: list(model.roberta.parameters()),
+        HEAD_RATE: list(model.classifier.parameters()),
+    }
+    return _train(model, tokenizer, rows, loss, EXPERT_STEPS, rates)
+
+
+def _config(tokenizer) -> RobertaConfig:
+    return RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
+        intermediate_size=2 * WIDTH, max_position_embeddings=LENGTH + 2, type_vocab_size=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer,
+    data: list[Row],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    steps: int,
+    rates: dict[float, list[nn.Parameter]],
+) -> PreTrainedModel:
+    """Adam on `loss(ids, mask, labels)` of batches; `rates`: learning rate -> what learns at it."""
+    tokens = tokenizer([(a, b) if b else a for a, b, _ in data], padding=True, return_tensors="pt")
+    labels = torch.tensor([label for *_, label in data])
+    adam = torch.optim.AdamW([{"params": parameters} for parameters in rates.values()])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, list(rates), total_steps=steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(data), (BATCH,))
+        mask = tokens["attention_mask"][chosen]
+        length = int(mask.sum(1).max())
+        loss(tokens["input_ids"][chosen, :length], mask[:, :length], labels[chosen]).backward()
+        adam.step()
+        adam.zero_grad()
+        schedule.step()
+    return model.eval()

@@ -1,0 +1,66 @@
+"""The pure parts of `mergekit-tint learn` and `show`."""
+
+import json
+
+import pytest
+import torch
+
+from fusion_tinting.mergekit.config import Data, Expert
+from fusion_tinting.mergekit.report import score
+from fusion_tinting.mergekit.rows import Rows
+from fusion_tinting.mergekit.show import by_block
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Rows with one column of labels."""
+
+    def make(labels: list) -> Rows:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"text": "a", "truth": label}) + "\n" for label in labels))
+        return Rows(Expert("m", "t", Data(str(path), label="truth")))
+
+    return make
+
+
+def test_coefficients_are_gathered_by_block():
+    row = torch.tensor
+    found = by_block(
+        {
+            "r.embeddings.norm.weight": row([0.0, 1.0]),
+            "r.embeddings.norm.bias": row([1.0, 0.0]),
+            "r.layer.0.q.weight": row([0.2, 0.4]),
+            "r.layer.10.q.weight": row([0.6, 0.6]),
+            "r.layer.0.k.weight": row([0.4, 0.6]),
+            "r.layer.10.q.bias (tinted)": row([0.3, 0.3]),
+        }
+    )
+    assert list(found) == ["r.embeddings.norm", "r.layer.0", "r.layer.10", "r.layer.10 (tinted)"]
+    torch.testing.assert_close(found["r.embeddings.norm"], row([0.5, 0.5]))
+    torch.testing.assert_close(found["r.layer.0"], row([0.3, 0.5]))
+
+
+def test_the_score_of_classes_is_accuracy_and_of_a_single_output_correlation():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [5.0, 1.0]])
+    assert score(logits, torch.tensor([0, 1, 1, 1])) == 0.5
+    assert score(
+        torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([5.0, 3.0, 1.0])
+    ).item() == pytest.approx(-1)
+
+
+def test_labels_are_places_or_names(rows):
+    names = {"bad": 0, "good": 1}
+    assert rows([0, 1, 1]).labels(2, names).tolist() == [0, 1, 1]
+    assert rows(["good", "bad"]).labels(2, names).tolist() == [1, 0]
+    assert rows([0.5, 4]).labels(1, {}).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [-1, 2, 0.5, None, "great"])
+def test_a_label_that_the_head_does_not_have(rows, bad):
+    with pytest.raises(ValueError, match=r"Row 0 of .* expected a class from 0 to 1"):
+        rows([bad]).labels(2, {"bad": 0, "good": 1})
+
+
+def test_a_single_output_takes_numbers(rows):
+    with pytest.raises(ValueError, match="expected a number"):
+        rows(["high"]).labels(1, {"LABEL_0": 0})
