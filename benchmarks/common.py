@@ -25,6 +25,13 @@ def hardware(device: str) -> str:
     return names[0] if names else platform.processor()
 
 
+def memory(process: int | str = "self") -> tuple[int, int]:
+    """Anonymous and resident memory of a process, in bytes; none of one that has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return tuple(1024 * int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "VmRSS"))
+
+
 def save(path: Path, found: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")

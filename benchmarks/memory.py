@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import about, against_k, save
-from speed import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps
+from common import about, against_k, memory, save
+from peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps
 
 import fusion_tinting as ft
 
@@ -56,10 +56,8 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._done.wait(0.002):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            fields = dict(line.split(":", 1) for line in lines)
-            self.anonymous = max(self.anonymous, 1024 * int(fields["RssAnon"].split()[0]))
-            self.resident = max(self.resident, 1024 * int(fields["VmRSS"].split()[0]))
+            anonymous, resident = memory()
+            self.anonymous, self.resident = max(self.anonymous, anonymous), max(self.resident, resident)
 
 
 def one(way: str, scale: str, tasks: int) -> dict[str, float]:

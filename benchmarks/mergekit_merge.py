@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from common import RESULTS, about, save
+from common import RESULTS, about, memory, save
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -89,9 +89,7 @@ def watch(process: int):
         ended, status, usage = os.wait4(process, os.WNOHANG)
         if ended:
             return anonymous, status, usage
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        held = next((line for line in lines if line.startswith("RssAnon:")), "RssAnon: 0 kB")
-        anonymous = max(anonymous, 1024 * int(held.split()[1]))
+        anonymous = max(anonymous, memory(process)[0])
         time.sleep(0.003)
 
 

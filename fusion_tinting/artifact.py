@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_tinting.files import read_json, read_tensors, write_json, write_tensors, write_text
 from fusion_tinting.history import History
@@ -133,12 +133,7 @@ def restore(
     wanted = [names.get(name, name) for name in model.vectors.slots]
     _check_names(path, wanted, stored)
     model.coefficients = {n: stored[w] for n, w in zip(model.vectors.slots, wanted, strict=True)}
-    for name, row in model.coefficients.items():
-        if row.shape != (len(model.tasks),) or not torch.isfinite(row).all():
-            raise ValueError(
-                f"`{name}` in `{path}` must hold {len(model.tasks)} finite numbers, one for each of "
-                f"{model.tasks}. Found shape {tuple(row.shape)}."
-            )
+    check_rows(path, model.coefficients, model.tasks)
     load_merged(model.encoder, model.vectors, torch.stack(list(model.coefficients.values())))
     for task, tint in model.tints.items():
         _restore_tint(model, tint, tint_path(run_dir, task), names)
@@ -152,6 +147,16 @@ def restore(
     model.info["ids"][PRETRAINED] = found["base"]["id"]
     model.info |= {"peak_memory_bytes": found.get("peak_memory_bytes"), "tensor_names": dict(names)}
     return model.requires_grad_(False)
+
+
+def check_rows(path: Path, rows: Mapping[str, Tensor], tasks: list[str]) -> None:
+    """Refuse coefficients that are not one finite number for each task, naming the tensor."""
+    for name, row in rows.items():
+        if row.shape != (len(tasks),) or not torch.isfinite(row).all():
+            raise ValueError(
+                f"`{name}` in `{path}` must hold {len(tasks)} finite numbers, one for each task "
+                f"of {tasks}. Found shape {tuple(row.shape)}: {row.flatten()[:8].tolist()}."
+            )
 
 
 def check_hashes(run_dir: Path, found: dict, hashes: Mapping[str, str]) -> None:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from fusion_tinting.families.loading import require_complete
+
 
 class LanguageModel(nn.Module):
     """Token ids (B, T) -> next-token logits (B, V, T): classes come second, as everywhere here."""
@@ -25,11 +27,7 @@ def load(path: str) -> PreTrainedModel:
     model, told = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
-    if missing := sorted(told["missing_keys"]):
-        raise ValueError(
-            f"`{path}` is no complete {type(model).__name__}: it lacks {len(missing)} tensor(s), "
-            f"{missing[:3]}."
-        )
+    require_complete(path, model, told["missing_keys"])
     return model.eval()
 
 

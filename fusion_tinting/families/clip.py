@@ -10,6 +10,7 @@ from transformers import AutoConfig, CLIPModel, CLIPVisionModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.cache import recall, remember
+from fusion_tinting.families.loading import require_complete
 from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.tinted_model import TintedModel
 
@@ -137,11 +138,7 @@ def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionMod
     if kind not in classes:
         raise ValueError(f"`{path}` is of the architecture `{kind}`. Expected {' or '.join(classes)}.")
     model, told = classes[kind].from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(told["missing_keys"]):
-        raise ValueError(
-            f"`{path}` is no complete {type(model).__name__}: it lacks {len(missing)} tensor(s), "
-            f"{missing[:3]}."
-        )
+    require_complete(path, model, told["missing_keys"])
     return model.requires_grad_(False).eval()
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from fusion_tinting.families.loading import require_complete
+
 
 class Features(NamedTuple):
     """What a head reads: the backbone's output and the tokens it came from."""
@@ -78,11 +80,7 @@ def load(path: str, base_of: bool = False) -> PreTrainedModel:
     missing = sorted(n for n in told["missing_keys"] if n.startswith(prefix) or not base_of)
     if base_of and missing and all(name.startswith(f"{prefix}pooler.") for name in missing):
         getattr(model, model.base_model_prefix).pooler, missing = None, []
-    if missing:
-        raise ValueError(
-            f"`{path}` is no complete {type(model).__name__}: it lacks {len(missing)} tensor(s), "
-            f"{missing[:3]}."
-        )
+    require_complete(path, model, missing)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # of keys and values, which only generation needs
     return model.eval()

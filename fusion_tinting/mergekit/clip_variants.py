@@ -69,10 +69,6 @@ class TowerRun:
         """Shapes by names on disk -> by the names that `wanted` has."""
         return stored
 
-    def untied(self, task: str) -> list[str]:
-        """Towers have no tied tensors."""
-        return []
-
     def write_rest(self, task: str, folder: Path) -> None:
         """Configuration, preprocessor and head of a task."""
         config = self._base.config.vision_config

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.artifact import MANIFEST, tint_path
+from fusion_tinting.files import read_json, write_json
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
@@ -113,9 +114,24 @@ class MergedRun:
         copies = [name for name, other in self._names.tied.items() if name not in known and other in known]
         return {n: shape for n, shape in self.experts[task].shapes().items() if n not in copies}
 
-    def untied(self, task: str) -> list[str]:
-        """Tensors of a task's tint that are tied to another in its expert."""
-        return [name for name in self._tinted.get(task, ()) if name in self._names.tied]
+    def write_rest(self, task: str, folder: Path) -> None:
+        """What a variant needs beside its tensors and what is copied from the expert: LM head and
+        embedding, one tensor there, are two where one of them has a tint.
+
+        Raises:
+            ValueError: an architecture that ties them whatever its configuration says.
+        """
+        tensors = [name for name in self._tinted.get(task, ()) if name in self._names.tied]
+        if not tensors:
+            return
+        path = folder / "config.json"
+        found = read_json(path)
+        inner = {
+            key: {**found[key], "tie_word_embeddings": False} for key in ("text_config",) if key in found
+        }
+        write_json(path, {**found, **inner, "tie_word_embeddings": False})
+        if tied := [name for name in tensors if name in ModelNames(folder).tied]:
+            raise ValueError(f"{tied} cannot have a tint: {found['architectures'][0]} always ties them.")
 
     def named(self, stored: Shapes) -> Shapes:
         """Shapes by names on disk -> by names in the model."""

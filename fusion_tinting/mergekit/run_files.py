@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusion_tinting.artifact import MANIFEST
+from fusion_tinting.artifact import MANIFEST, check_rows
 from fusion_tinting.errors import unknown
 from fusion_tinting.files import read_json, read_tensors
 
@@ -28,12 +28,7 @@ class CoefficientFile:
         self.path = path
         self.rows, metadata = read_tensors(path)
         self.tasks = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)
-        for name, row in self.rows.items():
-            if row.shape != (len(self.tasks),) or not torch.isfinite(row).all():
-                raise ValueError(
-                    f"`{name}` in `{path}` must hold {len(self.tasks)} finite numbers, one for each task "
-                    f"of {self.tasks}. Found shape {tuple(row.shape)}: {row.flatten()[:8].tolist()}."
-                )
+        check_rows(path, self.rows, self.tasks)
 
     def value(self, name: str, task: str | None) -> float:
         """λ of one tensor and task.

@@ -29,7 +29,6 @@ from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.clip_towers import HEADS
 from fusion_tinting.mergekit.clip_variants import TowerRun
 from fusion_tinting.mergekit.merged import MergedRun
-from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.recipes import require_empty
 
 SHARED = "shared"
@@ -131,10 +130,7 @@ def _variant(run: MergedRun, task: str, folder: Path, shared: Checkpoint) -> Pat
     _save(folder / OWN, own)
     files |= dict.fromkeys(own, OWN)
     _copy_rest(expert, folder)
-    if tensors := run.untied(task):
-        _untie(folder, tensors)
-    if isinstance(run, TowerRun):
-        run.write_rest(task, folder)
+    run.write_rest(task, folder)
     written = run.named(Checkpoint(folder, files).shapes())
     require_same(written, run.wanted(task), f"`{folder}` is not whole", f"See `{expert}`.")
     size = sum((shared.folder / f).stat().st_size for f in set(shared.files.values()))
@@ -161,15 +157,6 @@ def _copy_rest(expert: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     if (expert / TEMPLATES).is_dir():
         shutil.copytree(expert / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
-
-
-def _untie(folder: Path, tensors: list[str]) -> None:
-    """The LM head and the embedding, one tensor in the expert, are two from here on."""
-    found = read_json(folder / "config.json")
-    inner = {key: {**found[key], "tie_word_embeddings": False} for key in ("text_config",) if key in found}
-    write_json(folder / "config.json", {**found, **inner, "tie_word_embeddings": False})
-    if tied := [name for name in tensors if name in ModelNames(folder).tied]:
-        raise ValueError(f"{tied} cannot have a tint: {found['architectures'][0]} always ties them.")
 
 
 def _digest(run_dir: Path) -> str:

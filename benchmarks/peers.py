@@ -1,0 +1,245 @@
+"""What the benchmarks of cost compare: random models and inputs, our steps, and the peers' steps on them.
+
+The peers: FusionBench's layer-wise AdaMerging class as it is; and the paper's training loop, written
+anew as the released code has it: θ(λ) in Python sums for every task, task vectors that require
+gradients; but with the experts' labels computed beforehand, where theirs asks the experts at every step.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
+from io import StringIO
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import fusion_tinting as ft
+from fusion_tinting.unlabeled import batch_schedule, task_order
+
+SCALES = {
+    "S": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "image_size": 32, "patch_size": 8},
+    "B": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+          "image_size": 224, "patch_size": 32},
+}  # fmt: skip
+BATCH = {"S": 32, "B": 16}
+CLASSES, SEED, LR = 10, 0, 1e-3
+AGAINST_K = (2, 4, 8, 14, 20)
+
+
+class Encoder(nn.Module):
+    """A CLIP vision tower that returns normalised embeddings."""
+
+    def __init__(self, scale: str):
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        self.tower = CLIPVisionModel(CLIPVisionConfig(**SCALES[scale]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.tower(images).pooler_output, dim=-1)
+
+
+class Experts(Mapping):
+    """Made when asked for, as a model pool loads them: who needs all at once pays for it."""
+
+    def __init__(self, pretrained: nn.Module, tasks: list[str]):
+        self._pretrained, self._tasks = pretrained, tasks
+
+    @torch.no_grad()
+    def __getitem__(self, task: str) -> nn.Module:
+        if task not in self._tasks:
+            raise KeyError(task)
+        torch.manual_seed(1 + self._tasks.index(task))
+        expert = deepcopy(self._pretrained)
+        for parameter in expert.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+        return expert
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+class World:
+    """Random models and inputs: speed does not depend on what they have learned."""
+
+    def __init__(self, scale: str, tasks: int, steps: int, device: str):
+        torch.manual_seed(SEED)
+        self.tasks = [f"task{k:02d}" for k in range(tasks)]
+        self.batch, self.steps, self.device = BATCH[scale], steps, torch.device(device)
+        self.pretrained = Encoder(scale).to(device).eval()
+        self.experts = Experts(self.pretrained, self.tasks)
+        width = SCALES[scale]["hidden_size"]
+        self.heads = {task: nn.Linear(width, CLASSES).to(device) for task in self.tasks}
+        size = SCALES[scale]["image_size"]
+        # The same images for every task: those of real tasks are on disk, and would count as ours here.
+        images = torch.randn(2 * self.batch, 3, size, size)
+        self.inputs = dict.fromkeys(self.tasks, images)
+        self.unlabeled = dict.fromkeys(self.tasks, ft.Unlabeled(list(images)))
+        self.predictions = {task: torch.randn(2 * self.batch, CLASSES) for task in self.tasks}
+        self._vectors: dict[tuple[str, str], ft.TaskVectors] = {}
+
+    def vectors(self, dtype: str = "fp32", storage: str = "memory") -> ft.TaskVectors:
+        """Task vectors, made once for all that ask for the same kind."""
+        kind = dtype, storage
+        if kind not in self._vectors:
+            self._vectors[kind] = ft.TaskVectors.from_models(
+                self.pretrained, self.experts, dtype=dtype, storage=storage
+            )
+        return self._vectors[kind]
+
+    def schedule(self, task: str) -> Tensor:
+        return batch_schedule(2 * self.batch, self.batch, self.steps, SEED, task)
+
+
+class Ours:
+    """`ft.Adaptation`, an iteration a step."""
+
+    def __init__(self, world: World, processes: ft.Processes | None = None, **settings):
+        options = {
+            "steps": world.steps,
+            "batch_size": world.batch,
+            "lr": LR,
+            "sampler": "all",
+            "seed": SEED,
+        }
+        settings = ft.Settings(**{**options, **settings})
+        vectors = world.vectors(**settings.task_vectors)
+        tints = deepcopy(nn.ModuleList(world.heads.values() if settings.layer == "head" else ()))
+        model = ft.TintedModel(
+            deepcopy(world.pretrained), world.heads, tints, layer=settings.layer, vectors=vectors
+        )
+        processes = processes or ft.Processes(world.device)
+        self.adaptation = ft.Adaptation(
+            model, world.unlabeled, world.predictions, settings, processes
+        ).__enter__()
+        self.batches = self.adaptation.batches()
+        self.done = 0
+
+    def step(self) -> None:
+        self.adaptation.iteration(self.done, self.batches)
+        self.done += 1
+
+    def lam(self) -> Tensor:
+        return self.adaptation.coefficients.raw.detach()
+
+
+class Paper:
+    """The paper's loop as released; `joint` sums the K losses before one backward."""
+
+    def __init__(self, world: World, joint: bool):
+        self.world, self.joint, self.done = world, joint, 0
+        self.base = {n: p.detach() for n, p in world.pretrained.named_parameters()}
+        self.vectors = [
+            {
+                n: (p.detach() - self.base[n]).requires_grad_()
+                for n, p in world.experts[task].named_parameters()
+            }
+            for task in world.tasks
+        ]
+        self.raw = nn.Parameter(torch.full((len(self.base), len(world.tasks)), 0.3, device=world.device))
+        self.heads = deepcopy(nn.ModuleList(world.heads.values()))
+        self.labels = {t: rows.argmax(1) for t, rows in world.predictions.items()}
+        self.schedules = {task: world.schedule(task) for task in world.tasks}
+        self.optimizer = torch.optim.Adam([self.raw, *self.heads.parameters()], lr=LR)
+
+    def merged(self) -> dict[str, Tensor]:
+        lam = self.raw.clamp(0, 1)
+        return {
+            name: base + sum(lam[place, k] * vector[name] for k, vector in enumerate(self.vectors))
+            for place, (name, base) in enumerate(self.base.items())
+        }
+
+    def step(self) -> None:
+        total = 0.0
+        for task in task_order(self.world.tasks, self.done, SEED):
+            rows = self.schedules[task][self.done]
+            images = self.world.inputs[task][rows].to(self.world.device)
+            features = functional_call(self.world.pretrained, self.merged(), (images,))
+            logits = self.heads[self.world.tasks.index(task)](features)
+            loss = F.cross_entropy(logits, self.labels[task][rows].to(self.world.device))
+            if self.joint:
+                total = total + loss
+            else:
+                self._update(loss)
+        if self.joint:
+            self._update(total)
+        self.done += 1
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def lam(self) -> Tensor:
+        return self.raw.detach()
+
+
+def fusionbench_steps(
+    world: World, steps: int, between: Callable[[], object] = lambda: None
+) -> tuple[list[float], Tensor]:
+    """Seconds of each step of FusionBench's own AdaMerging loop, and λ after the last.
+
+    Args:
+        between: called before each step; its time does not count.
+    """
+    import fusion_tinting.fusionbench  # noqa: F401, I001 (repairs it for today's transformers)
+    from fusion_bench.method.adamerging.layer_wise_adamerging import LayerWiseAdaMergingAlgorithm
+    from fusion_bench.models.wrappers.layer_wise_fusion import LayerWiseMergedModel, get_layer_wise_weights
+    from lightning import Fabric
+    from omegaconf import OmegaConf
+
+    class Timed(LayerWiseAdaMergingAlgorithm):
+        def get_shuffled_test_loader_iter(self, task):
+            if task == world.tasks[0]:
+                stops.append(now(world.device))
+                between()
+                starts.append(now(world.device))
+            return ((world.inputs[task][rows].to(world.device),) for rows in self.schedules[task])
+
+        def compute_logits(self, module, images, task):
+            return world.heads[task](module(images))
+
+    starts: list[float] = []
+    stops: list[float] = []
+    for head in world.heads.values():
+        head.requires_grad_(False)
+    config = {"optimizer": "adam", "lr": LR, "max_steps": steps, "fast_dev_run": False}
+    theirs = Timed(OmegaConf.create(config))
+    theirs.schedules = {task: iter(world.schedule(task)) for task in world.tasks}
+    accelerator = "cpu" if world.device.type == "cpu" else "gpu"
+    theirs.fabric = Fabric(accelerator=accelerator, devices=1, loggers=[])
+    theirs.modelpool = type("Pool", (), {"model_names": world.tasks})
+    count = len(list(world.pretrained.parameters()))
+    merged = LayerWiseMergedModel(
+        get_layer_wise_weights(len(world.tasks), count, 0.3),
+        deepcopy(world.pretrained),
+        list(world.experts.values()),
+        tie_weights=True,  # these two as in their configuration for CLIP
+        strict=False,
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        theirs.test_time_adaptation(merged)
+    stops.append(now(world.device))
+    seconds = [stop - start for start, stop in zip(starts, stops[1:], strict=True)]
+    return seconds, merged.merge_weight.detach().T
+
+
+def now(device: torch.device) -> float:
+    """CPU seconds of this process; on a GPU seconds by the clock, once it has finished."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    start = now(device)
+    work()
+    return now(device) - start
