@@ -16,7 +16,7 @@ from fusion_tinting import checkpoint
 from fusion_tinting.coefficients import Coefficients
 from fusion_tinting.history import History
 from fusion_tinting.merging import MergedWeights, coefficient_gradient
-from fusion_tinting.objectives import agreement, resolve_objective
+from fusion_tinting.objectives import agreement, l1
 from fusion_tinting.optimizers import Optimizers
 from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.sampling import resolve_sampler
@@ -69,7 +69,7 @@ class Adaptation:
             granularity=settings.granularity,
             clamp=settings.clamp,
         ).to(device)
-        self.objective = resolve_objective(settings.objective)
+        self.objectives = {task: settings.objective_of(task) for task in model.tasks}
         self.sampler = resolve_sampler(settings.sampler)
         self.merged = MergedWeights(model.encoder, self.vectors, trainable=settings.lr_coefficients != 0)
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
@@ -116,7 +116,7 @@ class Adaptation:
         batch = self.shares.gather(output.detach(), len(expert))
         keep = self.sampler(batch, expert)
         _expect(keep.dtype == torch.bool and keep.shape == (len(batch),), "sampler", "a boolean mask", keep)
-        losses = self.objective(output, self.shares.mine(expert))
+        losses = self.objectives[task](output, self.shares.mine(expert))
         _expect(losses.shape == (len(output),), "objective", "one loss per sample", losses)
         count = keep.sum()
         loss = losses.where(self.shares.mine(keep), 0).sum() / count.clamp(min=1)
@@ -124,7 +124,7 @@ class Adaptation:
         figures = self._figures[step, self.model.tasks.index(task)]
         # NaN if any sample's loss is, kept or not: nothing is to be learned from such a model.
         figures[0] = self.shares.sum(loss.detach() + 0 * losses.detach().sum())
-        figures[1] = agreement(batch, expert).mean()
+        figures[1] = agreement(batch, expert, of_values=self.objectives[task] is l1).mean()
         figures[2] = count / len(expert)
         return count > 0
 

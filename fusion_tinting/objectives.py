@@ -61,13 +61,13 @@ def divergence(output: Tensor, expert: Tensor) -> Tensor:
     return _per_sample((theirs.exp() * (theirs - told)).sum(1))
 
 
-def agreement(output: Tensor, expert: Tensor) -> Tensor:
+def agreement(output: Tensor, expert: Tensor, of_values: bool = False) -> Tensor:
     """How far a sample's output agrees with the expert's, in [0, 1]; shape (B,).
 
     Class logits: 1 where the arg-max is the same (averaged over positions of a dense output).
-    Outputs with a single channel: 1 − min(1, |output − expert|₁ / |expert|₁).
+    Values, which outputs with a single channel always are: 1 − min(1, |output − expert|₁ / |expert|₁).
     """
-    if output.ndim > 1 and output.shape[1] > 1:
+    if not of_values and output.ndim > 1 and output.shape[1] > 1:
         return _per_sample((output.argmax(1) == expert.argmax(1)).float())
     error, size = _per_sample((output - expert).abs()), _per_sample(expert.abs())
     return 1 - (error / size.clamp(min=1e-12)).clamp(max=1)

@@ -22,7 +22,7 @@ class Settings:
     Attributes:
         layer: the layer to tint; see `tints.resolve_layer`. None trains coefficients alone.
         sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable.
-        objective: `hard`, `soft`, `entropy`, `l1`, or a callable.
+        objective: `hard`, `soft`, `entropy`, `l1`, or a callable; or task -> one of these.
         update: `sequential` takes an optimiser step after each task (the paper: K steps an
             iteration); `joint` sums the tasks' gradients and takes one step (AdaMerging's habit).
         steps: iterations; each visits every task once.
@@ -44,7 +44,7 @@ class Settings:
 
     layer: str | None = "head"
     sampler: str | Sampler = "confidence_difference"
-    objective: str | Objective = "hard"
+    objective: str | Objective | Mapping[str, str | Objective] = "hard"
     update: str = "sequential"
     steps: int = 500
     batch_size: int = 32
@@ -66,7 +66,8 @@ class Settings:
         if self.lr_coefficients == 0 and (self.layer is None or self.lr_tints == 0):
             raise ValueError("Nothing would be trained: both λ and the tints are frozen.")
         resolve_sampler(self.sampler)
-        resolve_objective(self.objective)
+        for objective in self.objectives:
+            resolve_objective(objective)
         object.__setattr__(self, "task_vectors", _task_vectors(self.task_vectors))
         for name, choices in (
             ("update", UPDATES),
@@ -94,10 +95,27 @@ class Settings:
                 raise unknown("setting", name, names)
         return cls(**options)
 
+    @property
+    def objectives(self) -> list[str | Objective]:
+        """All that are in use."""
+        several = isinstance(self.objective, Mapping)
+        return list(self.objective.values()) if several else [self.objective]
+
+    def objective_of(self, task: str) -> Objective:
+        """The objective of a task.
+
+        Raises:
+            ValueError: `objective` names tasks, but not this one.
+        """
+        if not isinstance(self.objective, Mapping):
+            return resolve_objective(self.objective)
+        if task not in self.objective:
+            raise ValueError(f"`objective` names none for the task `{task}`. Found {list(self.objective)}.")
+        return resolve_objective(self.objective[task])
+
     def to_json(self) -> dict:
         """The settings, with callables by their names and the hash of their code."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _named(value) if callable(value) else value for name, value in values.items()}
+        return {field.name: _named(getattr(self, field.name)) for field in fields(self)}
 
 
 def _task_vectors(given: Mapping[str, str]) -> dict[str, str]:
@@ -111,8 +129,13 @@ def _task_vectors(given: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _named(function) -> str:
-    """Two functions of one name, such as two lambdas, differ by their code and what it closes over."""
+def _named(value):
+    """A function by its name; two of one name, such as lambdas, differ by code and what it closes over."""
+    if isinstance(value, Mapping):
+        return {key: _named(one) for key, one in value.items()}
+    if not callable(value):
+        return value
+    function = value
     code = getattr(function, "__code__", None)
     closed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     content = (code.co_code, code.co_consts, closed) if code else function

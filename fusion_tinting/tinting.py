@@ -81,7 +81,7 @@ def tint(
         if processes.rank == 0:
             require_writable(Path(run_dir))
     start = time.perf_counter()
-    top = TOP if options.objective in OF_CLASSES else None
+    top = TOP if all(objective in OF_CLASSES for objective in options.objectives) else None
     predictions = predict_experts(
         experts, heads, inputs, processes=processes, progress=progress, cache=True, top=top
     )

@@ -1,29 +1,23 @@
-"""`method=model_tinting`: Model Tinting over any CLIP model pool of FusionBench."""
+"""`method=model_tinting`: Model Tinting over the model pools of FusionBench."""
 
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fusion_bench import BaseAlgorithm
-from fusion_bench.dataset.image_dataset import ImageClassificationDataset
+from fusion_bench import BaseAlgorithm, BaseModelPool
 from fusion_bench.mixins import LightningFabricMixin
-from fusion_bench.modelpool import CLIPVisionModelPool
-from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from fusion_bench.utils.hydra_utils import get_hydra_output_dir
-from torch import nn
 
 from fusion_tinting.artifact import read_manifest
 from fusion_tinting.errors import unknown
-from fusion_tinting.experts import LoadedExperts
-from fusion_tinting.families import clip
 from fusion_tinting.fusionbench import checks
+from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily, family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
-from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool
+from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.history import History
 from fusion_tinting.reporting import tables
 from fusion_tinting.settings import Settings
-from fusion_tinting.task_vectors import PRETRAINED
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.tinting import tint
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule
@@ -35,10 +29,10 @@ KEPT_ASIDE = 0.1
 
 
 class ModelTinting(LightningFabricMixin, BaseAlgorithm):
-    """Learns λ and the tints on a model pool's unlabelled images; returns a `TintedCLIP`.
+    """Learns λ and the tints on a model pool's unlabelled inputs; returns a `TintedModel`.
 
     Args:
-        adapt_split: the split whose images teach: `test` (transductive, as the papers and
+        adapt_split: the split whose inputs teach: `test` (transductive, as the papers and
             FusionBench's AdaMerging), `val` or `train`. Labels are never used.
         num_workers: loader processes per task (default: one per CPU core, at most 4).
         run_dir: where checkpoints and the artefact go (default: `tinting` in the log folder). A run
@@ -64,8 +58,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         seed: int | None = None,
         **settings,
     ):
-        if adapt_split not in checks.SPLITS:
-            raise unknown("adapt_split", adapt_split, checks.SPLITS)
+        if adapt_split not in SPLITS:
+            raise unknown("adapt_split", adapt_split, SPLITS)
         self.settings = {**settings, "seed": seed or 0}
         Settings.from_options(self.settings)
         self.adapt_split = adapt_split
@@ -73,15 +67,17 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         self.run_dir, self.artifact = run_dir, artifact
         super().__init__()
 
-    def run(self, modelpool: CLIPVisionModelPool) -> TintedModel:
+    def run(self, modelpool: BaseModelPool) -> TintedModel:
         """Adapt, or apply `artifact`, and return the tinted model.
 
         Raises:
-            ValueError: a pool of another kind; a task without head, data or class names; a task
+            ValueError: a pool of an unknown kind; a task without head, data or class names; a task
                 pool that cannot evaluate the result; models that do not fit each other.
         """
+        family = family_of(modelpool, self.num_workers)
         checks.modelpool(modelpool)
-        checks.taskpool(getattr(self._program, "taskpool", None), modelpool.model_names)
+        family.check()
+        checks.taskpool(getattr(self._program, "taskpool", None), family)
         processes = FabricProcesses(self.fabric)
         if self.artifact is None:
             checks.split(modelpool, self.adapt_split)
@@ -89,68 +85,55 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             read_manifest(Path(self.artifact))
         if self.log_dir is not None:
             self.log_hyperparams()
-        tasks = modelpool.model_names
-        processor = modelpool.load_processor()
-        clip_model = modelpool.load_clip_model(PRETRAINED).eval()
-        pretrained = clip.CLIPImageEncoder(modelpool.load_model(PRETRAINED), clip_model.visual_projection)
-        projection = clip_model.visual_projection
-        experts = LoadedExperts(tasks, lambda t: clip.CLIPImageEncoder(modelpool.load_model(t), projection))
-        heads = {task: zero_shot_head(clip_model, processor, task) for task in tasks}
-        models = {"pretrained": pretrained, "experts": experts, "heads": heads}
-        names = clip.names_on_disk(pretrained)
+        family.load()
         if self.artifact is not None:
-            return clip.TintedCLIP.load(self.artifact, **models, tensor_names=names)
-        unlabeled = {task: self._unlabeled(modelpool, processor, task) for task in tasks}
-        return self._adapt(modelpool, models, unlabeled, names, processes)
+            models = {"pretrained": family.pretrained, "experts": family.experts, "heads": family.heads}
+            return family.model_class.load(self.artifact, **models, tensor_names=family.tensor_names)
+        return self._adapt(family, processes)
 
-    def _adapt(self, modelpool, models: dict, unlabeled: dict, names: Mapping, processes) -> TintedModel:
-        aside = {}
-        if not self._will_be_evaluated:
+    def _adapt(self, family: PoolFamily, processes: FabricProcesses) -> TintedModel:
+        unlabeled, aside = {t: family.unlabeled(t, self.adapt_split) for t in family.tasks}, {}
+        if not isinstance(getattr(self._program, "taskpool", None), TintedEvaluation):
             unlabeled, aside = keep_aside(unlabeled, self.settings["seed"])
-        run_dir = self._run_dir()
-        settings = {**self.settings, "steps": 1} if self.is_debug_mode else self.settings
+        run_dir, pool = self._run_dir(), family.pool
         model = tint(
-            models["pretrained"],
-            experts=models["experts"],
-            heads=models["heads"],
+            family.pretrained,
+            experts=family.experts,
+            heads=family.heads,
             unlabeled=unlabeled,
             run_dir=run_dir,
             processes=processes,
             on_step=self._log_step,
             info={
                 "split": self.adapt_split,
-                "ids": {name: model_id(modelpool, name) for name in modelpool.all_model_names},
-                "tensor_names": names,
+                "ids": {name: model_id(pool, name) for name in pool.all_model_names},
+                "tensor_names": family.tensor_names,
             },
-            model_class=clip.TintedCLIP,
-            **settings,
+            model_class=family.model_class,
+            **self._settings_for(family),
         )
         if processes.rank == 0:
             log.info(f"Coefficients, tints and curves are in {run_dir}.")
         if aside:
-            self._show_agreement(model, models, unlabeled, aside, processes)
+            self._show_agreement(model, family, {"inputs used": unlabeled, "kept aside": aside}, processes)
         self.fabric.barrier()
         return model
 
-    def _show_agreement(self, model, models, unlabeled, aside, processes) -> None:
-        columns = {"inputs used": unlabeled, "kept aside": aside}
+    def _settings_for(self, family: PoolFamily) -> dict:
+        settings = {**self.settings, "steps": 1} if self.is_debug_mode else self.settings
+        if not family.objectives:
+            return settings
+        common = settings.get("objective", Settings.objective)
+        return settings | {
+            "objective": {task: family.objectives.get(task, common) for task in family.tasks}
+        }
+
+    def _show_agreement(self, model, family, columns, processes) -> None:
         table = tables.agreement_table(
-            model, models["experts"], models["heads"], columns, self.adapt_split, processes
+            model, family.experts, family.heads, columns, self.adapt_split, processes
         )
         if processes.rank == 0:
             tables.show(table)
-
-    @property
-    def _will_be_evaluated(self) -> bool:
-        return isinstance(getattr(self._program, "taskpool", None), TintedCLIPVisionModelTaskPool)
-
-    def _unlabeled(self, modelpool, processor, task: str) -> Unlabeled:
-        dataset = getattr(modelpool, f"load_{self.adapt_split}_dataset")(task)
-        if len(dataset) == 0:
-            raise ValueError(f"The {self.adapt_split} split of `{task}` is empty.")
-        images = ImageClassificationDataset(dataset, processor)
-        version = clip.content_version(dataset, processor)
-        return Unlabeled(images, num_workers=self.num_workers, version=version)
 
     def _run_dir(self) -> Path:
         folder = self.run_dir or Path(self.log_dir or get_hydra_output_dir() or ".") / "tinting"
@@ -162,13 +145,6 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         for task, value in zip(history.tasks, history.agreement[step].tolist(), strict=True):
             metrics[f"train/agreement/{task}"] = value
         self.log_dict(metrics, step=step)
-
-
-def zero_shot_head(clip_model, processor, task: str) -> nn.Linear:
-    """The folded head from FusionBench's class names and templates of a task."""
-    names, templates = get_classnames_and_templates(task)
-    weights = clip.zero_shot_weights(clip_model, processor, names, templates)
-    return clip.folded_head(weights, clip_model.logit_scale.detach().exp())
 
 
 def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dict]:
@@ -183,7 +159,7 @@ def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dic
     return used, aside
 
 
-def model_id(modelpool: CLIPVisionModelPool, name: str) -> str:
+def model_id(modelpool: BaseModelPool, name: str) -> str:
     """The hub id or path of a pool's model, as its configuration says."""
     config = modelpool.get_model_config(name)
     if isinstance(config, str):

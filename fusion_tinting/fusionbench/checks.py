@@ -1,36 +1,19 @@
-"""Everything that can be seen to fail before a model is loaded."""
+"""What can be seen to fail before a model is loaded, whatever the kind of models."""
 
-from fusion_bench.modelpool import CLIPVisionModelPool
-from fusion_bench.taskpool import CLIPVisionModelTaskPool
-from fusion_bench.tasks.clip_classification import get_classnames_and_templates
-
-from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool as TintedTaskPool
-
-SPLITS = ("test", "val", "train")
+from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
+from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 
 
 def modelpool(pool) -> None:
-    """Refuse a pool of another kind, or one that lacks `_pretrained_`, experts or class names."""
-    if not isinstance(pool, CLIPVisionModelPool):
-        raise ValueError(
-            f"`method=model_tinting` needs a CLIPVisionModelPool. Found {type(pool).__name__}."
-        )
+    """Refuse a pool that lacks `_pretrained_` or experts."""
     if not pool.model_names or not pool.has_pretrained:
         raise ValueError(
             "The model pool must have `_pretrained_` and at least one expert. Found models: "
             f"{pool.all_model_names}."
         )
-    for task in pool.model_names:
-        try:
-            get_classnames_and_templates(task)
-        except ValueError as error:
-            raise ValueError(
-                f"No class names are known for the task `{task}`, so it has no zero-shot head. "
-                "Register them in `CLIPTemplateFactory._dataset_mapping`."
-            ) from error
 
 
-def split(pool: CLIPVisionModelPool, name: str) -> None:
+def split(pool, name: str) -> None:
     """Refuse a split that the pool does not have for every task, naming those that it has."""
     available = {choice: getattr(pool, f"{choice}_dataset_names") for choice in SPLITS}
     missing = [task for task in pool.model_names if task not in available[name]]
@@ -42,20 +25,14 @@ def split(pool: CLIPVisionModelPool, name: str) -> None:
         )
 
 
-def taskpool(pool, tasks: list[str]) -> None:
-    """Refuse a task pool that would report a tinted model's wrong accuracy, or has other tasks."""
-    if not isinstance(pool, CLIPVisionModelTaskPool):
+def taskpool(pool, family: PoolFamily) -> None:
+    """Refuse a task pool that would report a tinted model's wrong scores, or has other tasks."""
+    family.check_taskpool(pool)
+    if not isinstance(pool, TintedEvaluation):
         return
-    if not isinstance(pool, TintedTaskPool):
-        raise ValueError(
-            f"The task pool {type(pool).__name__} would evaluate the shared encoder with zero-shot "
-            "heads and report a wrong accuracy for the tinted model. Use a task pool of fusion_tinting, "
-            "such as `taskpool=clip-vit-b32_TA8`, or add "
-            f"`taskpool._target_={TintedTaskPool.__module__}.{TintedTaskPool.__name__}`."
-        )
-    strange = [task for task in pool._test_datasets if task not in tasks]
+    strange = [task for task in pool.tasks if task not in family.tasks]
     if strange:
         raise ValueError(
             f"The task pool evaluates {strange}, for which the model pool has no expert and a tinted "
-            f"model no tint. Its tasks must be among {tasks}."
+            f"model no tint. Its tasks must be among {family.tasks}."
         )

@@ -8,7 +8,7 @@ from fusion_bench.modelpool import CLIPVisionModelPool
 from fusion_bench.tasks.clip_classification import CLIPTemplateFactory
 from omegaconf import DictConfig, OmegaConf
 
-from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool
+from fusion_tinting.fusionbench.taskpools.clip import TintedCLIPVisionModelTaskPool
 
 from . import zoo
 from .tasks import TASKS

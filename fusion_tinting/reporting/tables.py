@@ -1,6 +1,7 @@
 """The closing tables."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -19,36 +20,77 @@ def show(table: Table) -> None:
     Console().print(table)
 
 
-def accuracy_table(report: Mapping, model: TintedModel) -> Table:
-    """Accuracy of each task for the baselines of a task pool's report and the tinted model; the last
-    column is the tinted model's share of the expert's accuracy.
+@dataclass(frozen=True)
+class Metric:
+    """One score of a task.
+
+    Attributes:
+        key: its name in a task pool's report.
+        title: what a table calls it.
+        scale: what the report's value is multiplied with to be shown.
+        better: `higher` or `lower`; of an error, less is better.
+    """
+
+    key: str
+    title: str
+    scale: float = 100.0
+    better: str = "higher"
+
+    def share(self, value: float, expert: float) -> float:
+        """How much of the expert is kept, in per cent: value / expert, of an error the inverse."""
+        top, bottom = (value, expert) if self.better == "higher" else (expert, value)
+        return 100 * top / bottom if bottom else float("nan")
+
+
+ACCURACY = Metric("accuracy", "Accuracy %")
+
+
+def score_table(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric]) -> Table:
+    """The score of each task for the baselines of a task pool's report and the tinted model; the last
+    column is the tinted model's share of the expert's score.
 
     Args:
-        report: as `TintedCLIPVisionModelTaskPool.evaluate` returns it.
+        report: as `TintedEvaluation.evaluate` returns it.
         model: the tinted model, whose `info` tells the split it was adapted on.
+        metrics: task -> the score that counts for it. Only a common one is averaged, and titles the table.
     """
     tasks = [task for task in model.tasks if task in report]
-    baselines = report.get("baselines", {})
-    init = model.info.get("settings", {}).get("init")
-    labels = {
-        "pretrained": "pre-trained",
-        "task_arithmetic": f"Task\nArithmetic\nλ = {init}",
-        "expert": "expert",
-    }
-    columns = {label: baselines[name] for name, label in labels.items() if name in baselines}
-    columns["tinted"] = {task: report[task]["accuracy"] for task in tasks}
-    table = Table(title="Accuracy %", caption=_protocol(model), caption_justify="left")
+    columns = _columns(report, model, metrics, tasks)
+    common = len({metrics[task] for task in tasks}) == 1
+    title = metrics[tasks[0]].title if common else "Scores"
+    table = Table(title=title, caption=_protocol(model), caption_justify="left")
     table.add_column("task")
     for label in columns:
         table.add_column(label, justify="right", style="bold" if label == "tinted" else None)
     if "expert" in columns:
         table.add_column("tinted /\nexpert", justify="right")
     for task in tasks:
-        table.add_row(*_row(task, {label: values[task] for label, values in columns.items()}))
+        name = task if common else f"{task}, {metrics[task].title}"
+        table.add_row(
+            *_row(name, {label: values[task] for label, values in columns.items()}, metrics[task])
+        )
     means = {label: sum(values[task] for task in tasks) / len(tasks) for label, values in columns.items()}
     table.add_section()
-    table.add_row(*_row("average", means), style="bold")
+    if common:
+        table.add_row(*_row("average", means, metrics[tasks[0]]), style="bold")
+    elif "expert" in columns:
+        shares = [metrics[t].share(columns["tinted"][t], columns["expert"][t]) for t in tasks]
+        blank = [""] * len(columns)
+        table.add_row("average", *blank, f"{sum(shares) / len(shares):.1f}", style="bold")
     return table
+
+
+def _columns(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], tasks: list[str]) -> dict:
+    """Column title -> task -> score."""
+    init = model.info.get("settings", {}).get("init")
+    labels = {
+        "pretrained": "pre-trained",
+        "task_arithmetic": f"Task\nArithmetic\nλ = {init}",
+        "expert": "expert",
+    }
+    baselines = report.get("baselines", {})
+    columns = {label: baselines[name] for name, label in labels.items() if name in baselines}
+    return {**columns, "tinted": {task: report[task][metrics[task].key] for task in tasks}}
 
 
 def agreement_table(
@@ -106,10 +148,10 @@ class OneTask(nn.Module):
         return self  # `predict` copies what it runs; the model and its task vectors are ours already
 
 
-def _row(name: str, values: Mapping[str, float]) -> list[str]:
-    cells = [name, *(f"{100 * value:.1f}" for value in values.values())]
+def _row(name: str, values: Mapping[str, float], metric: Metric) -> list[str]:
+    cells = [name, *(f"{metric.scale * value:.1f}" for value in values.values())]
     if values.get("expert"):
-        cells.append(f"{100 * values['tinted'] / values['expert']:.1f}")
+        cells.append(f"{metric.share(values['tinted'], values['expert']):.1f}")
     return cells
 
 

@@ -99,7 +99,7 @@ def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse):
 @pytest.mark.parametrize("method", ["simple_average", "task_arithmetic"])
 def test_a_plain_model_scores_as_in_the_stock_pool(fuse, method, monkeypatch):
     ours = fuse(f"method={method}")["report"]
-    from fusion_tinting.fusionbench.taskpool import TintedCLIPVisionModelTaskPool as Ours
+    from fusion_tinting.fusionbench.taskpools.clip import TintedCLIPVisionModelTaskPool as Ours
 
     for name in ("evaluate", "_evaluate", "setup"):
         monkeypatch.setattr(Ours, name, getattr(CLIPVisionModelTaskPool, name))

@@ -1,0 +1,89 @@
+"""Task pools that evaluate a tinted model task by task, and any other model as FusionBench does."""
+
+import atexit
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from torch import nn
+
+from fusion_tinting.files import write_json
+from fusion_tinting.reporting.tables import ACCURACY, Metric, score_table, show
+from fusion_tinting.tinted_model import TintedModel
+
+
+class TintedEvaluation:
+    """Stands before one of FusionBench's task pools among the bases of a class.
+
+    A plain model is evaluated by the stock class, to the same figures. A tinted model is evaluated with
+    each task's own tint and head; its report keeps the stock layout, and one more key, `baselines`,
+    holds the scores of the pre-trained model, of each expert on its own task and of Task
+    Arithmetic at the initial λ, which the closing table shows beside it.
+
+    Args:
+        baselines: whether to evaluate those too (three more passes over the test sets).
+        *args, **kwargs: as the stock class.
+    """
+
+    def __init__(self, *args, baselines: bool = True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.baselines = baselines
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that are evaluated."""
+        return list(self._test_datasets)
+
+    def score(self, model: TintedModel, task: str) -> dict:
+        """What the stock class would report of one task of a tinted model: metric -> value."""
+        raise NotImplementedError
+
+    def metric(self, task: str) -> Metric:
+        """Which of the reported values counts for a task."""
+        return ACCURACY
+
+    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+        """The stock report of `model`; for a tinted model with `baselines`, and a closing table."""
+        report = super().evaluate(model, *args, **kwargs)
+        if isinstance(model, TintedModel):
+            report["model_info"]["adapt_split"] = model.info.get("split")
+            if self.baselines:
+                report["baselines"] = self._baselines(model)
+            if self.fabric.is_global_zero:
+                self._write(report)
+                self._show(report, model)
+        return report
+
+    def _baselines(self, model: TintedModel) -> dict:
+        """Name -> {task: score}; all are merges of the same task vectors, with the original heads."""
+        init = model.info["settings"]["init"]
+        shared = {"pretrained": model.remerged(0.0), "task_arithmetic": model.remerged(init)}
+        found = {
+            name: {task: self._value(baseline, task) for task in self.tasks}
+            for name, baseline in shared.items()
+        }
+        return {**found, "expert": {task: self._value(model.remerged(task), task) for task in self.tasks}}
+
+    def _value(self, model: TintedModel, task: str) -> float:
+        return self.score(self.fabric.to_device(model), task)[self.metric(task).key]
+
+    def _write(self, report: dict) -> None:
+        """Complete the file that the stock class has just written."""
+        if self.log_dir is not None:
+            written = Path(self.log_dir).glob("report*.json")
+            write_json(max(written, key=lambda path: path.stat().st_mtime_ns), report)
+
+    def _show(self, report: dict, model: TintedModel) -> None:
+        """Log the scores and show the closing table."""
+        metrics = {task: self.metric(task) for task in self.tasks}
+        for task, metric in metrics.items():
+            self.log_dict({f"test/{task}/{metric.key}": report[task][metric.key]})
+        if "accuracy" in report.get("average", {}):
+            self.log_dict({"test/average/accuracy": report["average"]["accuracy"]})
+        for name, values in report.get("baselines", {}).items():
+            self.log_dict({f"test/{task}/{name}": value for task, value in values.items()})
+        table = score_table(report, model, metrics)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            atexit.register(show, table)  # after the report that the command prints, as the last word
+        else:
+            show(table)
