@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from fusion_tinting.cache import recall, remember
 from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.task_vectors import content_hash
-from fusion_tinting.top_predictions import Predictions, TopPredictions, joined, kept, mapped
+from fusion_tinting.top_predictions import ClassIds, Predictions, TopPredictions, joined, kept, mapped, read
 from fusion_tinting.unlabeled import Unlabeled, call, input_of, to_device
 
 KIND = "predictions"
@@ -68,7 +68,7 @@ def predict(
 
     Args:
         batch_size: at most; fewer where their outputs would exceed `BATCH_BYTES`.
-        top: how much of a distribution over many classes is kept; see `TopPredictions`. None keeps all.
+        top: how much of a class distribution is kept, see `top_predictions.kept`. None keeps all.
 
     Raises:
         ValueError: an output that is not finite.
@@ -87,12 +87,12 @@ def predict(
 
     with sensible_threads(sum(p.numel() for p in model.parameters()), processes.device):
         for output in outputs(expert, unlabeled, mine, processes=processes, batch_size=batch_size):
-            parts.append(kept(output, top).to("cpu"))
+            part = kept(output, top)
+            _require_finite(output if isinstance(part, ClassIds) else part)
+            parts.append(part.to("cpu"))
             if progress is not None:
                 progress.update(len(parts[-1]))
-    whole = mapped(joined(parts), lambda part: sharers.gather(part, count))
-    _require_finite(whole)
-    return whole
+    return mapped(joined(parts), lambda part: sharers.gather(part, count))
 
 
 @torch.no_grad()
@@ -135,12 +135,12 @@ def predict_experts(
     processes: Processes | None = None,
     progress: bool = True,
     cache: bool = False,
-    top: int | None = None,
+    top: int | Mapping[str, int | None] | None = None,
 ) -> dict[str, Predictions]:
     """Task -> what its expert predicts for each of its unlabelled samples; see `predict`.
 
     Args:
-        top: see `predict`.
+        top: see `predict`; or task -> that.
         cache: whether to keep them in the user's cache folder, by the content of expert, head and
             data, and to take from there what an earlier run has left. Data whose content cannot be told
             (see `Unlabeled.content`) is predicted anew.
@@ -157,21 +157,19 @@ def predict_experts(
         for task in experts:
             bar.set_description(f"Expert {task}")
             models = experts[task], heads[task]
-            key = _key(*models, unlabeled[task], processes, top) if cache else None
-            found = None if key is None else recall(KIND, key, len(unlabeled[task]), _read)
+            amount = top[task] if isinstance(top, Mapping) else top
+            key = _key(*models, unlabeled[task], processes, amount) if cache else None
+            rows = len(unlabeled[task])
+            found = None if key is None else recall(KIND, key, rows, lambda tensors: read(tensors, KIND))
             if _everywhere(found is not None, processes):
                 predictions[task] = found
                 bar.update(len(found))
                 continue
-            made = predict(*models, unlabeled[task], processes=processes, progress=bar, top=top)
+            made = predict(*models, unlabeled[task], processes=processes, progress=bar, top=amount)
             predictions[task] = made
             if key is not None and processes.rank == 0 and made.nbytes <= CACHED_BYTES:
                 remember(KIND, key, made if isinstance(made, Tensor) else made.tensors())
     return predictions
-
-
-def _read(tensors: dict[str, Tensor]) -> Predictions | None:
-    return tensors.get(KIND) if "ids" not in tensors else TopPredictions.from_tensors(tensors)
 
 
 def _key(encoder, head, unlabeled: Unlabeled, processes: Processes, top: int | None) -> str | None:

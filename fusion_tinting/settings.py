@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, fields
 
 from fusion_tinting.coefficients import GRANULARITIES
 from fusion_tinting.errors import unknown
-from fusion_tinting.objectives import Objective, resolve_objective
-from fusion_tinting.sampling import Sampler, resolve_sampler
+from fusion_tinting.objectives import OBJECTIVES, OF_CLASSES, Objective, hard, resolve_objective
+from fusion_tinting.sampling import Sampler, every_sample, resolve_sampler
 from fusion_tinting.storage import STORAGES
 from fusion_tinting.task_vectors import DTYPES
+from fusion_tinting.top_predictions import ARG_MAX, TOP
 
 UPDATES = ("sequential", "joint")
 SCHEDULES = ("constant", "cosine")
@@ -112,6 +113,13 @@ class Settings:
         if task not in self.objective:
             raise ValueError(f"`objective` names none for the task `{task}`. Found {list(self.objective)}.")
         return resolve_objective(self.objective[task])
+
+    def kept_of(self, task: str) -> int | None:
+        """How much of a class distribution is read of the task's expert; see `top_predictions.kept`."""
+        objective = self.objective_of(task)
+        if objective is hard and resolve_sampler(self.sampler) is every_sample:
+            return ARG_MAX
+        return TOP if objective in map(OBJECTIVES.get, OF_CLASSES) else None
 
     def to_json(self) -> dict:
         """The settings, with callables by their names and the hash of their code."""

@@ -203,7 +203,7 @@ def _check_same_architecture(task: str, reference: dict, tensors: dict) -> None:
     if missing or extra:
         raise ValueError(
             f"The expert `{task}` is not of the pre-trained model's architecture: "
-            f"missing tensors {_some(missing)}, additional tensors {_some(extra)}."
+            f"missing tensors {some(missing)}, additional tensors {some(extra)}."
         )
     for name, tensor in reference.items():
         found = tensors[name]
@@ -214,6 +214,7 @@ def _check_same_architecture(task: str, reference: dict, tensors: dict) -> None:
             )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many names, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{names[:3]}{more}" if names else "none"

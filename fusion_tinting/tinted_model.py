@@ -1,6 +1,6 @@
 """The result: ONE shared encoder θ(λ) and K small tints; the task must be known at inference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +13,7 @@ from fusion_tinting.errors import same_tasks, unknown
 from fusion_tinting.history import History
 from fusion_tinting.merging import load_merged
 from fusion_tinting.task_vectors import TaskVectors, content_hash
-from fusion_tinting.tints import HEAD, active, make_tints, resolve_layer
+from fusion_tinting.tints import HEAD, active, make_tints, part_of_head, resolve_layer
 from fusion_tinting.unlabeled import call
 
 
@@ -22,7 +22,8 @@ class TintedModel(nn.Module):
 
     Attributes:
         tasks: the K task names, in the order of every per-task value.
-        layer: `head`, the full name of the tinted submodule of the encoder, or None (no tint).
+        layer: `head`, `head.<submodule>`, the full name of the tinted submodule of the encoder, or None (no
+            tint).
         coefficients: tensor name -> the K effective values of λ. The tinted layer's own tensors keep
             their initial λ in the shared encoder, which no task uses there.
         history: loss, agreement and share kept of the adaptation; None if there was none.
@@ -87,17 +88,50 @@ class TintedModel(nn.Module):
         if task not in self.tasks:
             raise unknown("task", task, self.tasks)
         k = self.tasks.index(task)
-        if self.layer == HEAD:
-            return self.tint_modules[k](call(self.encoder, inputs))
-        tinted = self.layer is not None
-        with active(self.encoder, self.layer, self.tint_modules[k]) if tinted else nullcontext():
-            return self.heads[k](call(self.encoder, inputs))
+        inside = self.layer is not None and part_of_head(self.layer) is None
+        with active(self.encoder, self.layer, self.tint_modules[k]) if inside else nullcontext():
+            features = call(self.encoder, inputs)
+        return self._answer(k, features)
+
+    def _answer(self, k: int, features) -> Tensor:
+        """What task k's head, with its tint if that is there, makes of the encoder's output."""
+        part = part_of_head(self.layer)
+        if part == "":
+            return self.tint_modules[k](features)
+        with active(self.heads[k], part, self.tint_modules[k]) if part else nullcontext():
+            return self.heads[k](features)
+
+    def together(self, inputs: Mapping) -> dict[str, Tensor]:
+        """Task -> its logits of its own batch, from one pass of the encoder over all the batches.
+
+        Only where no tint stands inside the encoder, and inputs are tensors of one shape but for their
+        number: `one_pass` says so.
+        """
+        if len(inputs) == 1:
+            return {task: self(batch, task) for task, batch in inputs.items()}
+        sizes = [len(batch) for batch in inputs.values()]
+        features = self.encoder(torch.cat(list(inputs.values()))).split(sizes)
+        return {
+            task: self._answer(self.tasks.index(task), part)
+            for task, part in zip(inputs, features, strict=True)
+        }
+
+    def one_pass(self, inputs: Iterable) -> bool:
+        """Whether batches of different tasks can go through the encoder together."""
+        shapes = {(batch.shape[1:], batch.dtype) if isinstance(batch, Tensor) else None for batch in inputs}
+        outside = self.layer is None or part_of_head(self.layer) is not None
+        return outside and len(shapes) == 1 and None not in shapes
 
     def set_task(self, task: str) -> None:
         """Make `task` the default of `forward` (FusionBench's ModulatedModel convention)."""
         if task not in self.tasks:
             raise unknown("task", task, self.tasks)
         self._task = task
+
+    def tells_values(self, task: str) -> bool:
+        """Whether a task's output is values and no class distribution, as its objective `l1` says."""
+        objective = self.info.get("settings", {}).get("objective")
+        return (objective.get(task) if isinstance(objective, Mapping) else objective) == "l1"
 
     @property
     def tints(self) -> dict[str, nn.Module]:
@@ -117,7 +151,7 @@ class TintedModel(nn.Module):
     @property
     def tinted_tensors(self) -> list[str]:
         """The merged tensors that the tint replaces, by name; empty for a head tint."""
-        if self.layer in (None, HEAD):
+        if self.layer is None or part_of_head(self.layer) is not None:
             return []
         return [name for name in self.vectors.slots if name.startswith(f"{self.layer}.")]
 

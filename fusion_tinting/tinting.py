@@ -12,12 +12,10 @@ from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
 from fusion_tinting.experts import predict_experts
 from fusion_tinting.files import require_writable
-from fusion_tinting.objectives import OF_CLASSES
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
 from fusion_tinting.storage import refuse_device
 from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.top_predictions import TOP
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 
 
@@ -81,7 +79,7 @@ def tint(
         if processes.rank == 0:
             require_writable(Path(run_dir))
     start = time.perf_counter()
-    top = TOP if all(objective in OF_CLASSES for objective in options.objectives) else None
+    top = {task: options.kept_of(task) for task in experts}
     predictions = predict_experts(
         experts, heads, inputs, processes=processes, progress=progress, cache=True, top=top
     )

@@ -13,17 +13,18 @@ HEAD = "head"
 
 
 def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
-    """The layer to tint, as `head`, as the full name of a submodule of `encoder`, or None.
+    """The layer to tint, as `head`, `head.<submodule>`, the full name of a submodule of `encoder`, or None.
 
     Args:
-        layer: `head`; `block:<index>` of the longest ModuleList of equal blocks (negative from the
+        layer: `head`; `head.<submodule>` where the rest of the head stays as it is, such as a decoder but
+            for its last layer; `block:<index>` of the longest ModuleList of equal blocks (negative from the
             end); the exact name of a submodule, or an ending that only one has; None for no tint.
 
     Raises:
         ValueError: nothing or several submodules match (the candidates are listed), or the one
             that matches has no parameters to train.
     """
-    if layer is None or layer == HEAD:
+    if layer is None or part_of_head(layer) is not None:
         return layer
     if layer.startswith("block:"):
         return _block(encoder, layer.removeprefix("block:"))
@@ -33,7 +34,7 @@ def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
     if len(matches) > 1:
         raise ValueError(f"`layer={layer}` matches {len(matches)} submodules: {matches}. Name one.")
     if not matches:
-        raise unknown("layer", layer, [HEAD, "block:<index>", *trainable])
+        raise unknown("layer", layer, [HEAD, "head.<submodule>", "block:<index>", *trainable])
     if matches[0] not in trainable:
         raise ValueError(f"The layer `{matches[0]}` has no parameters, so it cannot be tinted.")
     return matches[0]
@@ -44,34 +45,52 @@ def make_tints(
     experts: Mapping[str, nn.Module],
     heads: Mapping[str, nn.Module],
 ) -> nn.ModuleList:
-    """One tint per task, where training starts: the expert's own layer, or the task's head.
+    """One tint per task, where training starts: the expert's own layer, or the task's head or its part.
 
     Args:
         layer: as `resolve_layer` returns it; with None the list is empty.
 
     Raises:
-        ValueError: a head without parameters.
+        ValueError: a head without parameters, or without the submodule that is to be tinted.
     """
     if layer is None:
         return nn.ModuleList()
-    for task in experts:
-        if layer == HEAD and not any(True for _ in heads[task].parameters()):
-            raise ValueError(f"The head of `{task}` has no parameters, so it cannot be tinted.")
-    layers = (heads[task] if layer == HEAD else experts[task].get_submodule(layer) for task in experts)
+    part = part_of_head(layer)
+    layers = (
+        experts[task].get_submodule(layer) if part is None else _of_head(task, heads[task], part)
+        for task in experts
+    )
     return nn.ModuleList(deepcopy(module).float().requires_grad_(True).eval() for module in layers)
 
 
+def part_of_head(layer: str | None) -> str | None:
+    """Of `head.<submodule>` the submodule's name; of `head`, the whole, an empty one; None of others."""
+    first, _, part = (layer or "").partition(".")
+    return part if first == HEAD else None
+
+
 @contextmanager
-def active(encoder: nn.Module, layer: str, tint: nn.Module) -> Iterator[None]:
-    """Within the context `tint` stands in `encoder` where its layer `layer` was."""
+def active(model: nn.Module, layer: str, tint: nn.Module) -> Iterator[None]:
+    """Within the context `tint` stands in `model` where its layer `layer` was."""
     parent, _, name = layer.rpartition(".")
-    owner = encoder.get_submodule(parent)
+    owner = model.get_submodule(parent)
     shared = owner._modules[name]
     owner._modules[name] = tint
     try:
         yield
     finally:
         owner._modules[name] = shared
+
+
+def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:
+    modules = dict(head.named_modules())
+    if part not in modules:
+        trainable = [name for name, m in modules.items() if name and any(True for _ in m.parameters())]
+        raise unknown(f"submodule of the head of `{task}`", part, trainable)
+    if not any(True for _ in modules[part].parameters()):
+        what = f"The layer `{part}` of the head" if part else "The head"
+        raise ValueError(f"{what} of `{task}` has no parameters, so it cannot be tinted.")
+    return modules[part]
 
 
 def _block(encoder: nn.Module, index: str) -> str:

@@ -312,3 +312,34 @@ def test_a_head_that_gives_nan_is_found_before_adaptation(world):
     world.heads["cats"].bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN or infinite"):
         world.tint()
+
+
+@pytest.mark.parametrize(
+    ("layer", "update", "at_once", "passes"),
+    [
+        ("head", "joint", 1 << 18, 1),
+        (None, "joint", 80, 2),  # two batches of 8 inputs of 5 numbers fit
+        ("head", "joint", 79, 3),
+        ("head", "sequential", 1 << 18, 3),
+        ("blocks.1", "joint", 1 << 18, 3),  # each task has a block of its own
+    ],
+)
+def test_several_tasks_share_a_pass_of_the_encoder_and_nothing_changes(
+    world, monkeypatch, layer, update, at_once, passes
+):
+    options = {"layer": layer, "update": update, "steps": 3}
+    monkeypatch.setattr("fusion_tinting.adaptation.ON_A_CPU", 0)
+    apart = world.tint(**options)
+    monkeypatch.setattr("fusion_tinting.adaptation.ON_A_CPU", at_once)
+    calls = []
+    taught = ft.Adaptation.teach
+    monkeypatch.setattr(
+        ft.Adaptation,
+        "teach",
+        lambda self, step, batches: calls.append(step) or taught(self, step, batches),
+    )
+    together = world.tint(**options)
+    assert calls.count(0) == passes
+    torch.testing.assert_close(together.history.values, apart.history.values, rtol=1e-5, atol=1e-6)
+    for name, row in apart.coefficients.items():
+        torch.testing.assert_close(together.coefficients[name], row, rtol=0, atol=1e-5)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+import fusion_tinting as ft
 from fusion_tinting.tints import active, make_tints, resolve_layer
 
 
@@ -10,6 +12,7 @@ from fusion_tinting.tints import active, make_tints, resolve_layer
     [
         ("head", "head"),
         (None, None),
+        ("head.last", "head.last"),
         ("block:0", "blocks.0"),
         ("block:-1", "blocks.2"),
         ("stem", "stem"),
@@ -72,3 +75,63 @@ def test_a_tint_is_active_only_within_its_context(world):
         with pytest.raises(RuntimeError, match="from inside"), active(encoder, "stem", tint):
             raise RuntimeError("from inside")
     assert torch.equal(encoder(x), before)
+
+
+class Decoder(nn.Module):
+    """A head of two layers: a trunk of the task's own and the last layer."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+        self.last = nn.Linear(4, classes)
+
+    def forward(self, features):
+        return self.last(self.trunk(features))
+
+
+@pytest.fixture
+def decoders(world):
+    """The same world, with decoders for heads."""
+    world.heads = {task: Decoder(3 + k) for k, task in enumerate(world.experts)}
+    return world
+
+
+def test_of_a_head_a_submodule_alone_can_be_tinted(decoders, tmp_path):
+    model = decoders.tint(layer="head.last", run_dir=tmp_path)
+    assert model.layer == "head.last"
+    assert model.tinted_tensors == []
+    for task, tint in model.tints.items():
+        head = decoders.heads[task]
+        stored = load_file(tmp_path / "tints" / f"{task}.safetensors")
+        assert stored.keys() == {"head.last.weight", "head.last.bias"}
+        assert not torch.equal(tint.weight, head.last.weight)
+        x = torch.randn(2, 5)
+        expected = tint(head.trunk(model.merged(x)))
+        assert torch.equal(model(x, task), expected)
+        original = model.heads[model.tasks.index(task)].last
+        assert torch.equal(original.weight, head.last.weight)
+    again = ft.TintedModel.load(tmp_path, **decoders.models())
+    assert all(torch.equal(again(x, task), model(x, task)) for task in model.tasks)
+
+
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+def test_a_head_of_one_layer_is_its_own_only_submodule(world, update):
+    """Tinting `head.0` of a head that is nothing else is tinting `head`."""
+    whole = world.tint(update=update)
+    world.heads = {task: nn.Sequential(head) for task, head in world.heads.items()}
+    part = world.tint(layer="head.0", update=update)
+    for task in whole.tasks:
+        assert torch.equal(part.tints[task].weight, whole.tints[task].weight)
+        assert torch.equal(part.history.loss, whole.history.loss)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("head.first", "Unknown submodule of the head of `cats` `first`.*`trunk`.*`last`"),
+        ("head.trunk.1", "`trunk.1` of the head of `cats` has no parameters"),
+    ],
+)
+def test_submodules_of_a_head_that_cannot_be_tinted(decoders, layer, message):
+    with pytest.raises(ValueError, match=message):
+        decoders.tint(layer=layer)
