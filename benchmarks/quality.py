@@ -8,18 +8,12 @@ Writes `benchmarks/results/quality_clip-mini_8.json` and the same as a Markdown 
 """
 
 import argparse
-import hashlib
-import json
-import os
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from common import RESULTS, about, save
+from runs import Runner, average, shown, spread
 
 from fusion_tinting.mini import recipe
 
@@ -29,7 +23,7 @@ METHODS = [
     (path.name, path.read_text()) for path in sorted(ROOT.glob("configs/method/model_tinting*.yaml"))
 ]
 """What the overrides do not say: with another recipe or other settings the runs are others."""
-POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8")
+POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8", "fabric.accelerator=cpu")
 TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
 ADAMERGING = [(0.2, 5e-3), (0.3, 1e-3), (0.3, 5e-3), (0.3, 1e-2)]
 ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
@@ -44,7 +38,7 @@ TINTINGS = {
 
 def main() -> None:
     options = parse()
-    run = Runner(options.work, options.jobs, {"OMP_NUM_THREADS": "1"})
+    run = runner(options.work, options.jobs, {"OMP_NUM_THREADS": "1"})
     first, others = options.zoos[0], options.zoos[1:]
     for zoo in options.zoos:  # one at a time: a build uses two cores
         run.all({("zoo", zoo): (f"modelpool.zoo_seed={zoo}", "method=dummy")})
@@ -96,52 +90,14 @@ def adamerging(zoo: int, settings) -> dict:
     }  # fmt: skip
 
 
-class Runner:
-    """Runs `fusion_bench` processes, a few at a time, and remembers their reports by their arguments.
-
-    Args:
-        work: where they are kept.
-        jobs: processes at a time.
-        environment: variables that they are given.
-    """
-
-    def __init__(self, work: Path, jobs: int, environment: dict[str, str]):
-        self.work, self.jobs, self.environment = work.resolve(), jobs, environment
-
-    def all(self, plan: dict) -> dict:
-        """Key -> report, for every key and its overrides."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            return dict(zip(plan, pool.map(lambda item: self.one(*item), plan.items()), strict=True))
-
-    def folder(self, overrides: tuple[str, ...]) -> Path:
-        """Where the run with these arguments is kept."""
-        content = json.dumps([overrides, ZOO, METHODS, version("fusion-bench")])
-        return self.work / hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def one(self, name, overrides: tuple[str, ...]) -> dict:
-        report = self.folder(overrides) / "report.json"
-        if not report.is_file():
-            report.parent.mkdir(parents=True, exist_ok=True)
-            command = [
-                str(Path(sys.executable).parent / "fusion_bench"), *POOLS, *overrides,
-                "fabric.accelerator=cpu", f"report_save_path={report.with_suffix('.partial')}",
-            ]  # fmt: skip
-            start = time.perf_counter()
-            with open(report.with_name("log.txt"), "w") as log:
-                environment = {**os.environ, **self.environment}
-                subprocess.run(
-                    command, cwd=report.parent, stdout=log, stderr=log, env=environment, check=True
-                )
-            found = json.loads(report.with_suffix(".partial").read_text())
-            report.write_text(json.dumps({**found, "seconds": round(time.perf_counter() - start, 1)}))
-        found = json.loads(report.read_text())
-        print(f"{average(found):6.2f}  {found['seconds']:6.0f} s  {name}", flush=True)
-        return found
+def identity(overrides: tuple[str, ...]) -> list:
+    """What a run's outcome depends on."""
+    return [overrides, ZOO, METHODS, version("fusion-bench")]
 
 
-def average(report: dict) -> float:
-    """Mean accuracy over the tasks, in per cent."""
-    return 100 * report["average"]["accuracy"]
+def runner(work: Path, jobs: int, environment: dict[str, str]) -> Runner:
+    """Runs on `clip-mini_8`."""
+    return Runner(work, jobs, environment, pools=POOLS, identity=identity)
 
 
 def baseline(report: dict, name: str) -> float:
@@ -196,11 +152,6 @@ def pick(reports: dict, *start) -> dict:
     return {key[-1]: average(report) for key, report in reports.items() if key[:-1] == start}
 
 
-def spread(values) -> dict:
-    values = list(values)
-    return {"mean": round(mean(values), 2), "sd": round(stdev(values), 2) if len(values) > 1 else None}
-
-
 def write(found: dict) -> None:
     path = RESULTS / "quality_clip-mini_8.json"
     save(path, found)
@@ -221,10 +172,6 @@ def table(found: dict) -> str:
             f"| {name} | {shown(row['zoos'])} | {seeds} | {row['share_of_experts']['mean']:.1f} % |"
         )
     return "\n".join(lines) + "\n"
-
-
-def shown(value: dict) -> str:
-    return f"{value['mean']:.1f}" + (f" ± {value['sd']:.1f}" if value["sd"] is not None else "")
 
 
 def parse() -> argparse.Namespace:

@@ -22,6 +22,7 @@ from peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps, now,
 from torch import Tensor
 
 import fusion_tinting as ft
+from fusion_tinting.processes import freed_memory_kept
 
 TURN = 2
 """Steps in a turn, of which the last counts."""
@@ -60,6 +61,12 @@ def steps(world: World, rounds: int) -> dict[str, list[float]]:
     return {name: values[1:] for name, values in seconds.items()}  # the first turn warmed up
 
 
+def our_turn(world: World, step: Callable[[], object]) -> float:
+    """The same with memory handled as `adapt` does around its steps."""
+    with freed_memory_kept(sum(p.numel() for p in world.pretrained.parameters()), world.device):
+        return turn(world, step)
+
+
 def turn(world: World, step: Callable[[], object]) -> float:
     """Time of a turn's last step; those before it find caches and free memory as the other left them."""
     return [timed(world.device, step) for _ in range(TURN)][-1]
@@ -70,12 +77,12 @@ def against_fusionbench(world: World, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"ours entropy": [], "encoder alone": []}
     theirs = count(1)
 
-    def our_turn() -> None:
+    def ours_between() -> None:
         if next(theirs) % TURN == 1:
-            seconds["ours entropy"].append(turn(world, ours.step))
-            seconds["encoder alone"].append(turn(world, encoder))
+            seconds["ours entropy"].append(our_turn(world, ours.step))
+            seconds["encoder alone"].append(our_turn(world, encoder))
 
-    every, lam = fusionbench_steps(world, TURN * rounds, our_turn)
+    every, lam = fusionbench_steps(world, TURN * rounds, ours_between)
     seconds["FusionBench entropy"] = every[TURN - 1 :: TURN]
     agree("λ of the entropy steps", ours.lam(), lam, 1e-3)
     return seconds
@@ -98,7 +105,7 @@ def against_paper(world: World, rounds: int, kind: str) -> dict[str, list[float]
     seconds: dict[str, list[float]] = {f"paper {kind}": [], f"ours {kind}": []}
     for _ in range(rounds):
         seconds[f"paper {kind}"].append(turn(world, paper.step))
-        seconds[f"ours {kind}"].append(turn(world, ours.step))
+        seconds[f"ours {kind}"].append(our_turn(world, ours.step))
     agree(f"λ of the {kind} steps", ours.lam(), paper.lam(), 1e-3)
     return seconds
 

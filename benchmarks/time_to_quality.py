@@ -14,9 +14,8 @@ import os
 from pathlib import Path
 
 from common import COLORS, RESULTS, about, save
-from quality import Runner, average, shown, spread
-
-from fusion_tinting.cache import cache_folder
+from quality import runner
+from runs import Runner, average, empty_cache, shown, spread
 
 PAPER, FAST = "model_tinting", "model_tinting_fast"
 STEPS = {PAPER: (50, 100, 200, 500), FAST: (10, 20, 40)}
@@ -28,7 +27,7 @@ GOAL = 0.2
 
 def main() -> None:
     options = parse()
-    run = Runner(options.work, 1, {"FUSION_TINTING_CACHE": str(empty_cache(options.work))})
+    run = runner(options.work, 1, {"FUSION_TINTING_CACHE": str(empty_cache(options.work))})
     run.all({"zoo": ("modelpool.zoo_seed=0", "method=dummy")})
     plan = {
         (method, split, seed, steps): arguments(method, split, seed, steps)
@@ -45,17 +44,6 @@ def main() -> None:
             remembered.unlink()
         found[key] = measured(run, key, overrides)
     write(summary(options.seeds, found))
-
-
-def empty_cache(work: Path) -> Path:
-    """A cache folder with the user's zoos in it, and nothing else."""
-    folder = work.resolve() / "cache"
-    folder.mkdir(parents=True, exist_ok=True)
-    zoos = cache_folder().resolve() / "mini"
-    zoos.mkdir(parents=True, exist_ok=True)
-    if not (folder / "mini").is_symlink():
-        (folder / "mini").symlink_to(zoos)
-    return folder
 
 
 def arguments(method: str, split: str, seed: int, steps: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from fusion_tinting.history import History
 from fusion_tinting.merging import MergedWeights, coefficient_gradient
 from fusion_tinting.objectives import agreement, l1
 from fusion_tinting.optimizers import Optimizers
-from fusion_tinting.processes import Processes, sensible_threads
+from fusion_tinting.processes import Processes, freed_memory_kept, sensible_threads
 from fusion_tinting.sampling import resolve_sampler
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
@@ -319,6 +319,7 @@ def adapt(
     with (
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         Adaptation(model, unlabeled, predictions, settings, processes) as adaptation,
+        freed_memory_kept(model.vectors.base.numel(), processes.device),
         sensible_threads(model.vectors.base.numel(), processes.device, adaptation.rehearsal),
         checkpoint.Keeper(adaptation, run_dir) as keeper,
     ):

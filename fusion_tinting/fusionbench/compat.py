@@ -1,8 +1,8 @@
-"""Repairs that FusionBench 0.2.33 needs beside transformers 5.
+"""Repairs that FusionBench 0.2.33 needs, most of them beside transformers 5.
 
 Each fills a gap and stands back where there is none, so that a repaired release of FusionBench or a
 transformers that brings a name back is left alone. Nothing here imports transformers, which takes
-seconds: its CLIP module is repaired at the moment somebody imports it.
+seconds: a module is repaired at the moment somebody imports it.
 """
 
 import sys
@@ -17,9 +17,10 @@ MODELING_CLIP = "transformers.models.clip.modeling_clip"
 def apply() -> None:
     """Make the repairs; a second call changes nothing."""
     repair_typing()
-    if MODELING_CLIP in sys.modules:
-        repair_modeling_clip(sys.modules[MODELING_CLIP])
-    elif not any(isinstance(finder, RepairOnImport) for finder in sys.meta_path):
+    for name, repair in REPAIRS.items():
+        if name in sys.modules:
+            repair(sys.modules[name])
+    if not any(isinstance(finder, RepairOnImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, RepairOnImport())
 
 
@@ -44,11 +45,52 @@ def repair_modeling_clip(module: ModuleType) -> None:
         model.vision_model = property(lambda self: self)
 
 
+def repair_state_dict_arithmetic(module: ModuleType) -> None:
+    """WEMoE adds a task vector (tensors) to a model (parameters): the check of equal types refuses it."""
+    validate, torch = module._validate_state_dict_same_keys, module.torch
+
+    def validate_values(state_dicts: list[dict]) -> None:
+        validate(
+            [{name: getattr(value, "data", value) for name, value in sd.items()} for sd in state_dicts]
+        )
+
+    try:
+        validate([{"weight": torch.nn.Parameter(torch.zeros(1))}, {"weight": torch.zeros(1)}])
+    except TypeError:
+        module._validate_state_dict_same_keys = validate_values
+
+
+def repair_clip_taskpool(module: ModuleType) -> None:
+    """EMR: the CLIP task pool activates no task of a `ModulatedModel`. (To do it twice does no harm.)"""
+    pool = module.CLIPVisionModelTaskPool
+    evaluate = pool._evaluate
+    if evaluate.__module__ == __name__:
+        return
+
+    def evaluate_active(self, classifier, *args, task_name=None, **kwargs):
+        from fusion_bench.models.modulator import ModulatedModel
+
+        model = getattr(getattr(classifier, "clip_model", None), "vision_model", None)
+        if isinstance(model, ModulatedModel):
+            model.set_task(task_name)
+        return evaluate(self, classifier, *args, task_name=task_name, **kwargs)
+
+    pool._evaluate = evaluate_active
+
+
+REPAIRS = {
+    MODELING_CLIP: repair_modeling_clip,
+    "fusion_bench.utils.state_dict_arithmetic": repair_state_dict_arithmetic,
+    "fusion_bench.taskpool.clip_vision.taskpool": repair_clip_taskpool,
+}
+"""Module -> what is done to it, now or when it is imported; a second time changes nothing."""
+
+
 class RepairOnImport(MetaPathFinder):
-    """Finds one module, as the import system would, and repairs it once it has been executed."""
+    """Finds a module, as the import system would, and repairs it once it has been executed."""
 
     def find_spec(self, fullname, path, target=None) -> ModuleSpec | None:
-        if fullname != MODELING_CLIP:
+        if fullname not in REPAIRS:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -57,7 +99,7 @@ class RepairOnImport(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            repair_modeling_clip(module)
+            REPAIRS[fullname](module)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -102,3 +102,55 @@ from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.models.surgery.surgerymodelwrapper import SurgeryModelWrapper
 """
     python(code, tmp_path)
+
+
+def test_a_task_vector_can_be_added_to_parameters(tmp_path):
+    code = """
+import torch
+from fusion_tinting.fusionbench import compat
+compat.apply()
+from fusion_bench.utils.state_dict_arithmetic import state_dict_add
+weight = torch.nn.Parameter(torch.ones(2))
+assert torch.equal(state_dict_add({"w": weight}, {"w": torch.ones(2)})["w"], torch.full((2,), 2.0))
+try:
+    state_dict_add({"w": weight}, {"v": weight})
+    raise SystemExit("other keys were not refused")
+except ValueError:
+    pass
+"""
+    python(code, tmp_path)
+
+
+def test_a_check_that_needs_no_repair_is_left_alone():
+    module = types.ModuleType("state_dict_arithmetic")
+    module.torch, module._validate_state_dict_same_keys = torch, print
+    compat.repair_state_dict_arithmetic(module)
+    assert module._validate_state_dict_same_keys is print
+
+
+def test_the_clip_task_pool_activates_a_modulated_models_task():
+    from fusion_bench.models.modulator import ModulatedModel
+
+    class Pool:
+        def _evaluate(self, classifier, test_loader, num_classes, task_name=None):
+            return classifier.clip_model.vision_model.task
+
+    class Model(ModulatedModel):
+        task = None
+
+        def set_task(self, task_name):
+            self.task = task_name
+
+    module = types.ModuleType("taskpool")
+    module.CLIPVisionModelTaskPool = Pool
+    for _ in range(2):
+        compat.repair_clip_taskpool(module)
+    model = Model(torch.nn.Identity(), {})
+    classifier = types.SimpleNamespace(clip_model=types.SimpleNamespace(vision_model=model))
+    assert Pool()._evaluate(classifier, None, 2, task_name="mnist") == "mnist"
+
+
+def test_emr_and_wemoe_run(fuse):
+    assert "accuracy" in fuse("method=emr_merging/emr_merging")["report"]["average"]
+    moe = ("method=wemoe/weight_ensembling_moe", "method.name=clip_weight_ensembling_moe")
+    assert "accuracy" in fuse(*moe, "method.max_steps=1", "method.num_workers=0")["report"]["average"]

@@ -1,12 +1,15 @@
 """Where the arithmetic runs: threads for small models, and steps that wait for nobody."""
 
+import platform
+import resource
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusion_tinting as ft
 from fusion_tinting import processes
-from fusion_tinting.processes import SMALL_MODEL, sensible_threads
+from fusion_tinting.processes import SMALL_MODEL, freed_memory_kept, sensible_threads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -86,3 +89,22 @@ def test_no_iteration_waits_for_the_device(world, update, sampler, objective):
                 adaptation.iteration(step, inputs)
         assert list(adaptation.look(1)) == [0, 1]
     assert (adaptation.history.kept > 0).any()
+
+
+def faults_of_a_second_step(parameters: int) -> int:
+    """Page faults when 100 MB, freed just before, are taken again in pieces of 4 MB."""
+
+    def step() -> None:
+        del [torch.ones(1 << 20) for _ in range(25)][:]
+
+    with freed_memory_kept(parameters, torch.device("cpu")):
+        step()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        step()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_memory_that_a_small_model_frees_is_used_again():
+    assert faults_of_a_second_step(1000) < 1000
+    assert faults_of_a_second_step(10**9) > 10_000  # afterwards, and for large models, as ever

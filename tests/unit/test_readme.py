@@ -95,7 +95,9 @@ def test_the_committed_costs_show_what_is_claimed():
         assert found["merge_forward_ratio"] >= 3
         assert found["lambda_gradient_ratio"] >= 3.5
         assert min(value for name, value in found.items() if name.startswith("step_ratio")) > 1
-    assert read("memory_B_8")["peak_memory_ratio"] > 1.3
+    memory = read("memory_B_8")
+    assert memory["peak_memory_ratio"] >= 1.4
+    assert memory["mmap_growth_mb"] < 100
     for row in read("time_to_quality_clip-mini_8")["rows"].values():
         assert row["times_as_fast"] >= 5
         assert row["points_gained"] >= -0.2

@@ -1,0 +1,115 @@
+"""The leaderboard, on the micro zoo: what it says is what the runs reported; nothing is run twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROWS = ("simple_average", "task_arithmetic", "model_tinting", "broken")
+
+
+@pytest.fixture(scope="module")
+def board(cache, tmp_path_factory):
+    """Run the command on the micro pool; returns what it wrote, and the folder of the runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import leaderboard
+        import rows
+
+        broken = rows.Row("broken", ("method=ties_merging", "method.merge_func=strange"), quick=())
+        patch.setitem(rows.ROWS, "broken", broken)
+        missing = rows.Row("missing", ("method=no_such_method",), quick=())
+        patch.setitem(rows.ROWS, "missing", missing)
+        work = tmp_path_factory.mktemp("leaderboard")
+
+        def run(*methods: str) -> dict:
+            command = ["leaderboard.py", "--pool", "clip-micro_3", "--quick", "--work", str(work)]
+            patch.setattr(sys, "argv", [*command, "--methods", *methods])
+            leaderboard.main()
+            return json.loads((work / "clip-micro_3.json").read_text())
+
+        yield run, work
+
+
+@pytest.fixture(scope="module")
+def found(board) -> dict:
+    return board[0](*ROWS, "missing")
+
+
+def row(found: dict, key: str) -> dict:
+    (one,) = [row for row in found["rows"] if row["key"] == key]
+    return one
+
+
+@pytest.mark.parametrize("key", ["simple_average", "task_arithmetic", "model_tinting"])
+def test_a_row_says_what_its_report_says(board, found, key):
+    entry = row(found, key)
+    (run,) = entry["runs"]
+    folder = board[1] / run["folder"]
+    report = json.loads((folder / "report.json").read_text())
+    accuracies = {task: 100 * report[task]["accuracy"] for task in found["tasks"]}
+    shares = [100 * value / found["experts"][task] for task, value in accuracies.items()]
+    assert run["per_task"] == accuracies
+    assert entry["accuracy"] == {"mean": round(100 * report["average"]["accuracy"], 2), "sd": None}
+    assert entry["share_of_experts"]["mean"] == pytest.approx(sum(shares) / 3, abs=0.01)
+    assert entry["worst_task"]["accuracy"] == round(min(accuracies.values()), 2)
+    assert 0 < entry["adaptation_seconds"]["mean"] < run["seconds"]
+    assert entry["peak_memory_mb"]["mean"] > 100
+
+
+def test_what_a_tint_costs_is_told(board, found):
+    entry = row(found, "model_tinting")
+    manifest = json.loads((board[1] / entry["runs"][0]["folder"] / "run/tinting.json").read_text())
+    assert (entry["protocol"], entry["adapted_on"], manifest["split"]) == ("inductive", "val", "val")
+    assert entry["adaptation_seconds"]["mean"] >= manifest["seconds"]
+    assert (entry["steps"], entry["images_per_task"]) == (5, 160)
+    assert entry["extra_parameters_per_task"] > 0 and entry["task_identity"]
+
+
+def test_lambda_is_the_best_on_val(found):
+    entry = row(found, "task_arithmetic")
+    best = max(entry["on_val"], key=entry["on_val"].get)
+    assert len(entry["on_val"]) == 2
+    assert entry["lam"].startswith(best)
+    assert entry["extra_parameters_per_task"] == 0
+
+
+@pytest.mark.parametrize(("key", "reason"), [("broken", "strange"), ("missing", "no_such_method")])
+def test_a_method_that_fails_has_a_row_with_the_reason(board, found, key, reason):
+    entry = row(found, key)
+    assert reason in entry["failed"] and "accuracy" not in entry
+    table = (board[1] / "clip-micro_3.md").read_text()
+    assert f"does not run: {entry['failed']}" in table
+
+
+def test_a_second_run_runs_nothing_and_shows_what_is_known(board, found, monkeypatch):
+    import runs
+
+    monkeypatch.setattr(runs, "timed", lambda *_: pytest.fail("a process was started"))
+    assert board[0]("simple_average")["rows"] == found["rows"]
+
+
+def test_a_run_that_was_killed_is_done_again(board, found, monkeypatch):
+    import runs
+
+    folder = board[1] / row(found, "simple_average")["runs"][0]["folder"]
+    (folder / "report.json").rename(folder / "report.kept")
+    kept, started = (folder / "report.kept").read_text(), []
+
+    def timed(command, folder, environment):
+        started.append(command)
+        (folder / "report.partial").write_text(kept)
+        return 0, {"seconds": 1.0, "method_seconds": 0.5, "peak_memory_mb": 200.0}
+
+    monkeypatch.setattr(runs, "timed", timed)
+    again = row(board[0]("simple_average"), "simple_average")
+    assert len(started) == 1 and "method=simple_average" in started[0]
+    assert again["accuracy"] == row(found, "simple_average")["accuracy"]
+
+
+def test_the_plots_are_small(board, found):
+    plots = sorted(path.name for path in board[1].glob("*.png"))
+    assert plots == ["clip-micro_3_cost_inductive.png", "clip-micro_3_tasks_inductive.png"]
+    assert all((board[1] / name).stat().st_size < 100_000 for name in plots)
