@@ -1,4 +1,4 @@
-"""The offline benchmark: eight small tasks and a tiny CLIP, made on the spot on first use.
+"""The offline benchmark: 8, 14 or 20 small tasks and a tiny CLIP, made on the spot on first use.
 
     from fusion_tinting import mini
 

@@ -34,9 +34,9 @@ def main() -> None:
 def do(job: dict, advance) -> None:
     """Make the folder that the job names; it appears only when complete."""
     from . import data, training
+    from .once import UNFINISHED
     from .recipe import Recipe
     from .tasks import TASKS
-    from .zoo import UNFINISHED
 
     recipe = Recipe(**{**job["recipe"], "tasks": tuple(job["recipe"]["tasks"])})
     zoo, seed = Path(job["zoo"]), job["seed"]

@@ -12,7 +12,7 @@ from fusion_tinting.errors import unknown
 
 from .canvas import FIELD
 from .recipe import Recipe
-from .tasks import SPLITS, Task
+from .task import SPLITS, Task
 
 
 def write(recipe: Recipe, task: Task, folder: Path, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What the generated pictures show: textures, land from above, road signs and cars.
+"""What the generated pictures of `clip-mini_8` show: textures, land from above, road signs and cars.
 
 Every function draws one class: ``draw(rng, n, style) -> (N, SIZE, SIZE, 3)``, or for a texture the
 share of its lighter tone ``(N, SIZE, SIZE)`` in 0..1.

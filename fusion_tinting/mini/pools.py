@@ -25,7 +25,7 @@ class MiniCLIPModelPool(CLIPVisionModelPool):
             stock pool takes.
         processor: Folder inside the zoo.
         zoo_seed: The zoo's seed.
-        recipe: The zoo's recipe, ``clip-mini_8`` or ``clip-micro_3``.
+        recipe: The zoo's recipe, one of `recipe.RECIPES`.
     """
 
     _config_mapping = CLIPVisionModelPool._config_mapping | ZOO_OPTIONS

@@ -44,16 +44,24 @@ class Recipe:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
+EIGHT = (
+    "mini-digits", "mini-letters", "mini-numbers", "mini-photos",
+    "mini-textures", "mini-aerial", "mini-signs", "mini-cars",
+)  # fmt: skip
+FOURTEEN = (
+    *EIGHT, "mini-shapes", "mini-counts", "mini-arrows", "mini-faces", "mini-flags", "mini-weather",
+)  # fmt: skip
+TWENTY = (
+    *FOURTEEN, "mini-clocks", "mini-cards", "mini-charts", "mini-leaves", "mini-curves", "mini-braille",
+)  # fmt: skip
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            name="clip-mini_8",
-            tasks=(
-                "mini-digits", "mini-letters", "mini-numbers", "mini-photos",
-                "mini-textures", "mini-aerial", "mini-signs", "mini-cars",
-            ),
-        ),
+        Recipe(name="clip-mini_8", tasks=EIGHT),
+        # Pre-training in proportion to the tasks, so that each is seen as often.
+        Recipe(name="clip-mini_14", tasks=FOURTEEN, pretrain_steps=2100, minutes="about 5 minutes"),
+        Recipe(name="clip-mini_20", tasks=TWENTY, pretrain_steps=3000, minutes="about 8 minutes"),
         Recipe(
             name="clip-micro_3",
             tasks=("mini-digits", "mini-textures", "mini-signs"),
@@ -70,8 +78,8 @@ RECIPES = {
             minutes="a few seconds",
         ),
     )
-}  # fmt: skip
-"""Recipe name -> recipe: the benchmark, and a far smaller one of the same make for tests."""
+}
+"""Recipe name -> recipe: the benchmark in three sizes, and a far smaller one of the same make for tests."""
 
 
 def find(name: str) -> Recipe:

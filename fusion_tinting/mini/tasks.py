@@ -1,58 +1,14 @@
-"""The eight tasks: their names, class names, caption templates and pictures."""
+"""The tasks: eight here, some of them with real pixels, and twelve generated ones in `more_tasks`."""
 
 from __future__ import annotations
 
 import string
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from . import canvas, glyphs, patterns, photos
-from .canvas import Style
-
-SPLITS = ("train", "val", "test")
-
-Draw = Callable[[np.random.Generator, np.ndarray, Style, str], np.ndarray]
-"""``draw(rng, labels, style, split) -> images``: labels ``(N,)``, images ``(N, SIZE, SIZE, 3)``."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One classification task."""
-
-    name: str
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    """Captions, with ``{}`` where the class name goes."""
-    draw: Draw
-    """Draws images of given classes; `split` says which real pixels and fonts it may use."""
-
-    def captions(self, template: int) -> list[str]:
-        """The caption of each class, by one of the templates."""
-        return [self.templates[template].format(name) for name in self.classnames]
-
-    def render(self, n: int, split: str, style: Style, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """`n` images ``(N, SIZE, SIZE, 3)`` uint8 with their labels ``(N,)``, the same for a seed."""
-        stream = [seed, zlib.crc32(self.name.encode()), SPLITS.index(split), style.camera]
-        rng = np.random.default_rng(stream)
-        labels = rng.permutation(np.arange(n) % len(self.classnames))
-        return canvas.finish(rng, self.draw(rng, labels, style, split), style), labels
-
-
-def _class_by_class(classnames, draw_class) -> Draw:
-    """A `Draw` from a function that draws `n` images of one named class."""
-
-    def draw(rng, labels, style, split):
-        images = np.empty((len(labels), canvas.SIZE, canvas.SIZE, 3), np.float32)
-        for label, name in enumerate(classnames):
-            mine = labels == label
-            if mine.any():
-                images[mine] = draw_class(rng, int(mine.sum()), style, split, name)
-        return images
-
-    return draw
+from .more_tasks import MORE_TASKS
+from .task import generated, make_task
 
 
 def _ink_on_paper(rng, ink, style) -> np.ndarray:
@@ -101,68 +57,62 @@ def _draw_texture(rng, n, style, split, name):
     return canvas.blend(*canvas.contrasting(rng, n), share)
 
 
-def _generated(draw):
-    return lambda rng, n, style, split, name: draw(rng, n, style, name)
-
-
-def _task(name, classnames, templates, draw_class=None, draw=None) -> Task:
-    classnames = tuple(classnames)
-    return Task(name, classnames, templates, draw or _class_by_class(classnames, draw_class))
-
-
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-TASKS = {
+EIGHT = {
     task.name: task
     for task in (
-        _task(
+        make_task(
             "mini-digits",
             NUMBER_WORDS,
             ("a handwritten digit {}", "the digit {} written by hand", "handwriting of the digit {}"),
             draw=_draw_digits,
         ),
-        _task(
+        make_task(
             "mini-letters",
             string.ascii_lowercase,
             ("the printed letter {}", "a letter {} in print", "a printed capital letter {}"),
             draw=_draw_letters,
         ),
-        _task(
+        make_task(
             "mini-numbers",
             NUMBER_WORDS,
             ("a house number {}", "the number {} on a house", "a street view of the number {}"),
             draw=_draw_numbers,
         ),
-        _task(
+        make_task(
             "mini-photos",
             photos.PHOTOGRAPHS,
             ("a part of the photograph {}", "a photograph {}", "a detail of the photograph {}"),
             _draw_photograph,
         ),
-        _task(
+        make_task(
             "mini-textures",
             (*photos.MATERIALS, *patterns.TEXTURES),
             ("a {} texture", "a {} surface", "a close view of a {} texture"),
             _draw_texture,
         ),
-        _task(
+        make_task(
             "mini-aerial",
             patterns.AERIAL,
             ("an aerial view of a {}", "a {} from above", "a satellite view of a {}"),
-            _generated(patterns.aerial),
+            generated(patterns.aerial),
         ),
-        _task(
+        make_task(
             "mini-signs",
             patterns.SIGNS,
             ("a {} road sign", "a road sign {}", "a close view of a {} road sign"),
-            _generated(patterns.sign),
+            generated(patterns.sign),
         ),
-        _task(
+        make_task(
             "mini-cars",
             patterns.CARS,
             ("a {} car", "a side view of a {} car", "a car of the kind {}"),
-            _generated(patterns.car),
+            generated(patterns.car),
         ),
     )
 }
+"""The tasks of ``clip-mini_8``."""
+
+TASKS = EIGHT | MORE_TASKS
 """Task name -> task, in the order of the tables."""

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from .canvas import SIZE
 from .recipe import Recipe
-from .tasks import Task
+from .task import Task
 
 TEXT_WIDTH = 64
 TEXT_LENGTH = 16

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, CLIPModel
 from . import tiny_clip
 from .canvas import FIELD, WEB
 from .recipe import Recipe
-from .tasks import TASKS, Task
+from .task import Task
+from .tasks import TASKS
 
 Advance = Callable[[int], None]
 """Called with the number of steps just done."""

@@ -6,30 +6,26 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from fusion_tinting.cache import cache_folder
 from fusion_tinting.errors import unknown
 
 from . import data
 from . import recipe as recipes
+from .once import built_once
 from .recipe import Recipe
 
 WORKERS = 2
 """Processes that build at the same time, one thread each: threads do not help models this small."""
 
-UNFINISHED = ".unfinished"
-"""Ends the names of folders that are not complete yet."""
 
-
-def zoo_folder(recipe: Recipe, seed: int) -> Path:
-    """Where the zoo of a recipe and seed is, or will be."""
-    return cache_folder().absolute() / "mini" / f"{recipe.name}-{recipe.fingerprint()}-seed{seed}"
+def zoo_name(recipe: Recipe, seed: int) -> str:
+    """The folder of the zoo of a recipe and seed."""
+    return f"{recipe.name}-{recipe.fingerprint()}-seed{seed}"
 
 
 def build(seed: int = 0, progress: bool = True, recipe: str | Recipe = "clip-mini_8") -> Path:
@@ -42,27 +38,13 @@ def build(seed: int = 0, progress: bool = True, recipe: str | Recipe = "clip-min
     Args:
         seed: All randomness follows from it: another seed gives other images and other models.
         progress: Whether to show a progress bar while building.
-        recipe: Name of a recipe, ``clip-mini_8`` or the tiny ``clip-micro_3``; or a recipe.
+        recipe: Name of a recipe, one of `recipe.RECIPES`; or a recipe.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"`seed` should be a whole number from 0. Found {seed!r}.")
     if isinstance(recipe, str):
         recipe = recipes.find(recipe)
-    folder = zoo_folder(recipe, seed)
-    if folder.exists():
-        return folder
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():  # else another process has built it while we waited
-            unfinished = folder.with_name(folder.name + UNFINISHED)
-            (unfinished / "data").mkdir(parents=True, exist_ok=True)
-            _build_in(unfinished, recipe, seed, progress)
-            for left_over in list(unfinished.rglob("*" + UNFINISHED)):
-                shutil.rmtree(left_over)
-            os.rename(unfinished, folder)
-    return folder
+    return built_once(zoo_name(recipe, seed), lambda folder: _build_in(folder, recipe, seed, progress))
 
 
 def load_dataset(task: str, split: str, seed: int = 0, recipe: str = "clip-mini_8"):
@@ -87,6 +69,7 @@ def _build_in(folder: Path, recipe: Recipe, seed: int, progress: bool) -> None:
         shared = {"zoo": str(folder), "seed": seed, "recipe": asdict(recipe)}
         return {"kind": kind, "makes": makes, "steps": steps, "task": task, **shared}
 
+    (folder / "data").mkdir(exist_ok=True)
     tasks = recipe.tasks
     first = [job("pretrain", "pretrained", recipe.pretrain_steps + len(tasks))]
     first += [job("data", f"data/{task}", 1, task) for task in tasks]

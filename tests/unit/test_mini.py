@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from fusion_tinting import mini
-from fusion_tinting.mini import canvas, glyphs, photos, recipe, tiny_clip, zoo
-from fusion_tinting.mini.tasks import SPLITS, TASKS
+from fusion_tinting.mini import canvas, figures, glyphs, photos, recipe, tiny_clip, zoo
+from fusion_tinting.mini.more_tasks import MORE_TASKS
+from fusion_tinting.mini.once import UNFINISHED
+from fusion_tinting.mini.task import SPLITS
+from fusion_tinting.mini.tasks import TASKS
 
 MICRO = recipe.find("clip-micro_3")
 BUILD = "from fusion_tinting import mini; print(mini.build({seed}, recipe='clip-micro_3'))"
@@ -69,11 +72,41 @@ def test_every_class_is_drawn_equally_often(task):
     assert np.bincount(labels).tolist() == [3] * classes
 
 
-def test_the_benchmark_has_eight_tasks_of_which_four_hold_real_pixels():
-    assert recipe.find("clip-mini_8").tasks == tuple(TASKS)
-    assert len(TASKS) == 8
+@pytest.mark.parametrize("count", [8, 14, 20])
+def test_the_benchmark_has_as_many_tasks_as_its_name_says_and_the_larger_hold_the_smaller(count):
+    assert recipe.find(f"clip-mini_{count}").tasks == tuple(TASKS)[:count]
+    assert len(TASKS) == 20
+
+
+def test_the_first_tasks_hold_real_pixels():
     assert set(photos.MATERIALS) < set(TASKS["mini-textures"].classnames)
     assert set(photos.PHOTOGRAPHS) == set(TASKS["mini-photos"].classnames)
+
+
+@pytest.mark.parametrize("task", MORE_TASKS.values(), ids=MORE_TASKS)
+def test_every_class_shows_something(task):
+    """Which a background alone, with all its clutter, does not."""
+    images, labels = task.render(12 * len(task.classnames), "train", canvas.WEB, 0)
+    contrast = images.mean(-1).std(axis=(1, 2))
+    for label, name in enumerate(task.classnames):
+        assert np.median(contrast[labels == label]) > 10, name
+
+
+def test_as_many_dots_are_drawn_as_the_class_says():
+    from skimage.measure import label as components
+
+    images, labels = TASKS["mini-counts"].render(400, "train", canvas.WEB, 0)
+    found = []
+    for image in images.mean(-1):
+        # Dots are the smaller part of the picture.
+        middle = (image.min() + image.max()) / 2
+        dots = min(image > middle, image < middle, key=np.sum)
+        found.append(components(dots, connectivity=1).max())
+    assert np.mean(np.array(found) == labels + 1) > 0.97  # here and there two touch
+
+
+def test_braille_letters_differ():
+    assert len(set(figures.BRAILLE.values())) == len(figures.BRAILLE)
 
 
 @pytest.mark.parametrize("file", [*photos.PHOTOGRAPHS.values(), *photos.MATERIALS.values()])
@@ -194,7 +227,7 @@ def test_concurrent_builders_make_one_zoo_and_the_same_one(micro, tmp_path):
     folders = {Path(out.strip()) for out, _ in said}
     assert folders == {tmp_path / "mini" / micro.name}
     assert sum("Building" in err for _, err in said) == 1
-    assert not list(tmp_path.rglob("*" + zoo.UNFINISHED))
+    assert not list(tmp_path.rglob("*" + UNFINISHED))
     (folder,) = folders
     expected, found = weights(micro), weights(folder)
     assert expected.keys() == found.keys()
@@ -203,19 +236,19 @@ def test_concurrent_builders_make_one_zoo_and_the_same_one(micro, tmp_path):
 
 def test_a_killed_build_leaves_no_zoo_and_the_next_one_completes_it(micro, tmp_path):
     killed = start_build(tmp_path, seed=1)
-    unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{zoo.UNFINISHED}"
+    unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{UNFINISHED}"
     deadline = time.monotonic() + 120
     while not (unfinished / "data" / MICRO.tasks[0]).exists():
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     killed.kill()
     killed.communicate()
-    folder = Path(str(unfinished).removesuffix(zoo.UNFINISHED))
+    folder = Path(str(unfinished).removesuffix(UNFINISHED))
     assert not folder.exists()
 
     out, _ = start_build(tmp_path, seed=1).communicate(timeout=300)
     assert Path(out.strip()) == folder
-    assert not list(tmp_path.rglob("*" + zoo.UNFINISHED))
+    assert not list(tmp_path.rglob("*" + UNFINISHED))
     first, other = weights(micro), weights(folder)
     assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("fc1.weight"))
 
@@ -225,7 +258,7 @@ def test_a_failing_build_says_why_and_leaves_no_zoo(tmp_path, monkeypatch):
     impossible = replace(MICRO, name="impossible", tasks=("mini-nothing",))
     with pytest.raises(RuntimeError, match="mini-nothing"):
         mini.build(0, progress=False, recipe=impossible)
-    assert not zoo.zoo_folder(impossible, 0).exists()
+    assert not (tmp_path / "mini" / zoo.zoo_name(impossible, 0)).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`clip-mini_8` and `clip-micro_3` are ordinary pools for FusionBench."""
+"""The mini pools are ordinary pools for FusionBench."""
 
 from pathlib import Path
 
@@ -69,10 +69,23 @@ def test_the_task_pool_stands_alone():
     assert config.taskpool.zoo_seed == 0
 
 
-def test_a_method_can_be_given_the_val_split_in_place_of_the_test_split():
-    config = pools("clip-micro_3", "modelpool.test_datasets=${modelpool.val_datasets}")
+@pytest.mark.parametrize("name", ["clip-micro_3", "clip-mini_20"])
+def test_a_method_can_be_given_the_val_split_in_place_of_the_test_split(name):
+    on_val = "test_datasets=${modelpool.val_datasets}"
+    config = pools(name, f"modelpool.{on_val}")
     assert {dataset.split for dataset in config.modelpool.test_datasets.values()} == {"val"}
     assert {dataset.split for dataset in config.taskpool.test_datasets.values()} == {"test"}
+    config = pools(name, f"taskpool.{on_val}", "modelpool.zoo_seed=3")
+    assert OmegaConf.to_container(config.taskpool.test_datasets, resolve=True) == {
+        task: {
+            "_target_": "fusion_tinting.mini.load_dataset",
+            "task": task,
+            "split": "val",
+            "seed": 3,
+            "recipe": name,
+        }
+        for task in recipe.find(name).tasks
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)
