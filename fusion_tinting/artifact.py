@@ -70,6 +70,7 @@ def manifest(model: "TintedModel", names: Mapping[str, str]) -> dict:
         "method": "model_tinting",
         "tasks": model.tasks,
         "layer": model.layer,
+        "layer_choice": info.get("layer_choice"),
         "tinted_tensors": [names.get(name, name) for name in model.tinted_tensors],
         "settings": info.get("settings", {}),
         "split": info.get("split"),
@@ -142,7 +143,8 @@ def restore(
         model.history = History.from_csv(curves.read_text(), model.tasks)
         if len(model.history) != found.get("steps"):
             raise ValueError(f"`{curves}` is cut short: expected {found.get('steps')} iterations.")
-    model.info = {k: found.get(k) for k in ("settings", "split", "samples", "data", "seconds")}
+    kept = ("settings", "split", "samples", "data", "seconds", "layer_choice")
+    model.info = {key: found.get(key) for key in kept}
     model.info["ids"] = {t: entry["id"] for t, entry in found["experts"].items()}
     model.info["ids"][PRETRAINED] = found["base"]["id"]
     model.info |= {"peak_memory_bytes": found.get("peak_memory_bytes"), "tensor_names": dict(names)}

@@ -78,6 +78,11 @@ class TintedModel(nn.Module):
         tints = make_tints(layer, experts, heads)
         return cls(encoder, copies, tints, layer=layer, vectors=vectors)
 
+    def tint(self, layer: str, experts: Mapping[str, nn.Module]) -> None:
+        """Take a layer, as `resolve_layer` names it, for the tint of a model that has none yet."""
+        heads = dict(zip(self.tasks, self.heads, strict=True))
+        self.layer, self.tint_modules = layer, make_tints(layer, experts, heads)
+
     def forward(self, inputs, task: str | None = None) -> Tensor:
         """The logits of `task` (default: the task of the last `set_task`); shape as its head's.
 

@@ -11,11 +11,12 @@ from fusion_tinting import artifact, checkpoint
 from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
 from fusion_tinting.experts import predict_experts
-from fusion_tinting.files import require_writable
+from fusion_tinting.files import read_json, require_writable, write_json
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
 from fusion_tinting.storage import refuse_device
 from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tints import AUTO
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 
 
@@ -66,14 +67,16 @@ def tint(
         )
     if options.task_vectors["storage"] == "mmap":
         refuse_device(processes.device)
-    model = model_class.untrained(pretrained, experts, heads, options.layer, options.task_vectors)
+    finished = _finished(run_dir)
+    chosen = None if finished is None else finished["layer"]
+    layer = chosen if options.layer == AUTO else options.layer
+    model = model_class.untrained(pretrained, experts, heads, layer, options.task_vectors)
     model.info = dict(info or {})
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
     identity = checkpoint.identity(model, options, inputs)
-    if run_dir is not None and (Path(run_dir) / artifact.MANIFEST).is_file():
-        manifest = artifact.read_manifest(Path(run_dir))
-        checkpoint.check_identity(Path(run_dir), artifact.identity(manifest), identity)
-        return artifact.restore(model, Path(run_dir), manifest, model.info.get("tensor_names"))
+    if finished is not None:
+        checkpoint.check_identity(Path(run_dir), artifact.identity(finished), identity)
+        return artifact.restore(model, Path(run_dir), finished, model.info.get("tensor_names"))
     if run_dir is not None:
         checkpoint.check_folder(Path(run_dir), identity)
         if processes.rank == 0:
@@ -83,6 +86,8 @@ def tint(
     predictions = predict_experts(
         experts, heads, inputs, processes=processes, progress=progress, cache=True, top=top
     )
+    if options.layer == AUTO:
+        _choose(model, experts, inputs, predictions, options, run_dir, processes, progress)
     adapt(
         model,
         inputs,
@@ -106,6 +111,33 @@ def tint(
         model.save(run_dir)
         plots.write_all(model, Path(run_dir))
     return model
+
+
+def _finished(run_dir: str | Path | None) -> dict | None:
+    """The manifest of a run that was finished in this folder."""
+    if run_dir is None or not (Path(run_dir) / artifact.MANIFEST).is_file():
+        return None
+    return artifact.read_manifest(Path(run_dir))
+
+
+def _choose(model, experts, inputs, predictions, options, run_dir, processes, progress) -> None:
+    """Tint the layer that does best in short trials; a run that is continued keeps its choice."""
+    from fusion_tinting.layer_choice import choose_layer
+
+    path = None if run_dir is None else Path(run_dir) / "checkpoint" / "layer.json"
+    run = checkpoint.identity(model, options, inputs)
+    if path is not None and path.is_file():
+        found = read_json(path)
+        checkpoint.check_identity(path.parents[1], found["run"], run)
+    else:
+        layer, agreements = choose_layer(
+            model, inputs, predictions, options, processes=processes, progress=progress
+        )
+        found = {"layer": layer, "agreement": agreements, "run": run}
+        if path is not None and processes.rank == 0:
+            write_json(path, found)
+    model.tint(found["layer"], experts)
+    model.info["layer_choice"] = found["agreement"]
 
 
 def _visited(task: str, source: Iterable, options: Settings) -> Unlabeled:

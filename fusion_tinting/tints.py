@@ -9,7 +9,7 @@ from torch import nn
 
 from fusion_tinting.errors import unknown
 
-HEAD = "head"
+HEAD, AUTO = "head", "auto"
 
 
 def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
@@ -38,6 +38,14 @@ def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
     if matches[0] not in trainable:
         raise ValueError(f"The layer `{matches[0]}` has no parameters, so it cannot be tinted.")
     return matches[0]
+
+
+def tintable(encoder: nn.Module) -> list[str]:
+    """Every layer that can be tinted, as `resolve_layer` takes it: `head`, `block:<index>` of every block,
+    and of the rest of the encoder the largest modules that are one layer (that own parameters themselves,
+    such as embeddings, norms and projections), from input to output. No two of them share a parameter."""
+    blocks, count = _blocks(encoder)
+    return [HEAD, *(f"block:{index}" for index in range(count)), *_single_layers(encoder, "", blocks)]
 
 
 def make_tints(
@@ -93,22 +101,40 @@ def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:
     return modules[part]
 
 
+def _single_layers(module: nn.Module, name: str, blocks: str) -> Iterator[str]:
+    """Names of the topmost modules within `module`, itself included, that own parameters and lie outside of
+    the blocks. One that also holds the blocks cannot be tinted without them: its children are looked at."""
+    if name and name == blocks:
+        return
+    around_blocks = not name or blocks.startswith(f"{name}.")
+    if not around_blocks and any(True for _ in module.parameters(recurse=False)):
+        yield name
+        return
+    for child, part in module.named_children():
+        yield from _single_layers(part, f"{name}.{child}" if name else child, blocks)
+
+
 def _block(encoder: nn.Module, index: str) -> str:
-    lists = {
-        name: blocks
-        for name, blocks in encoder.named_modules()
-        if isinstance(blocks, nn.ModuleList) and len({_shape(block) for block in blocks}) == 1
-    }
-    if not lists:
+    name, count = _blocks(encoder)
+    if not count:
         raise ValueError("`layer=block:…` needs a ModuleList of equal blocks; the encoder has none.")
-    name = max(lists, key=lambda name: len(lists[name]))
-    count = len(lists[name])
     if not re.fullmatch(r"-?\d+", index) or not -count <= int(index) < count:
         raise ValueError(
             f"`layer=block:{index}` must have an index from {-count} to {count - 1}: "
             f"`{name}` has {count} blocks."
         )
     return f"{name}.{int(index) % count}"
+
+
+def _blocks(encoder: nn.Module) -> tuple[str, int]:
+    """Name and length of the longest ModuleList of equal blocks; without one, an empty name and zero."""
+    counts = {
+        name: len(blocks)
+        for name, blocks in encoder.named_modules()
+        if isinstance(blocks, nn.ModuleList) and len({_shape(block) for block in blocks}) == 1
+    }
+    longest = max(counts, key=counts.get, default="")
+    return longest, counts.get(longest, 0)
 
 
 def _shape(block: nn.Module) -> tuple:

@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fusion_tinting as ft
-from fusion_tinting.tints import active, make_tints, resolve_layer
+from fusion_tinting.tints import active, make_tints, resolve_layer, tintable
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,33 @@ from fusion_tinting.tints import active, make_tints, resolve_layer
 )
 def test_layers_are_found(world, layer, resolved):
     assert resolve_layer(world.pretrained, layer) == resolved
+
+
+def test_every_layer_that_can_be_tinted(world):
+    assert tintable(world.pretrained) == ["head", "block:0", "block:1", "block:2", "stem", "norm"]
+
+
+def test_layers_that_can_be_tinted_share_no_parameter_and_leave_none_out():
+    """But for those that only a module around the blocks has: of an OpenCLIP tower, its class embedding."""
+    tower = nn.Module()
+    tower.class_embedding = nn.Parameter(torch.zeros(2))
+    tower.embeddings = nn.Embedding(3, 2)
+    tower.embeddings.patches = nn.Linear(2, 2)  # a layer of one that is a layer itself
+    tower.transformer = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})
+    tower.act = nn.GELU()
+    encoder = nn.ModuleDict({"vision": tower, "projection": nn.Linear(2, 4)})
+    found = tintable(encoder)
+    assert found == ["head", "block:0", "block:1", "vision.embeddings", "projection"]
+    layers = [encoder.get_submodule(resolve_layer(encoder, layer)) for layer in found[1:]]
+    counted = [id(p) for layer in layers for p in layer.parameters()]
+    everything = {id(p): p for p in encoder.parameters()}
+    assert len(counted) == len(set(counted))
+    assert set(everything) - set(counted) == {id(tower.class_embedding)}
+
+
+def test_without_blocks_every_single_layer_can_be_tinted():
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    assert tintable(encoder) == ["head", "0", "2.1"]
 
 
 def test_an_ending_that_only_one_module_has_is_enough(world):
