@@ -250,8 +250,11 @@ class Adaptation:
     def _numbers_at_once(self) -> int:
         """How many numbers the batches of one pass may hold: on a CPU few, for beyond its caches a larger
         batch costs more than it saves; on a GPU what half of the free memory has room for."""
-        device, first = self.processes.device, self._first_batch()
-        if device.type != "cuda" or not self.model.one_pass([first]):
+        device = self.processes.device
+        if device.type != "cuda" or self.settings.steps == 0:
+            return ON_A_CPU
+        first = self._first_batch()
+        if not self.model.one_pass([first]):
             return ON_A_CPU
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -9,7 +9,7 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.objectives import OBJECTIVES, OF_CLASSES, Objective, hard, resolve_objective
 from fusion_tinting.sampling import Sampler, every_sample, resolve_sampler
 from fusion_tinting.storage import STORAGES
-from fusion_tinting.task_vectors import DTYPES
+from fusion_tinting.task_vectors import DTYPES, PRETRAININGS
 from fusion_tinting.top_predictions import ARG_MAX, TOP
 
 UPDATES = ("sequential", "joint")
@@ -21,7 +21,8 @@ class Settings:
     """What an adaptation does; arXiv 2412.19098 unless another source is named.
 
     Attributes:
-        layer: the layer to tint; see `tints.resolve_layer`. None trains coefficients alone.
+        layer: the layer to tint; see `tints.resolve_layer`. `auto` finds one (`layer_choice`); None trains
+            coefficients alone.
         sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable.
         objective: `hard`, `soft`, `entropy`, `l1`, or a callable; or task -> one of these.
         update: `sequential` takes an optimiser step after each task (the paper: K steps an
@@ -36,7 +37,8 @@ class Settings:
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
         task_vectors: `dtype` (`fp32`, or `fp16` for half the memory) and `storage` (`memory`; `mmap`, a
-            file that is read piece by piece; `sharded` over processes); see `TaskVectors.from_models`.
+            file that is read piece by piece; `sharded` over processes), and whether experts of `different`
+            `pretraining` are allowed; see `TaskVectors.from_models`.
         seed: of batches and task order.
 
     Raises:
@@ -127,8 +129,8 @@ class Settings:
 
 
 def _task_vectors(given: Mapping[str, str]) -> dict[str, str]:
-    choices = {"dtype": DTYPES, "storage": STORAGES}
-    found = {"dtype": "fp32", "storage": "memory", **given}
+    choices = {"dtype": DTYPES, "storage": STORAGES, "pretraining": PRETRAININGS}
+    found = {"dtype": "fp32", "storage": "memory", "pretraining": "same", **given}
     for name, value in found.items():
         if name not in choices:
             raise unknown("setting of task_vectors", name, choices)

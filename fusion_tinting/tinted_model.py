@@ -202,6 +202,7 @@ class TintedModel(nn.Module):
         # The artefact's own task order counts: the columns of λ are in it.
         same_tasks(manifest["tasks"], experts=experts, heads=heads)
         experts = artifact.Reordered(experts, manifest["tasks"])
-        kept = manifest["settings"].get("task_vectors")
+        # Whatever their origin: `restore` compares their hashes with the run's.
+        kept = {**manifest["settings"].get("task_vectors", {}), "pretraining": "different"}
         model = cls.untrained(pretrained, experts, heads, manifest["layer"], kept)
         return artifact.restore(model, Path(run_dir), manifest, tensor_names)

@@ -4,7 +4,7 @@ Such a model is a backbone and the rest, which pools and classifies in each arch
 is run as it is, with a stand-in that gives back what the backbone has said: none needs code here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families.loading import require_complete
 
 
@@ -63,12 +64,13 @@ class _StandIn(nn.Module):
         return self.says
 
 
-def load(path: str, base_of: bool = False) -> PreTrainedModel:
+def load(path: str, base_of: bool = False, pad_token_id: int | None = None) -> PreTrainedModel:
     """A classifier from a folder or hub id, in float32, with dropout off.
 
     Args:
         base_of: whether only its backbone is wanted, so that a bare or a masked language model will do; a
             pooler that such a model lacks is then None.
+        pad_token_id: the tokenizer's, for a model that does not know which text of a batch ends where.
 
     Raises:
         ValueError: tensors that the checkpoint lacks, named.
@@ -81,6 +83,8 @@ def load(path: str, base_of: bool = False) -> PreTrainedModel:
     if base_of and missing and all(name.startswith(f"{prefix}pooler.") for name in missing):
         getattr(model, model.base_model_prefix).pooler, missing = None, []
     require_complete(path, model, missing)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = pad_token_id
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # of keys and values, which only generation needs
     return model.eval()
@@ -119,3 +123,28 @@ def names_on_disk(model: PreTrainedModel, pooled: bool = True) -> dict[str, str]
         else:
             names[f"backbone.{short}"] = stored
     return names
+
+
+class Parts(NamedTuple):
+    """Models as `tint` takes them, and `names_on_disk` of them all."""
+
+    pretrained: TextEncoder
+    experts: Mapping[str, TextEncoder]
+    heads: dict[str, TextHead]
+    names: dict[str, str]
+
+
+def taken_apart(base: PreTrainedModel, experts: Mapping[str, Callable[[], PreTrainedModel]]) -> Parts:
+    """Encoders to merge and a head for every task.
+
+    Args:
+        base: a classifier, or what `load` gives with `base_of`.
+        experts: task -> what loads its classifier, as often as it is wanted.
+    """
+    pooled, heads, names = has_pooler(base), {}, {}
+    for task, load_expert in experts.items():
+        model = load_expert()
+        names |= names_on_disk(model, pooled)
+        _, heads[task] = split(model, pooled)
+    loaded = LoadedExperts(list(experts), lambda task: split(experts[task](), pooled)[0])
+    return Parts(split(base)[0], loaded, heads, names)

@@ -8,8 +8,9 @@ from pathlib import Path
 from fusion_bench import BaseAlgorithm, BaseModelPool
 from fusion_bench.mixins import LightningFabricMixin
 from fusion_bench.utils.hydra_utils import get_hydra_output_dir
+from torch import nn
 
-from fusion_tinting.artifact import read_manifest
+from fusion_tinting.artifact import Reordered, read_manifest
 from fusion_tinting.errors import unknown
 from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily, family_of
@@ -18,6 +19,7 @@ from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.history import History
 from fusion_tinting.reporting import tables
 from fusion_tinting.settings import Settings
+from fusion_tinting.task_vectors import PRETRAINED
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.tinting import tint
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule
@@ -74,44 +76,39 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             ValueError: a pool of an unknown kind; a task without head, data or class names; a task
                 pool that cannot evaluate the result; models that do not fit each other.
         """
+        family = self._checked(modelpool)
+        family.load()
+        if self.artifact is not None:
+            models = {"pretrained": family.pretrained, "experts": family.experts, "heads": family.heads}
+            return family.model_class.load(self.artifact, **models, tensor_names=family.tensor_names)
+        return self._adapt(family)
+
+    @property
+    def _taskpool(self):
+        return getattr(self._program, "taskpool", None)
+
+    def _checked(self, modelpool: BaseModelPool) -> PoolFamily:
+        """The pool's family, once everything that can be seen to fail before loading has been looked at."""
         family = family_of(modelpool, self.num_workers)
         checks.modelpool(modelpool)
         family.check()
-        checks.taskpool(getattr(self._program, "taskpool", None), family)
-        processes = FabricProcesses(self.fabric)
+        checks.taskpool(self._taskpool, family)
+        FabricProcesses(self.fabric)
         if self.artifact is None:
             checks.split(modelpool, self.adapt_split)
         else:
             read_manifest(Path(self.artifact))
         if self.log_dir is not None:
             self.log_hyperparams()
-        family.load()
-        if self.artifact is not None:
-            models = {"pretrained": family.pretrained, "experts": family.experts, "heads": family.heads}
-            return family.model_class.load(self.artifact, **models, tensor_names=family.tensor_names)
-        return self._adapt(family, processes)
+        return family
 
-    def _adapt(self, family: PoolFamily, processes: FabricProcesses) -> TintedModel:
-        unlabeled, aside = {t: family.unlabeled(t, self.adapt_split) for t in family.tasks}, {}
-        if not isinstance(getattr(self._program, "taskpool", None), TintedEvaluation):
+    def _adapt(self, family: PoolFamily) -> TintedModel:
+        unlabeled, aside = self._unlabeled(family), {}
+        if not isinstance(self._taskpool, TintedEvaluation):
             unlabeled, aside = keep_aside(unlabeled, self.settings["seed"])
-        run_dir, pool = self._run_dir(), family.pool
-        model = tint(
-            family.pretrained,
-            experts=family.experts,
-            heads=family.heads,
-            unlabeled=unlabeled,
-            run_dir=run_dir,
-            processes=processes,
-            on_step=self._log_step,
-            info={
-                "split": self.adapt_split,
-                "ids": {name: model_id(pool, name) for name in pool.all_model_names},
-                "tensor_names": family.tensor_names,
-            },
-            model_class=family.model_class,
-            **self._settings_for(family),
-        )
+        run_dir = self._run_dir("tinting")
+        model = self._tint(family, unlabeled, run_dir, on_step=self._log_step)
+        processes = FabricProcesses(self.fabric)
         if processes.rank == 0:
             log.info(f"Coefficients, tints and curves are in {run_dir}.")
         if aside:
@@ -119,8 +116,47 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         self.fabric.barrier()
         return model
 
-    def _settings_for(self, family: PoolFamily) -> dict:
-        settings = {**self.settings, "steps": 1} if self.is_debug_mode else self.settings
+    def _unlabeled(self, family: PoolFamily) -> dict[str, Unlabeled]:
+        return {task: family.unlabeled(task, self.adapt_split) for task in family.tasks}
+
+    def _tint(
+        self,
+        family: PoolFamily,
+        unlabeled: Mapping[str, Unlabeled],
+        run_dir: Path,
+        *,
+        base: nn.Module | None = None,
+        on_step=None,
+        **changes,
+    ) -> TintedModel:
+        """One adaptation, of the experts whose inputs are given.
+
+        Args:
+            base: another encoder than θ₀ to merge onto.
+            **changes: of the settings.
+        """
+        tasks, pool = list(unlabeled), family.pool
+        return tint(
+            family.pretrained if base is None else base,
+            experts=Reordered(family.experts, tasks),
+            heads={task: family.heads[task] for task in tasks},
+            unlabeled=unlabeled,
+            run_dir=run_dir,
+            processes=FabricProcesses(self.fabric),
+            on_step=on_step,
+            info={
+                "split": self.adapt_split,
+                "ids": {n: model_id(pool, n) for n in (*tasks, *([PRETRAINED] if base is None else []))},
+                "tensor_names": family.tensor_names,
+            },
+            model_class=family.model_class,
+            **self._settings_for(family, changes),
+        )
+
+    def _settings_for(self, family: PoolFamily, changes: Mapping) -> dict:
+        settings = {**self.settings, **changes, **({"steps": 1} if self.is_debug_mode else {})}
+        layer = settings.get("layer", Settings.layer)
+        settings["layer"] = family.layers.get(layer, layer)
         if not family.objectives:
             return settings
         common = settings.get("objective", Settings.objective)
@@ -135,9 +171,12 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if processes.rank == 0:
             tables.show(table)
 
-    def _run_dir(self) -> Path:
-        folder = self.run_dir or Path(self.log_dir or get_hydra_output_dir() or ".") / "tinting"
-        return Path(self.fabric.broadcast(str(folder)))
+    @property
+    def _log_folder(self) -> Path:
+        return Path(self.log_dir or get_hydra_output_dir() or ".")
+
+    def _run_dir(self, name: str) -> Path:
+        return Path(self.fabric.broadcast(str(self.run_dir or self._log_folder / name)))
 
     def _log_step(self, step: int, history: History) -> None:
         loss, agreed, kept, _ = history.values[step].mean(0).tolist()
@@ -164,4 +203,6 @@ def model_id(modelpool: BaseModelPool, name: str) -> str:
     config = modelpool.get_model_config(name)
     if isinstance(config, str):
         return config
-    return str(config.get("pretrained_model_name_or_path", name)) if hasattr(config, "get") else name
+    if not hasattr(config, "get"):
+        return name
+    return str(config.get("pretrained_model_name_or_path") or config.get("ckpt_path") or name)

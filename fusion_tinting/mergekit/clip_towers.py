@@ -15,6 +15,7 @@ from fusion_tinting.files import write_json, write_tensors
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.config import Config
 from fusion_tinting.mergekit.images import Images, prompts_of
+from fusion_tinting.mergekit.recipes import FILES
 from fusion_tinting.mergekit.rows import Inputs, Rows, reachable
 
 HEADS = "heads"
@@ -36,7 +37,7 @@ class ClipTowers:
 
     reads: ClassVar[tuple[str, ...]] = ("image", "classes", "template")
     defaults: ClassVar[dict] = {}
-    recipes = False  # mergekit drops tensors of CLIP
+    recipes = FILES  # `yaml` drops tensors of CLIP
     head = "head"
 
     def __init__(self, config: Config):
@@ -72,8 +73,6 @@ class ClipTowers:
     def finish(self, run_dir: Path) -> None:
         """Write `heads/<task>.safetensors` (weight, bias and the visual projection, all as they were before
         the adaptation) and `heads/<task>.json`: the class names, which no checkpoint holds.
-
-        There are no recipes: mergekit drops tensors of CLIP.
         """
         for task, head in self.heads.items():
             write_head(

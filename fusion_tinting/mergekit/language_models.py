@@ -9,6 +9,7 @@ from fusion_tinting.families import causal_lm as family
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.config import Config
 from fusion_tinting.mergekit.names import ModelNames
+from fusion_tinting.mergekit.recipes import YAML
 from fusion_tinting.mergekit.rows import Inputs, Rows, reachable
 from fusion_tinting.mergekit.texts import shared_tokenizer
 from fusion_tinting.tints import resolve_layer
@@ -20,7 +21,7 @@ class LanguageModels:
 
     reads: ClassVar[tuple[str, ...]] = ("text", "max_length")
     defaults: ClassVar[dict] = {"sampler": "all", "objective": "soft", "batch_size": 4}
-    recipes = True
+    recipes = YAML
 
     def __init__(self, config: Config):
         by_task = config.by_task

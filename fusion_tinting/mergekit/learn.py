@@ -38,7 +38,7 @@ checked and raise ValueError or FileNotFoundError: nothing has been written by t
     head          what `layer: head` tints: `head`, or the name of a submodule of the encoder
     names         parameter name (of a head: `head.` and its name there) -> tensor name on disk
     inputs(task)  `rows.Inputs`: all of the task's inputs, in order, and their labels or None
-    recipes       class attribute: whether mergekit can merge such models, so that recipes are of use
+    recipes       class attribute: what of mergekit can merge such models, `recipes.YAML` or `recipes.FILES`
     finish(run)   optional: writes what a run needs beside
 """
 
@@ -61,8 +61,8 @@ def command(config: Path, run_dir: Path, quiet: bool) -> None:
     Console().print(f"\nIn [bold]{run_dir}[/]: coefficients, tints, curves. Next:")
     click.echo(f"  mergekit-tint show {run_dir}            # the coefficients, layer by layer")
     click.echo(f"  mergekit-tint variants {run_dir} OUT    # a checkpoint for every task")
-    if (run_dir / "recipe.yml").is_file():
-        click.echo(f"  mergekit-tint yaml {run_dir / 'recipe.yml'} OUT    # the shared model alone")
+    if merge := recipes.command_of(run_dir):
+        click.echo(f"  {merge}    # the shared model alone")
 
 
 def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedModel, dict[str, Inputs]]:
@@ -93,8 +93,7 @@ def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedM
         info={"ids": {PRETRAINED: base, **paths}, "tensor_names": models.names},
         **settings,
     )
-    if models.recipes:
-        recipes.write(run_dir, base, paths, model.tasks)
+    recipes.write(run_dir, base, paths, model.tasks, models.recipes)
     if hasattr(models, "finish"):
         models.finish(run_dir)
     return model, aside

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -13,29 +14,48 @@ from fusion_tinting.mergekit.method import NAME
 from fusion_tinting.mergekit.run_files import coefficient_file
 
 
-def write(run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str]) -> None:
-    """Write `recipe.yml` for `mergekit-tint yaml`, and `recipe-task-arithmetic.yml` for plain mergekit.
+class Commands(NamedTuple):
+    """How a recipe is run: with the plugin, in plain mergekit, and the options of both."""
 
-    Both compute in float32 and write the models' own data type.
+    ours: str
+    plain: str
+    options: str
+
+
+YAML = Commands("mergekit-tint yaml", "mergekit-yaml", "")
+FILES = Commands("mergekit-tint pytorch", "mergekit-pytorch", " --tensor-intersection")
+"""For models that `yaml` refuses: heads of different shapes, or a masked language model as their base.
+The tensors that all files have are merged; heads stay with their experts."""
+
+
+def write(run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str], use: Commands) -> None:
+    """Write `recipe.yml` for the plugin, and `recipe-task-arithmetic.yml` for plain mergekit.
+
+    Both compute in float32 and write the models' own data type. With `FILES` nothing is written where a
+    checkpoint is in several files or names its tensors in another way: mergekit could not merge them.
 
     Args:
         base, experts: paths or hub ids; folders become absolute, for mergekit asks the hub about others.
         tasks: in the order of the columns.
     """
     coefficients = run_dir.resolve() / "coefficients.safetensors"
-    models = {"base_model": absolute(base)}
+    paths = {model: absolute(model) for model in (base, *experts.values())}
+    if use is FILES:
+        paths = {model: _file(model, coefficients) for model in paths}
+        if None in paths.values():
+            return
     own = {task: {"task": task} for task in tasks}
     plugin = {
         "merge_method": NAME,
-        **models,
-        "models": [{"model": absolute(experts[t]), "parameters": own[t]} for t in tasks],
+        "base_model": paths[base],
+        "models": [{"model": paths[experts[t]], "parameters": own[t]} for t in tasks],
         "parameters": {"coefficients": str(coefficients)},
     }
     weights = {task: {"weight": filters(coefficients, task)} for task in tasks}
     plain = {
         "merge_method": "task_arithmetic",
-        **models,
-        "models": [{"model": absolute(experts[t]), "parameters": weights[t]} for t in tasks],
+        "base_model": paths[base],
+        "models": [{"model": paths[experts[t]], "parameters": weights[t]} for t in tasks],
         "parameters": {"normalize": False, "lambda": 1.0},
         "dtype": "float32",
         "out_dtype": _dtype([base, *experts.values()], coefficients),
@@ -43,14 +63,31 @@ def write(run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str]
     _write(
         run_dir / "recipe.yml",
         plugin,
-        "mergekit-tint yaml recipe.yml OUT\n"
+        f"{use.ours} recipe.yml OUT{use.options}\n"
         "# The shared model. For one task add `tint: …/tints/<task>.safetensors` to `parameters`.",
     )
     _write(
         run_dir / "recipe-task-arithmetic.yml",
         plain,
-        "mergekit-yaml recipe-task-arithmetic.yml OUT\n# The shared model in plain mergekit, no tints.",
+        f"{use.plain} recipe-task-arithmetic.yml OUT{use.options}\n"
+        "# The shared model in plain mergekit, no tints.",
     )
+
+
+def command_of(run_dir: Path) -> str | None:
+    """How the recipe in a run's folder is run; None where there is none."""
+    path = run_dir / "recipe.yml"
+    if not path.is_file():
+        return None
+    return path.read_text().splitlines()[1].strip("# ").replace(path.name, str(path))
+
+
+def _file(model: str, coefficients: Path) -> str | None:
+    """The file of a checkpoint that is a single one and has every tensor that λ is for."""
+    checkpoint = Checkpoint.open(model)
+    names, files = coefficient_file(str(coefficients)).rows, set(checkpoint.files.values())
+    whole = len(files) == 1 and all(name in checkpoint.files for name in names)
+    return str((checkpoint.folder / files.pop()).absolute()) if whole else None
 
 
 def filters(coefficients: Path, task: str) -> list[dict]:

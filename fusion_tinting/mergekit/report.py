@@ -47,7 +47,7 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
         for task, inputs in aside.items():
             expert = model.remerged(task)
             for name, merge in (*ways.items(), ("expert", lambda expert=expert: expert)):
-                found[name][task] = _measured(merge(), expert, task, inputs)
+                found[name][task] = _measured(merge(), expert, task, inputs, model.tells_values(task))
     return found
 
 
@@ -79,7 +79,9 @@ def score(output: Tensor, labels: Tensor) -> Tensor:
     return (output.argmax(1) == labels).float().mean()
 
 
-def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs) -> Measured:
+def _measured(
+    model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, of_values: bool
+) -> Measured:
     """Batch by batch, so that never more than one batch's outputs are there."""
     processes = Processes(next(model.parameters()).device)
 
@@ -89,7 +91,7 @@ def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs
 
     agreed, apart, kept = [], [], []
     for ours, theirs in zip(said(model), said(expert), strict=True):
-        agreed.append(agreement(ours, theirs).cpu())
+        agreed.append(agreement(ours, theirs, of_values=of_values).cpu())
         if not _single(theirs):
             apart.append(divergence(ours, theirs).cpu())
         if inputs.labels is not None:

@@ -1,14 +1,13 @@
 """The rows of a task's file or data set: what every family reads its inputs from."""
 
 from collections.abc import Callable, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families.texts import labels_of
 from fusion_tinting.mergekit.config import Data, Expert
 from fusion_tinting.unlabeled import Unlabeled
 
@@ -77,16 +76,7 @@ class Rows:
         values = self.column("label")
         if values is None:
             return None
-        wanted = "a number" if outputs == 1 else f"a class from 0 to {outputs - 1} or one of {list(names)}"
-        found = [names.get(value, value) if isinstance(value, str) else value for value in values]
-        for place, value in enumerate(found):
-            number = isinstance(value, Real) and value == value
-            if not number or (outputs > 1 and value not in range(outputs)):
-                raise ValueError(
-                    f"Row {place} of {self.where} has the label {values[place]!r} in its column "
-                    f"`{self.data.label}`; its expert's head has {outputs} output(s): expected {wanted}."
-                )
-        return torch.tensor(found, dtype=torch.float32 if outputs == 1 else torch.long)
+        return labels_of(values, outputs, names, self.where, self.data.label)
 
 
 def _table(data: Data, where: str):

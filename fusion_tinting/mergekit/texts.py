@@ -1,10 +1,8 @@
 """The tokenizer that the models of a configuration share."""
 
-import hashlib
-import json
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from fusion_tinting.mergekit.config import Config, Expert
 from fusion_tinting.mergekit.rows import reachable
@@ -33,27 +31,6 @@ def shared_tokenizer(config: Config):
     return tokenizer
 
 
-def same_architecture(config: Config) -> None:
-    """Refuse experts of another architecture than the base's.
-
-    Raises:
-        FileNotFoundError: a model that is not there.
-        ValueError: naming the expert and both architectures.
-    """
-    kinds = {model: reachable(AutoConfig.from_pretrained, model).model_type for model in _models(config)}
-    for expert in config.experts:
-        if kinds[expert.model] != kinds[config.base_model]:
-            raise ValueError(
-                f"The expert of `{expert.task}`, `{expert.model}`, is of the architecture "
-                f"{kinds[expert.model]}; the base `{config.base_model}` of {kinds[config.base_model]}. "
-                "Only fine-tuned copies of one base can be merged."
-            )
-
-
-def _models(config: Config) -> list[str]:
-    return [config.base_model, *(expert.model for expert in config.experts)]
-
-
 def _tokenizer(expert: Expert):
     tokenizer, folder = reachable(AutoTokenizer.from_pretrained, expert.model), Path(expert.model)
     files = [name for name in tokenizer.vocab_files_names.values() if name]
@@ -64,8 +41,3 @@ def _tokenizer(expert: Expert):
             "Copy the one that it was trained with there."
         )
     return tokenizer
-
-
-def digest(items: list) -> str:
-    """Hash of tokenised inputs."""
-    return hashlib.sha256(json.dumps(items).encode()).hexdigest()

@@ -16,13 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fusion_tinting.files import write_text
-from fusion_tinting.mini import tiny_roberta
+from fusion_tinting.mini.text_zoo import TextTask, make_models, rows
 from fusion_tinting.mini.tiny_roberta import Row
 
-TRAIN, UNLABELLED = 4000, 1600
+UNLABELLED = 1600
 
 THINGS = ["film", "book", "song", "play", "meal", "hotel", "phone", "game", "show", "trip"]
 GOOD = ["good", "great", "fine", "lovely", "brilliant", "superb", "pleasant", "charming"]
@@ -79,40 +78,12 @@ def compare(rng: np.random.Generator) -> Row:
     return f"{a} has {NUMBERS[first]} {item}", f"{b} has {NUMBERS[second]} {item}", label
 
 
-TASKS: dict[str, tuple[Callable[[np.random.Generator], Row], list[str]]] = {
-    "review": (review, ["disliked", "liked"]),
-    "doer": (doer, ["person", "animal"]),
-    "topic": (topic, ["sport", "money", "weather", "food", "travel"]),
-    "compare": (compare, ["more", "fewer", "equal"]),
+TASKS = {
+    "review": TextTask(review, ["disliked", "liked"]),
+    "doer": TextTask(doer, ["person", "animal"]),
+    "topic": TextTask(topic, ["sport", "money", "weather", "food", "travel"]),
+    "compare": TextTask(compare, ["more", "fewer", "equal"]),
 }
-"""Task -> what makes one of its rows, and the names of its labels."""
-
-
-def rows(task: str, count: int, seed: int) -> list[Row]:
-    """Rows of a task; other seeds, other rows."""
-    rng = np.random.default_rng([seed, *task.encode()])
-    return [TASKS[task][0](rng) for _ in range(count)]
-
-
-def words() -> list[str]:
-    """Every word of the tasks' texts, and of the names of their labels."""
-    texts = [text for task in TASKS for row in rows(task, 3000, 0) for text in row[:2] if text]
-    return sorted({word for text in [*texts, *captions()] for word in text.split()})
-
-
-def captions() -> list[str]:
-    """The names of all labels, task after task."""
-    return [name for _, names in TASKS.values() for name in names]
-
-
-def captioned(seed: int) -> list[Row]:
-    """The corpus of the base: rows of every task, each with the place of its own among `captions`."""
-    places = {name: place for place, name in enumerate(captions())}
-    return [
-        (a, b, places[names[label]])
-        for task, (_, names) in TASKS.items()
-        for a, b, label in rows(task, TRAIN, seed)
-    ]
 
 
 def make(folder: Path, seed: int = 0, progress: Callable[[str], None] = print) -> None:
@@ -121,22 +92,9 @@ def make(folder: Path, seed: int = 0, progress: Callable[[str], None] = print) -
     Args:
         folder: gets `base/`, `experts/<task>/`, `data/<task>.jsonl` and `config.yml`.
     """
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    try:
-        progress("base: a masked language model")
-        tokenizer = tiny_roberta.make_tokenizer(words())
-        base = tiny_roberta.pretrained(tokenizer, captioned(seed + 2), captions())
-        _save(base, tokenizer, folder / "base")
-        for task, (_, names) in TASKS.items():
-            progress(f"expert: {task}")
-            expert = tiny_roberta.expert(folder / "base", tokenizer, rows(task, TRAIN, seed + 3), names)
-            _save(expert, tokenizer, folder / "experts" / task)
-            _write_data(folder / "data" / f"{task}.jsonl", rows(task, UNLABELLED, seed + 1))
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(generator)
+    make_models(folder, TASKS, seed, progress)
+    for task in TASKS:
+        _write_data(folder / "data" / f"{task}.jsonl", rows(TASKS, task, UNLABELLED, seed + 1))
     write_text(folder / "config.yml", CONFIG.format(folder=folder))
 
 
@@ -154,11 +112,6 @@ models:
 adapt: {{layer: head, sampler: confidence_difference, steps: 150, batch_size: 32, lr: 1.0e-2, init: 0.4}}
 data: {{text: text, label: label}}   # labels are for the report alone
 """
-
-
-def _save(model, tokenizer, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _write_data(path: Path, data: list[Row]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,26 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-Row = tuple[str, str | None, int]
-"""A text, a second one or None, and a label."""
+Row = tuple[str, str | None, float]
+"""A text, a second one or None, and a label: a class, or a number to be told."""
 
-WIDTH, LAYERS, LENGTH, BATCH = 64, 3, 32, 64
-PRETRAIN_STEPS, PRETRAIN_RATE = 400, 2e-3
-EXPERT_STEPS, EXPERT_RATE = 150, 1e-3
+LENGTH, BATCH = 32, 64
 HEAD_RATE = 2e-3  # a head starts from nothing
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+class Sizes(NamedTuple):
+    """How large the models are, and for how long and how fast they learn."""
+
+    width: int = 64
+    layers: int = 3
+    pretrain_steps: int = 400
+    pretrain_rate: float = 2e-3
+    expert_steps: int = 150
+    expert_rate: float = 1e-3
+
+
+SIZES = Sizes()
 
 
 def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -44,7 +57,9 @@ def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def pretrained(tokenizer, corpus: list[Row], captions: list[str]) -> RobertaForMaskedLM:
+def pretrained(
+    tokenizer, corpus: list[Row], captions: list[str], sizes: Sizes = SIZES
+) -> RobertaForMaskedLM:
     """A masked language model that tells, at <s>, a caption of the text as well.
 
     Without captions it would know nothing of any task, as a tiny model of few texts does, and experts would
@@ -53,7 +68,7 @@ def pretrained(tokenizer, corpus: list[Row], captions: list[str]) -> RobertaForM
     Args:
         corpus: rows whose label is a place in `captions`.
     """
-    model = RobertaForMaskedLM(_config(tokenizer)).train()
+    model = RobertaForMaskedLM(_config(tokenizer, sizes)).train()
     words = torch.tensor(tokenizer.convert_tokens_to_ids(captions))
 
     def loss(ids: Tensor, attention_mask: Tensor, captions: Tensor) -> Tensor:
@@ -62,31 +77,47 @@ def pretrained(tokenizer, corpus: list[Row], captions: list[str]) -> RobertaForM
         labels[:, 0] = words[captions]
         return model(masked, attention_mask=attention_mask, labels=labels).loss
 
-    rate = {PRETRAIN_RATE: list(model.parameters())}
-    return _train(model, tokenizer, corpus, loss, PRETRAIN_STEPS, rate)
+    rates = [(sizes.pretrain_rate, list(model.parameters()))]
+    return _train(model, tokenizer, corpus, loss, sizes.pretrain_steps, rates)
 
 
-def expert(base: Path, tokenizer, rows: list[Row], names: list[str]) -> RobertaForSequenceClassification:
-    """The base with a head for the labels `names`, trained on `rows`."""
-    model = RobertaForSequenceClassification.from_pretrained(
-        base, id2label=dict(enumerate(names)), label2id={name: place for place, name in enumerate(names)}
-    ).train()
+def expert(
+    base: Path, tokenizer, rows: list[Row], names: list[str] | None, sizes: Sizes = SIZES
+) -> RobertaForSequenceClassification:
+    """The base with a head, trained on `rows`.
+
+    Args:
+        names: of its labels; None for a regression, whose head has a single output.
+    """
+    model = _with_head(base, names).train()
 
     def loss(ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(model(ids, attention_mask=attention_mask).logits, labels)
+        logits = model(ids, attention_mask=attention_mask).logits
+        if names is None:
+            return nn.functional.mse_loss(logits[:, 0], labels)
+        return nn.functional.cross_entropy(logits, labels)
 
-    rates = {
-        EXPERT_RATE: list(model.roberta.parameters()),
-        HEAD_RATE: list(model.classifier.parameters()),
-    }
-    return _train(model, tokenizer, rows, loss, EXPERT_STEPS, rates)
+    rates = [
+        (sizes.expert_rate, list(model.roberta.parameters())),
+        (HEAD_RATE, list(model.classifier.parameters())),
+    ]
+    return _train(model, tokenizer, rows, loss, sizes.expert_steps, rates)
 
 
-def _config(tokenizer) -> RobertaConfig:
+def _with_head(base: Path, names: list[str] | None) -> RobertaForSequenceClassification:
+    if names is None:
+        return RobertaForSequenceClassification.from_pretrained(base, num_labels=1)
+    places = {name: place for place, name in enumerate(names)}
+    return RobertaForSequenceClassification.from_pretrained(
+        base, id2label=dict(enumerate(names)), label2id=places
+    )
+
+
+def _config(tokenizer, sizes: Sizes) -> RobertaConfig:
     return RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-        intermediate_size=2 * WIDTH, max_position_embeddings=LENGTH + 2, type_vocab_size=1,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=len(tokenizer), hidden_size=sizes.width, num_hidden_layers=sizes.layers,
+        num_attention_heads=4, intermediate_size=2 * sizes.width, max_position_embeddings=LENGTH + 2,
+        type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
 
 
@@ -96,13 +127,13 @@ def _train(
     data: list[Row],
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     steps: int,
-    rates: dict[float, list[nn.Parameter]],
+    rates: list[tuple[float, list[nn.Parameter]]],
 ) -> PreTrainedModel:
-    """Adam on `loss(ids, mask, labels)` of batches; `rates`: learning rate -> what learns at it."""
+    """Adam on `loss(ids, mask, labels)` of batches; `rates`: learning rates, and what learns at each."""
     tokens = tokenizer([(a, b) if b else a for a, b, _ in data], padding=True, return_tensors="pt")
     labels = torch.tensor([label for *_, label in data])
-    adam = torch.optim.AdamW([{"params": parameters} for parameters in rates.values()])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, list(rates), total_steps=steps)
+    adam = torch.optim.AdamW([{"params": parameters} for _, parameters in rates])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, [rate for rate, _ in rates], total_steps=steps)
     for _ in range(steps):
         chosen = torch.randint(len(data), (BATCH,))
         mask = tokens["attention_mask"][chosen]

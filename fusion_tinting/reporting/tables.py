@@ -131,7 +131,7 @@ def agreement_table(
 def _agreement(model, expert, head, unlabeled, task: str, processes: Processes) -> float:
     theirs = predict(expert, head, unlabeled, processes=processes)
     ours = predict(OneTask(model, task), nn.Identity(), unlabeled, processes=processes)
-    return float(agreement(ours, theirs).mean())
+    return float(agreement(ours, theirs, of_values=model.tells_values(task)).mean())
 
 
 class OneTask(nn.Module):

@@ -130,7 +130,13 @@ def test_the_command_says_what_comes_next_and_variants_writes_one_task(world, tm
     said = command("learn", config, tmp_path / "run", "--quiet")
     assert "mergekit-tint variants" in said and "mergekit-tint yaml" not in said
     assert "Accuracy" in said and "Agreement" in said
-    assert not list((tmp_path / "run").glob("recipe*"))
+    model, _ = learn(read(config), tmp_path / "run", progress=False)  # finished: it is loaded
+    for use, recipe in (("pytorch", "recipe.yml"), ("pytorch", "recipe-task-arithmetic.yml")):
+        command(use, tmp_path / "run" / recipe, tmp_path / recipe, "--tensor-intersection")
+        merged = load_file(tmp_path / recipe / "model.safetensors")
+        for name, tensor in model.encoder.state_dict().items():
+            if not name.startswith("visual_projection"):
+                torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6)
     command("variants", tmp_path / "run", tmp_path / "out", "--task", "dtd")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dtd", "shared"]
 

@@ -11,6 +11,7 @@ import yaml
 from checkpoints import WORDS, make_tokenizer, save
 from click.testing import CliRunner
 from command import run
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -126,6 +127,33 @@ def test_an_expert_by_one_hot_coefficients_is_transformers_own(tmp_path, name, k
         torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", MASKED)
+def test_recipes_reproduce_the_tinted_model(tmp_path, name):
+    """Heads of 2, 3, 5 labels and of one number, over a masked language model: merged as files."""
+    options = config.read(make_world(tmp_path, name, AutoModelForMaskedLM))
+    model, aside = learn(options, tmp_path / "run", progress=False)
+    for recipe in ("recipe.yml", "recipe-task-arithmetic.yml"):
+        invoke("pytorch", tmp_path / "run" / recipe, tmp_path / recipe, "--tensor-intersection", "--quiet")
+        merged = load_file(tmp_path / recipe / "model.safetensors")
+        assert merged.keys() == load_file(tmp_path / "run" / "coefficients.safetensors").keys()
+        for task in LABELS:
+            expert = AutoModelForSequenceClassification.from_pretrained(tmp_path / task).eval()
+            tint = load_file(tmp_path / "run" / "tints" / f"{task}.safetensors")
+            expert.load_state_dict({**expert.state_dict(), **merged, **tint})
+            (batch,) = aside[task].unlabeled.batches([range(len(aside[task].unlabeled))])
+            with torch.no_grad():
+                torch.testing.assert_close(expert(**batch).logits, model(batch, task), rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_in_several_files_gets_no_recipe(tmp_path):
+    options = config.read(make_world(tmp_path, "bert", AutoModelForMaskedLM))
+    expert = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors").unlink()
+    expert.save_pretrained(tmp_path / "two", max_shard_size="10KB")
+    learn(options, tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run").glob("recipe*"))
+
+
 def test_a_pooler_that_the_base_lacks_is_a_part_of_the_head(tmp_path):
     lacks, has = (make_world(tmp_path / k.__name__, "bert", k) for k in (AutoModelForMaskedLM, AutoModel))
     invoke("learn", lacks, tmp_path / "lacks", "--quiet")
@@ -138,8 +166,6 @@ def test_a_pooler_that_the_base_lacks_is_a_part_of_the_head(tmp_path):
 
 
 def keys(path: Path) -> list[str]:
-    from safetensors.torch import load_file
-
     return list(load_file(path))
 
 
@@ -167,8 +193,8 @@ def test_the_command_itself(tmp_path):
     assert "Agreement with the experts" in found.stdout
     assert f"mergekit-tint variants {tmp_path / 'run'} OUT" in found.stdout
     assert "Accuracy" not in found.stdout
-    assert "mergekit-tint yaml" not in found.stdout  # which would refuse classifiers
-    assert not list((tmp_path / "run").glob("recipe*"))
+    recipe = tmp_path / "run" / "recipe.yml"
+    assert f"mergekit-tint pytorch {recipe} OUT --tensor-intersection" in found.stdout
     assert re.search(r"Tinting: 100%.*agreement=.*kept=.*loss=", found.stderr)
     assert "LOAD REPORT" not in found.stderr
     shown = run(MERGEKIT_TINT, "show", tmp_path / "run", cwd=tmp_path).stdout

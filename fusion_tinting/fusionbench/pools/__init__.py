@@ -12,6 +12,13 @@ from fusion_tinting.unlabeled import Unlabeled
 
 FAMILY = {
     "CLIPVisionModelPool": "clip:ClipPool",
+    "OpenCLIPVisionModelPool": "open_clip:OpenClipPool",
+    "ConvNextForImageClassificationPool": "image_classification:ImageClassificationPool",
+    "Dinov2ForImageClassificationPool": "image_classification:ImageClassificationPool",
+    "ResNetForImageClassificationPool": "image_classification:ImageClassificationPool",
+    "NYUv2ModelPool": "nyuv2:NYUv2Pool",
+    "GPT2ForSequenceClassificationPool": "text_classification:TextClassifierPool",
+    "SequenceClassificationModelPool": "text_classification:TextClassifierPool",
 }
 """FusionBench's class -> the module in this package and the class that knows such pools."""
 
@@ -32,6 +39,8 @@ class PoolFamily:
     """
 
     model_class: ClassVar[type[TintedModel]] = TintedModel
+    layers: ClassVar[Mapping[str, str]] = {}
+    """What `method.layer` means where it is another layer than the core's of that name."""
 
     pretrained: nn.Module
     experts: Mapping[str, nn.Module]

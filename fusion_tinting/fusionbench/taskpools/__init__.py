@@ -1,14 +1,12 @@
 """Task pools that evaluate a tinted model task by task, and any other model as FusionBench does."""
 
-import atexit
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from torch import nn
 
 from fusion_tinting.files import write_json
-from fusion_tinting.reporting.tables import ACCURACY, Metric, score_table, show
+from fusion_tinting.fusionbench.closing import show_last
+from fusion_tinting.reporting.tables import ACCURACY, Metric, score_table
 from fusion_tinting.tinted_model import TintedModel
 
 
@@ -82,8 +80,4 @@ class TintedEvaluation:
             self.log_dict({"test/average/accuracy": report["average"]["accuracy"]})
         for name, values in report.get("baselines", {}).items():
             self.log_dict({f"test/{task}/{name}": value for task, value in values.items()})
-        table = score_table(report, model, metrics)
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
-            atexit.register(show, table)  # after the report that the command prints, as the last word
-        else:
-            show(table)
+        show_last(score_table(report, model, metrics))

@@ -1,0 +1,117 @@
+"""What the studies of `studies.py` share: a pool's models, inputs and labels, and how a model is scored."""
+
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+
+import torch
+from corruptions import Corrupted
+from fusion_bench import instantiate
+from fusion_bench.constants import PROJECT_ROOT_PATH
+from fusion_bench.dataset.image_dataset import ImageClassificationDataset
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
+from fusion_tinting.fusionbench.pools import family_of
+from fusion_tinting.reporting.tables import OneTask
+from fusion_tinting.unlabeled import InMemory, batch_schedule
+
+STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
+
+
+class World:
+    """A CLIP pool, loaded once, and the settings of a preset.
+
+    Args:
+        pool: FusionBench's name of the model pool.
+        preset: name of a method of ours.
+        split: the split whose inputs teach; scored is `test`.
+        work: where adaptations are kept, a folder each; those that are finished are read again.
+    """
+
+    def __init__(self, pool: str, preset: str, split: str, work: Path):
+        with initialize_config_dir(str(STOCK), version_base=None):
+            config = compose("fabric_model_fusion", overrides=[f"modelpool={pool}", f"method={preset}"])
+        self.name, self.split, self.work = pool, split, work / pool
+        method = OmegaConf.to_container(config.method, resolve=True)
+        self.settings = {k: v for k, v in method.items() if k in Settings.__dataclass_fields__}
+        self.family = family_of(instantiate(config.modelpool))
+        self.family.check()
+        self.family.load()
+        self.tasks = self.family.tasks
+        self.processor = self.family.pool.load_processor()
+        self._inputs: dict[tuple, Unlabeled] = {}
+
+    def inputs(self, split: str, task: str, corruption: str | None = None) -> Unlabeled:
+        """A task's images, as they are or corrupted; read once."""
+        key = split, task, corruption
+        if key not in self._inputs:
+            rows = self.family.dataset(task, split)
+            rows = rows if corruption is None else Corrupted(rows, corruption)
+            self._inputs[key] = Unlabeled(InMemory(ImageClassificationDataset(rows, self.processor)))
+        return self._inputs[key]
+
+    def forget(self, corruption: str | None) -> None:
+        """Let go of these images."""
+        self._inputs = {key: inputs for key, inputs in self._inputs.items() if key[2] != corruption}
+
+    def teaching(self, corruption: str | None = None) -> dict[str, Unlabeled]:
+        """Task -> the inputs to adapt on."""
+        return {task: self.inputs(self.split, task, corruption) for task in self.tasks}
+
+    def some(self, counts: dict[str, int], seed: int) -> dict[str, Unlabeled]:
+        """Task -> so many of its inputs, at random; with more of them the earlier ones stay."""
+        found = {}
+        for task, inputs in self.teaching().items():
+            order = batch_schedule(len(inputs), len(inputs), 1, seed, f"study {task}")[0]
+            found[task] = inputs.subset(order[: counts[task]].tolist())
+        return found
+
+    def tinted(self, part: str, inputs: dict[str, Unlabeled], **changes) -> TintedModel:
+        """An adaptation, new or the one that is kept as `part`."""
+        print(part, flush=True)
+        return tint(
+            self.family.pretrained,
+            experts=self.family.experts,
+            heads=self.family.heads,
+            unlabeled=inputs,
+            run_dir=self.work / part,
+            progress=False,
+            model_class=self.family.model_class,
+            info={"split": self.split, "tensor_names": self.family.tensor_names},
+            **{**self.settings, **changes},
+        )
+
+    @cached_property
+    def untrained(self) -> TintedModel:
+        """From which the merges are made that are compared with."""
+        family = self.family
+        return family.model_class.untrained(family.pretrained, family.experts, family.heads, layer=None)
+
+    def reference(self, name: str, task: str) -> TintedModel:
+        """A model that needs no adaptation, for a task: `pre-trained`, `Task Arithmetic` or `experts`."""
+        lam = {"pre-trained": 0.0, "Task Arithmetic": self.settings["init"], "experts": task}
+        return self.untrained.remerged(lam[name])
+
+    def labels(self, task: str) -> Tensor:
+        """Of the test images."""
+        return torch.as_tensor(self.family.dataset(task, "test").with_format(None)["label"][:])
+
+    def logits(self, model: TintedModel, task: str, corruption: str | None = None) -> Tensor:
+        """Of the test images, shape (N, classes)."""
+        return predict(OneTask(model, task), nn.Identity(), self.inputs("test", task, corruption))
+
+    def accuracies(self, model, corruption: str | None = None) -> dict[str, float]:
+        """Task -> accuracy in per cent of a tinted model, or of the reference of this name."""
+        found = {}
+        for task in self.tasks:
+            one = self.reference(model, task) if isinstance(model, str) else model
+            told = self.logits(one, task, corruption).argmax(1)
+            found[task] = round(100 * float((told == self.labels(task)).float().mean()), 2)
+        return found
+
+    def averages(self, *names: str) -> dict[str, float]:
+        """Name of a reference -> mean accuracy in per cent."""
+        return {name: mean(self.accuracies(name).values()) for name in names}

@@ -1,0 +1,118 @@
+"""Dense prediction: a residual encoder with batch norm, and for each task a decoder (NYUv2).
+
+The encoder is merged, its batch-norm statistics too (see `batch_norm`). A decoder is a task's own, and is a
+head of two parts: the trunk, and the last layer, which alone is tinted where the tint is to be small.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
+from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tints import part_of_head
+
+CLASSES, VALUES = "hard", "l1"
+OBJECTIVE = {"segmentation": CLASSES, "depth": VALUES, "normal": VALUES}
+"""NYUv2's tasks: classes are learned by `method.objective` (default `hard`), values by L1."""
+MODEL_FILE = "model.safetensors"
+
+
+class DenseHead(nn.Module):
+    """Features (B, F, h, w) -> outputs (B, C, H, W): a decoder, then bilinear with aligned corners.
+
+    Args:
+        decoder: taken over; its last element is the last layer.
+        size: H and W.
+    """
+
+    def __init__(self, decoder: nn.Sequential, size: Sequence[int]):
+        super().__init__()
+        *trunk, self.last = decoder
+        self.trunk, self.size = nn.Sequential(*trunk), tuple(size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs = self.last(self.trunk(features))
+        return F.interpolate(outputs, self.size, mode="bilinear", align_corners=True)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
+
+class TintedDense(TintedModel):
+    """A tinted model whose encoder has merged batch-norm statistics and whose heads are `DenseHead`s."""
+
+    @property
+    def merged(self) -> nn.Module:
+        """The shared encoder θ(λ), of the pre-trained model's class, with batch norms of PyTorch."""
+        return restore_statistics(deepcopy(self.encoder))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Save the shared encoder and every task's decoder in one file, as `load_tensors` reads it, and, in
+        the same folder, the artefact. A tint in the encoder is in the artefact alone."""
+        tensors = {f"encoder.{name}": tensor for name, tensor in self.merged.state_dict().items()}
+        for task, head in zip(self.tasks, self.heads, strict=True):
+            for name, tensor in self._decoder(task, head).state_dict().items():
+                tensors[f"decoders.{task}.{name}"] = tensor
+        write_tensors(Path(path) / MODEL_FILE, tensors, {"format": "pt"})
+        self.save(path)
+
+    def _decoder(self, task: str, head: DenseHead) -> nn.Sequential:
+        part = part_of_head(self.layer)
+        head = self.tints[task] if part == "" else deepcopy(head)
+        if part:
+            head.set_submodule(part, self.tints[task])
+        return nn.Sequential(*head.trunk, head.last)
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: a Lightning one, a state dict, or safetensors, also in a folder.
+
+    Raises:
+        ValueError: a file that is none of these, or that is not there.
+    """
+    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    try:
+        if file.suffix == ".safetensors":
+            return read_tensors(file)[0]
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"The checkpoint `{file}` is missing. Set `ckpt_path`.") from error
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"`{file}` is no checkpoint of tensors alone: {error}") from error
+    return found.get("state_dict", found)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str) -> None:
+    """Load `module` from the tensors whose names begin with `prefix`; others are not its own.
+
+    Raises:
+        ValueError: a tensor missing or of another shape, named.
+    """
+    for name, own in module.state_dict().items():
+        found = tensors.get(prefix + name)
+        if found is None and not name.endswith("num_batches_tracked"):  # which evaluation does not read
+            raise ValueError(f"`{path}` lacks the tensor `{prefix}{name}` of a {type(module).__name__}.")
+        if found is not None and found.shape != own.shape:
+            raise ValueError(
+                f"`{prefix}{name}` in `{path}` is {tuple(found.shape)}; expected {tuple(own.shape)}, as in "
+                f"the configuration's {type(module).__name__}."
+            )
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    module.load_state_dict(own, strict=False)
+
+
+def encoder_of(encoder: nn.Module) -> nn.Module:
+    """An encoder ready to be merged, statistics and all; the one given is taken over."""
+    return merge_statistics(encoder).requires_grad_(False).eval()
+
+
+def names_on_disk(encoder: nn.Module) -> dict[str, str]:
+    """Parameter name -> tensor name in a checkpoint."""
+    return {name: f"encoder.{name_on_disk(name)}" for name, _ in encoder.named_parameters()}

@@ -1,0 +1,129 @@
+"""Image classifiers of transformers and torchvision: a backbone with statistics, a head for each task."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
+from transformers.core_model_loading import revert_weight_conversion
+
+from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
+from fusion_tinting.families.loading import require_complete
+from fusion_tinting.tinted_model import TintedModel
+
+HEADS = ("classifier", "fc")
+"""What transformers and torchvision call a classifier's last layer."""
+
+
+class ImageEncoder(nn.Module):
+    """Pixels (B, 3, H, W) -> what the classifier's head is given, from the classifier without it.
+
+    Batch-norm statistics are parameters of it, so that they are merged (see `batch_norm`).
+
+    Args:
+        classifier: ResNet, ConvNeXt or DINOv2 for image classification of transformers, a ResNet of
+            torchvision, or another whose last layer has the same name. Taken over and changed.
+
+    Attributes:
+        model: the classifier, with nothing in its head's place.
+        head_name: that place.
+    """
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.head_name = head_name(classifier)
+        # Not a submodule: what the head was before fine-tuning is not merged, only saved again.
+        self._own_head = [classifier._modules[self.head_name]]
+        classifier._modules[self.head_name] = nn.Identity()
+        self.model = merge_statistics(call_class_forward(classifier)).requires_grad_(False).eval()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        output = self.model(pixel_values)
+        return output if isinstance(output, Tensor) else output.logits
+
+    def classifier(self, head: nn.Module | None = None) -> nn.Module:
+        """A classifier as it was given, with a copy of this encoder and of `head` (default: its own)."""
+        model = restore_statistics(deepcopy(self.model))
+        model._modules[self.head_name] = deepcopy(self._own_head[0] if head is None else head)
+        return model
+
+
+class TintedClassifier(TintedModel):
+    """A tinted model whose encoder is an `ImageEncoder`."""
+
+    @property
+    def merged(self) -> nn.Module:
+        """The shared classifier θ(λ), of the pre-trained model's class and with its head."""
+        return self.encoder.classifier()
+
+    def save_pretrained(self, path: str | Path, **kwargs) -> None:
+        """Save `merged` as `AutoModelForImageClassification` reads it, and, in the same folder, the
+        artefact: coefficients and tints."""
+        self.merged.save_pretrained(path, **kwargs)
+        self.save(path)
+
+
+def head_name(classifier: nn.Module) -> str:
+    """Where a classifier keeps its head.
+
+    Raises:
+        ValueError: nowhere known.
+    """
+    for name in HEADS:
+        if name in classifier._modules:
+            return name
+    raise ValueError(
+        f"A {type(classifier).__name__} has no last layer named {' or '.join(HEADS)}. Expected an "
+        "image classifier of transformers or a ResNet of torchvision."
+    )
+
+
+def split(classifier: nn.Module) -> tuple[ImageEncoder, nn.Module]:
+    """A classifier's encoder and its head; the classifier is taken over."""
+    head = classifier._modules[head_name(classifier)]
+    return ImageEncoder(classifier), head.requires_grad_(False).eval()
+
+
+def width(head: nn.Module) -> int:
+    """The number of classes that a head tells apart; 0 of one without parameters."""
+    return max((len(parameter) for parameter in head.parameters()), default=0)
+
+
+def load(path: str, with_head: bool = True) -> nn.Module:
+    """A classifier of transformers from a folder or hub id; in float32.
+
+    Args:
+        with_head: whether the checkpoint must have a head; else one may be made up.
+
+    Raises:
+        OSError: no such model.
+        ValueError: no image classifier, or tensors that the checkpoint lacks, named.
+    """
+    auto = AutoModelForImageClassification
+    model, told = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    own = f"{head_name(model)}."
+    require_complete(path, model, (n for n in told["missing_keys"] if with_head or not n.startswith(own)))
+    return model
+
+
+def call_class_forward(model: nn.Module) -> nn.Module:
+    """Undo FusionBench's `model.forward = lambda ...`, in place.
+
+    It holds on to the model that it was made for: a copy would go on with the original's weights.
+    """
+    for name in ("forward", "original_forward"):
+        vars(model).pop(name, None)
+    return model
+
+
+def names_on_disk(encoder: ImageEncoder) -> Mapping[str, str]:
+    """Parameter name -> tensor name in the checkpoint that the classifier was loaded from."""
+    model, names = encoder.model, {}
+    for name, parameter in model.named_parameters():
+        stored = name_on_disk(name)
+        if hasattr(model, "save_pretrained"):
+            (stored,) = revert_weight_conversion(model, {stored: parameter})
+        names[f"model.{name}"] = stored
+    return names

@@ -1,0 +1,134 @@
+"""OpenCLIP image encoders with classification heads; `open_clip_files` loads them.
+
+A released encoder is a whole CLIP without its text transformer. What `encode_image` uses are the tensors
+`model.visual.*`; the rest (`model.token_embedding`, `model.logit_scale`, ...) is left where it is.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from fusion_tinting.errors import unknown
+from fusion_tinting.files import write_tensors
+from fusion_tinting.tinted_model import TintedModel
+
+VISUAL = "model.visual."
+INFO = "open_clip"
+"""Key in the header of our safetensors files, of what no tensor tells: the architecture or `normalize`."""
+
+NO_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What open_clip makes a visual tower from.
+
+    Attributes:
+        model_name: open_clip's name, such as `ViT-B-32`.
+        embed_dim: width of the image embedding.
+        vision_cfg: as in open_clip's model configurations.
+        quick_gelu: the activation of OpenAI's weights, which no tensor tells.
+    """
+
+    model_name: str
+    embed_dim: int
+    vision_cfg: Mapping
+    quick_gelu: bool = True
+
+    @classmethod
+    def named(cls, model_name: str, quick_gelu: bool = True) -> "Architecture":
+        """One that open_clip knows, with OpenAI's activation, as the released checkpoints have it.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        config = open_clip.get_model_config(model_name)
+        if config is None:
+            raise unknown("model_name", model_name, open_clip.list_models())
+        return cls(model_name, config["embed_dim"], config["vision_cfg"], quick_gelu)
+
+    def build(self, device: str = "meta") -> nn.Module:
+        """The visual tower; without weights on the meta device, elsewhere with random ones."""
+        with torch.device(device):
+            whole = open_clip.CLIP(self.embed_dim, dict(self.vision_cfg), NO_TEXT, self.quick_gelu)
+        return whole.visual
+
+
+class VisualEncoder(nn.Module):
+    """Pixels (B, 3, H, W) -> image embeddings (B, d), not normalised: OpenCLIP's `encode_image`.
+
+    Parameters are named as on disk, `model.visual.*`. Like FusionBench's `ImageEncoder` it carries its
+    `train_preprocess` and `val_preprocess`.
+    """
+
+    def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self.architecture = architecture
+        self.model = nn.ModuleDict({"visual": architecture.build()})
+        self.load_state_dict(tensors, assign=True)
+        self.train_preprocess, self.val_preprocess = (preprocessing(architecture, t) for t in (True, False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model["visual"](images)
+
+    def save(self, path: Path) -> None:
+        """Write the tensors with the architecture in the header, as `load_encoder` reads them."""
+        _write(path, self.state_dict(), asdict(self.architecture))
+
+
+class ClassificationHead(nn.Linear):
+    """logits = W z + b, of z / ‖z‖ where `normalize`; the released W holds the logit scale.
+
+    Args:
+        weight: W, shape (classes, d).
+        bias: b, shape (classes,), or None for zeros.
+        normalize: whether the embeddings are normalised first.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, normalize: bool):
+        super().__init__(weight.shape[1], weight.shape[0], device="meta")
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+        self.normalize = normalize
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        if self.normalize:
+            embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
+        return super().forward(embeddings)
+
+    def save(self, path: Path) -> None:
+        """Write weight and bias with the flag in the header, as `load_head` reads them."""
+        _write(path, self.state_dict(), {"normalize": self.normalize})
+
+
+class TintedOpenCLIP(TintedModel):
+    """A tinted model whose encoder is a `VisualEncoder`."""
+
+    @property
+    def train_preprocess(self):
+        """The encoder's; FusionBench's `ImageClassifier` asks for both."""
+        return self.encoder.train_preprocess
+
+    @property
+    def val_preprocess(self):
+        """The encoder's."""
+        return self.encoder.val_preprocess
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Save the shared encoder as `model.safetensors` and, in the same folder, the artefact."""
+        self.merged.save(Path(path) / "model.safetensors")
+        self.save(path)
+
+
+def preprocessing(architecture: Architecture, is_train: bool = False):
+    """OpenAI's: an image of any size and mode -> pixels (3, H, W)."""
+    return open_clip.image_transform(architecture.vision_cfg["image_size"], is_train=is_train)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], info: Mapping) -> None:
+    write_tensors(path, tensors, {"format": "pt", INFO: json.dumps(info)})

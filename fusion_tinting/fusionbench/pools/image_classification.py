@@ -1,0 +1,170 @@
+"""Image classifiers: FusionBench's ResNet, ConvNeXt and DINOv2 pools."""
+
+from pathlib import Path
+
+import torch
+from fusion_bench.dataset.image_dataset import ImageClassificationDataset
+from fusion_bench.modelpool import ResNetForImageClassificationPool
+from fusion_bench.modelpool.resnet_for_image_classification import load_torchvision_resnet
+from fusion_bench.models.wrappers.switch import SwitchModule, _standardize_option_name
+from fusion_bench.tasks.clip_classification import get_num_classes
+from safetensors.torch import load_file
+from torch import nn
+
+from fusion_tinting.experts import LoadedExperts
+from fusion_tinting.families import image_classification
+from fusion_tinting.families.clip import content_version
+from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.task_vectors import PRETRAINED
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.unlabeled import Unlabeled
+
+
+class _TaskSwitch(SwitchModule):
+    """FusionBench's head switch, for a model that switches tasks itself."""
+
+    __getattr__ = nn.Module.__getattr__
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+    def set_active_option(self, option_name: str) -> None:
+        names = {_standardize_option_name(task): task for task in self.tasks}
+        self.set_task(names.get(_standardize_option_name(option_name), option_name))
+
+
+class SwitchedClassifier(image_classification.TintedClassifier, _TaskSwitch):
+    """A tinted classifier that FusionBench's `set_active_option(model, task)` finds and switches."""
+
+
+class ImageClassificationPool(PoolFamily):
+    """The heads are the experts' own last layers; of the pre-trained model's, nothing is used."""
+
+    model_class = SwitchedClassifier
+
+    def check(self) -> None:
+        """Refuse what would have no trained head, and tasks whose classes FusionBench does not know.
+
+        Raises:
+            ValueError: naming the task.
+        """
+        for task in self.tasks:
+            if checkpoint_of(self.pool, task) is None:
+                raise ValueError(
+                    f"The model pool would give the expert `{task}` a new, untrained head. Name its "
+                    f"fine-tuned checkpoint alone: `{task}: folder or hub id`; for torchvision, in a "
+                    f"`{__name__}.{TorchvisionResNetPool.__name__}`, "
+                    f"`{task}: {{model_name: ..., weights: file}}`."
+                )
+        self._classes = {task: _class_count(task) for task in self.tasks}
+
+    def load(self) -> None:
+        """Load the pre-trained model and, one after another, every expert for its head.
+
+        Raises:
+            ValueError: a checkpoint that lacks tensors, or a head whose width is not the task's number of
+                classes.
+        """
+        self.pretrained, _ = self._split(PRETRAINED)
+        self.experts = LoadedExperts(self.tasks, lambda task: self._split(task)[0])
+        self.heads = {task: self._head(task) for task in self.tasks}
+        self.tensor_names = image_classification.names_on_disk(self.pretrained)
+
+    def unlabeled(self, task: str, split: str) -> Unlabeled:
+        """A task's images, preprocessed as for evaluation.
+
+        Raises:
+            ValueError: an empty split.
+        """
+        dataset, processor = self.dataset(task, split), self.pool.load_processor(stage="test")
+        images = ImageClassificationDataset(dataset, processor)
+        version = content_version(dataset, processor)
+        return Unlabeled(images, num_workers=self.num_workers, version=version)
+
+    def _split(self, name: str) -> tuple[image_classification.ImageEncoder, nn.Module]:
+        path = checkpoint_of(self.pool, name)
+        if path is None or of_torchvision(self.pool):
+            return image_classification.split(self.pool.load_model(name))
+        return image_classification.split(image_classification.load(path, with_head=name != PRETRAINED))
+
+    def _head(self, task: str) -> nn.Module:
+        _, head = self._split(task)
+        found = image_classification.width(head)
+        if found != self._classes[task]:
+            raise ValueError(
+                f"The head of the expert `{task}` has {found} classes; the task has {self._classes[task]}. "
+                "Expected a checkpoint that was fine-tuned on this task."
+            )
+        return head
+
+
+class TorchvisionResNetPool(ResNetForImageClassificationPool):
+    """FusionBench's pool of torchvision's ResNets, and of fine-tuned ones: `weights` can be a file.
+
+    Args:
+        models: model name -> `{model_name: resnet50, weights: FILE}`, a state dict in safetensors or as
+            `torch.save` writes it, with the classes of its head; or what the stock pool takes.
+        **kwargs: as the stock class.
+    """
+
+    def __init__(self, models, type: str = "torchvision", **kwargs):
+        super().__init__(models, type=type, **kwargs)
+
+    def load_model(self, model_name_or_config, *args, **kwargs) -> nn.Module:
+        """A ResNet of torchvision.
+
+        Raises:
+            ValueError: a file that does not hold this ResNet.
+        """
+        config = self._models.get(model_name_or_config) if isinstance(model_name_or_config, str) else None
+        file = state_dict_file(config)
+        if file is None:
+            return super().load_model(model_name_or_config, *args, **kwargs)
+        read = load_file if file.suffix == ".safetensors" else _load_pickled_tensors
+        tensors = read(file)
+        try:
+            model = load_torchvision_resnet(config["model_name"], None, len(tensors["fc.weight"]))
+            model.load_state_dict(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"`{file}` holds no {config['model_name']} of torchvision: {error}") from error
+        return model
+
+    def save_model(self, model, path, *args, **kwargs) -> None:
+        """Save the state dict of a ResNet, or of a tinted model's shared one, as `load_model` reads it."""
+        super().save_model(model.merged if isinstance(model, TintedModel) else model, path)
+
+
+def of_torchvision(pool) -> bool:
+    """Whether a ResNet pool's models are torchvision's."""
+    return getattr(pool, "type", None) == "torchvision"
+
+
+def checkpoint_of(pool, name: str) -> str | None:
+    """The folder, hub id or file that a pool loads a model from as it is, with its own head."""
+    config = pool.get_model_config(name)
+    if of_torchvision(pool):
+        return state_dict_file(config) if isinstance(pool, TorchvisionResNetPool) else None
+    if isinstance(config, str):
+        return config
+    as_it_is = config.get("pretrained", True) and config.get("dataset_name") is None
+    return config["config_path"] if as_it_is else None
+
+
+def state_dict_file(config) -> Path | None:
+    """The file that the `weights` of a torchvision model name; their names in torchvision name none."""
+    weights = config.get("weights") if hasattr(config, "get") else None
+    return Path(weights) if weights and Path(weights).suffix in (".safetensors", ".pth", ".pt") else None
+
+
+def _load_pickled_tensors(file: Path) -> dict:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _class_count(task: str) -> int:
+    try:
+        return get_num_classes(task)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"FusionBench knows no classes of the task `{task}`. Register them in "
+            "`CLIPTemplateFactory._dataset_mapping`."
+        ) from error

@@ -1,0 +1,192 @@
+"""OpenCLIP's image encoders with classification heads: `OpenCLIPVisionModelPool`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fusion_bench.modelpool import OpenCLIPVisionModelPool
+from fusion_bench.taskpool import OpenCLIPVisionModelTaskPool
+from torch import nn
+from torch.utils.data import Dataset
+
+from fusion_tinting.experts import LoadedExperts
+from fusion_tinting.families import open_clip, open_clip_files
+from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.taskpools.open_clip import (
+    TintedOpenCLIPVisionModelTaskPool as TintedTaskPool,
+)
+from fusion_tinting.task_vectors import PRETRAINED, some
+from fusion_tinting.unlabeled import Unlabeled
+
+PATHS = ("pickle_path", "state_dict_path")
+
+
+class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
+    """FusionBench's pool, reading its files without running what is in them and without any download.
+
+    Where a configuration names `x.pt` and there is an `x.safetensors`, which
+    `python -m fusion_tinting.convert` has made, that is read.
+
+    Args:
+        trust_pickles: whether pickles of whole modules, as released, may be loaded.
+        model_name: architecture of the files that do not tell theirs, such as `ViT-B-32`.
+        model_dir: of the configuration's interpolations alone.
+        *args, **kwargs: as the stock class.
+    """
+
+    _config_mapping = OpenCLIPVisionModelPool._config_mapping | {
+        name: name for name in ("trust_pickles", "model_name", "model_dir")
+    }
+
+    def __init__(self, *args, trust_pickles=False, model_name=None, model_dir=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trust_pickles, self.model_name, self.model_dir = trust_pickles, model_name, model_dir
+
+    @property
+    def classification_heads(self) -> Mapping:
+        """Task -> the file of its head."""
+        return self._classification_heads or {}
+
+    def path(self, name: str) -> Path:
+        """The file of a model.
+
+        Raises:
+            ValueError: a configuration without one.
+        """
+        return self._file(name)[0]
+
+    def load_model(self, model_name_or_config, *args, **kwargs) -> open_clip.VisualEncoder:
+        """Raises as `families.open_clip_files.load_encoder`."""
+        path, architecture = self._file(model_name_or_config)
+        return open_clip_files.load_encoder(path, architecture, self.trust_pickles)
+
+    def load_classification_head(
+        self, model_name_or_config, *args, **kwargs
+    ) -> open_clip.ClassificationHead:
+        """Raises as `families.open_clip_files.load_head`."""
+        path = self.classification_heads.get(model_name_or_config, model_name_or_config)
+        return open_clip_files.load_head(path, self.trust_pickles)
+
+    @property
+    def test_processor(self):
+        """Preprocessing as the pre-trained model's."""
+        if self._test_processor is None:
+            encoder = self.load_pretrained_or_first_model()
+            self._train_processor, self._test_processor = encoder.train_preprocess, encoder.val_preprocess
+        return self._test_processor
+
+    @property
+    def train_processor(self):
+        """Augmentation as the pre-trained model's."""
+        return self.test_processor and self._train_processor
+
+    def save_model(self, model: nn.Module, path: str, *args, **kwargs) -> None:
+        """Write a folder with the encoder, `model.safetensors`; of a tinted model also the artefact."""
+        if isinstance(model, open_clip.TintedOpenCLIP):
+            model.save_pretrained(path)
+        else:
+            model.save(Path(path) / "model.safetensors")
+
+    def _file(self, name_or_config) -> tuple[Path, str | None]:
+        config = name_or_config
+        if isinstance(config, str) and config in self._models:
+            config = self._models[config]
+        if isinstance(config, str):
+            return Path(config), self.model_name
+        for key in PATHS:
+            if isinstance(config, Mapping) and key in config:
+                return Path(config[key]), config.get("model_name", self.model_name)
+        raise ValueError(
+            f"The model `{name_or_config}` must be a path or have a `pickle_path` or `state_dict_path`. "
+            f"Found {config!r}."
+        )
+
+
+class OpenClipPool(PoolFamily):
+    """The experts are visual towers; each task has the classification head that it was trained with."""
+
+    model_class = open_clip.TintedOpenCLIP
+
+    def check(self) -> None:
+        """Refuse the stock pool, and files that are not there.
+
+        Raises:
+            ValueError: naming our pool, a task without head or the files.
+        """
+        pool, ours = self.pool, CheckedOpenCLIPVisionModelPool
+        if not isinstance(pool, ours):
+            raise ValueError(
+                f"The model pool {type(pool).__name__} runs the code in the pickles that it reads, and "
+                "downloads weights that it then replaces. Use a model pool of fusion_tinting, such as "
+                "`modelpool=openclip-vit-b32_TA8`, or add "
+                f"`modelpool._target_={ours.__module__}.{ours.__name__}`."
+            )
+        headless = [task for task in self.tasks if task not in pool.classification_heads]
+        if headless:
+            raise ValueError(f"The model pool has no `classification_heads` for {headless}.")
+        files = [pool.path(name) for name in pool.all_model_names]
+        files += [Path(pool.classification_heads[task]) for task in self.tasks]
+        missing = [str(file) for file in files if not open_clip_files.converted(file).is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} checkpoint(s) of the model pool are missing: {some(missing)}. Set "
+                "`modelpool.model_dir` to the folder of the released or converted ones."
+            )
+
+    def check_taskpool(self, taskpool) -> None:
+        """Refuse the stock OpenCLIP task pool, and test sets that ours cannot score.
+
+        Raises:
+            ValueError: naming ours; or the test set.
+        """
+        if isinstance(taskpool, TintedTaskPool):
+            taskpool.check()
+        elif isinstance(taskpool, OpenCLIPVisionModelTaskPool):
+            raise ValueError(
+                f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with the "
+                "original heads and report a wrong accuracy for the tinted model. Use a task pool of "
+                "fusion_tinting, such as `taskpool=openclip-vit-b32_TA8`, or add "
+                f"`taskpool._target_={TintedTaskPool.__module__}.{TintedTaskPool.__name__}`."
+            )
+
+    def load(self) -> None:
+        """Load the pre-trained encoder and the heads.
+
+        Raises:
+            ValueError: a head that is not as wide as the embeddings, or as `load_encoder` and `load_head`.
+        """
+        self.pretrained = self.pool.load_model(PRETRAINED)
+        self.experts = LoadedExperts(self.tasks, self.pool.load_model)
+        self.heads = {task: self.pool.load_classification_head(task) for task in self.tasks}
+        width = self.pretrained.architecture.embed_dim
+        for task, head in self.heads.items():
+            if head.in_features != width:
+                raise ValueError(
+                    f"The head of `{task}`, `{self.pool.classification_heads[task]}`, takes embeddings of "
+                    f"width {head.in_features}; the pre-trained model's are {width} wide."
+                )
+
+    def unlabeled(self, task: str, split: str) -> Unlabeled:
+        """A task's images, preprocessed as OpenAI's; labels are not needed.
+
+        Raises:
+            ValueError: an empty split.
+        """
+        dataset = self.dataset(task, split)
+        fingerprint = getattr(dataset, "_fingerprint", None)
+        size = self.pretrained.architecture.vision_cfg["image_size"]
+        version = None if fingerprint is None else f"{fingerprint} open_clip {size}"
+        images = Images(dataset, self.pretrained.val_preprocess)
+        return Unlabeled(images, num_workers=self.num_workers, version=version)
+
+
+class Images(Dataset):
+    """The preprocessed images of a data set whose rows have an `image`."""
+
+    def __init__(self, dataset, preprocess):
+        self.dataset, self.preprocess = dataset, preprocess
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        return self.preprocess(self.dataset[index]["image"])

@@ -1,0 +1,128 @@
+"""`method=model_tinting/layer_sweep`: which layer to tint."""
+
+from collections.abc import Mapping, Sequence
+
+from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.studies import Study
+from fusion_tinting.reporting.studies import Grid, by_parameters
+from fusion_tinting.settings import Settings
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tints import part_of_head, resolve_layer, tintable
+from fusion_tinting.unlabeled import Unlabeled
+
+NO_TINT = "no tint"
+
+
+class LayerSweep(Study):
+    """One adaptation for every layer, each with its score and its extra parameters per task.
+
+    Extra parameters are the numbers in a task's tint, the mean over tasks; a head tint is counted whole.
+    For comparison λ is also trained without a tint. Returned is the model that agrees best with the
+    experts over the last tenth of its iterations: no label has a say in it.
+
+    Args:
+        layers: those to tint, as `tints.resolve_layer` takes them; None for all that can be, and no tint.
+        layer: must be None: `layers` names them.
+        lr_head: the learning rate of head tints; None for `lr`. Those of others is `lr_tints`.
+        **options: as `Study`.
+
+    Raises:
+        ValueError: `layer` is given; as `Study`; and, once the models are loaded, an unknown layer.
+    """
+
+    name = "layer_sweep"
+    _config_mapping = Study._config_mapping | {"layers": "layers", "lr_head": "lr_head"}
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[str | None] | None = None,
+        layer: None = None,
+        lr_head: float | None = None,
+        lr_tints: float | None = None,
+        **options,
+    ):
+        if layer is not None:
+            raise ValueError(
+                f"`method.layer={layer}` has no effect in a layer sweep; use `method.layers=[{layer}]`."
+            )
+        self.layers = None if layers is None else list(layers)
+        self.lr_tints, self.lr_head = lr_tints, lr_head
+        super().__init__(**options)
+        for rate in (lr_tints, lr_head):
+            Settings.from_options({**self.settings, "lr_tints": rate})
+
+    def study(self, family: PoolFamily, unlabeled: Mapping[str, Unlabeled]) -> TintedModel:
+        """Adapt and score every layer."""
+        layers = self._every(family) if self.layers is None else self.layers
+        for layer in layers:
+            resolve_layer(family.pretrained, family.layers.get(layer, layer))
+        rows, experts, best = {}, {}, (-1.0, None)
+        for layer in layers:
+            model = self._tinted(family, unlabeled, layer)
+            experts = experts or self._experts(model)
+            rows[layer or NO_TINT] = self._row(model, experts)
+            best = max(best, (agreement(model), layer), key=lambda found: found[0])
+        self._publish(rows, experts)
+        return self._tinted(family, unlabeled, best[1])
+
+    def _every(self, family: PoolFamily) -> list[str | None]:
+        frozen = self.settings.get("lr_coefficients") == 0
+        return [*([] if frozen else [None]), *tintable(family.pretrained)]
+
+    def _tinted(self, family: PoolFamily, unlabeled, layer: str | None) -> TintedModel:
+        in_head = part_of_head(layer) is not None
+        lr = None if layer is None else self.lr_head if in_head else self.lr_tints
+        return self._tint(family, unlabeled, self.folder(layer or NO_TINT), layer=layer, lr_tints=lr)
+
+    def _experts(self, model: TintedModel) -> dict[str, float]:
+        return {task: self.scores(model.remerged(task), [task])[task] for task in self.tasks}
+
+    def _row(self, model: TintedModel, experts: Mapping[str, float]) -> dict:
+        scores = self.scores(model)
+        numbers = sum(tensor.numel() for tensor in model.tint_modules.parameters())
+        return {
+            "extra_parameters_per_task": round(numbers / len(model.tasks)),
+            "per_task": scores,
+            "summary": self.summary(scores, experts),
+            "share_of_experts": self.share(scores, experts),
+            "agreement": agreement(model),
+            "seconds": model.info["seconds"],
+        }
+
+    def _publish(self, rows: dict, experts: Mapping[str, float]) -> None:
+        points = {name: (row["extra_parameters_per_task"], row["summary"]) for name, row in rows.items()}
+        lines = {"experts": self.summary(experts, experts)}
+        if NO_TINT in points:
+            lines[NO_TINT] = points.pop(NO_TINT)[1]
+        title = f"The tinted layer\n{self.protocol}"
+        figure = by_parameters(points, lines, unit=self.unit, title=title)
+        found = {"unit": self.unit, "layers": rows, "experts": experts}
+        summaries, by_task = self._summaries(rows, lines["experts"]), self._by_task(rows, experts)
+        self.publish(found, [summaries], figure, details=[by_task])
+
+    def _summaries(self, rows: dict, experts: float) -> Grid:
+        shown = ("extra_parameters_per_task", "summary", "share_of_experts")
+        lines = [[name, *map(row.get, shown), 100 * row["agreement"]] for name, row in rows.items()]
+        columns = ["layer", "extra parameters", self.unit, "% of the experts", "agreement %"]
+        lines.append(["experts", None, experts, 100.0, None])
+        caption = f"{self.protocol} Task by task: {self.name}.md in the log folder."
+        return Grid("The tinted layer", columns, lines, caption)
+
+    def _by_task(self, rows: dict, experts: Mapping[str, float]) -> Grid:
+        lines = [
+            [f"{task}, {self._taskpool.metric(task).title}", *values]
+            for task, *values in zip(
+                self.tasks,
+                *(self.shown(row["per_task"]).values() for row in rows.values()),
+                self.shown(experts).values(),
+                strict=True,
+            )
+        ]
+        return Grid("Task by task", ["task", *rows, "experts"], lines)
+
+
+def agreement(model: TintedModel) -> float:
+    """Share of samples on which tinted model and experts agreed, over the last tenth of the iterations."""
+    values = model.history.agreement
+    return float(values[-max(1, len(values) // 10) :].mean())

@@ -1,0 +1,136 @@
+"""NYUv2's three tasks, for tinted and for plain encoders."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from fusion_bench import BaseTaskPool, LightningFabricMixin, RuntimeConstants, instantiate
+from fusion_bench.metrics.nyuv2 import DepthMetric, NormalMetric, SegmentationMetric
+from fusion_bench.models.nyuv2.lightning_module import NYUv2Model
+from fusion_bench.utils import count_parameters
+from torch import nn
+from torch.utils.data import DataLoader
+from torchmetrics import Metric as Measure
+
+from fusion_tinting.errors import unknown
+from fusion_tinting.families.dense import DenseHead
+from fusion_tinting.families.nyuv2_scenes import Scenes
+from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.reporting.tables import Metric
+from fusion_tinting.tinted_model import TintedModel
+
+METRIC = {
+    "segmentation": Metric("mIoU", "mIoU %"),
+    "depth": Metric("abs_err", "absolute error × 100", better="lower"),
+    "normal": Metric("mean", "mean angle °", scale=1, better="lower"),
+}
+"""Task -> what counts, shown as in the papers' tables."""
+
+
+class NYUv2Evaluation(LightningFabricMixin, BaseTaskPool):
+    """FusionBench's metrics of encoders, without Lightning's trainer; each with the experts' decoders.
+
+    Args:
+        test_datasets: task -> its `Scenes`, with targets.
+        dataloader_kwargs: of each task's loader.
+        data_dir: for the data sets' configurations to refer to.
+    """
+
+    _config_mapping = BaseTaskPool._config_mapping | {
+        "data_dir": "data_dir",
+        "_test_datasets": "test_datasets",
+        "_dataloader_kwargs": "dataloader_kwargs",
+    }
+
+    def __init__(
+        self, test_datasets: Mapping, *, dataloader_kwargs: Mapping, data_dir: str | None = None, **kwargs
+    ):
+        for task in test_datasets:
+            if task not in METRIC:
+                raise unknown("task", task, METRIC)
+        super().__init__(**kwargs)
+        self._test_datasets, self._dataloader_kwargs = test_datasets, dataloader_kwargs
+        self.data_dir = data_dir
+
+    def load_test_dataset(self, task: str) -> Scenes:
+        """The scenes that a task is evaluated on.
+
+        Raises:
+            ValueError: no images, or no targets for them.
+        """
+        return instantiate(self._test_datasets[task])
+
+    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+        """Task -> metric -> value, and `model_info`; written as `report.json` too."""
+        trainable, parameters = count_parameters(model)
+        share = trainable / parameters
+        info = {"trainable_params": trainable, "all_params": parameters, "trainable_percentage": share}
+        model = self.fabric.to_device(model).eval()
+        report = {"model_info": info, **{task: self.score(model, task) for task in self._test_datasets}}
+        if self.fabric.is_global_zero and self.log_dir is not None:
+            self._report_path().write_text(json.dumps(report))
+        return report
+
+    def score(self, encoder: nn.Module, task: str) -> dict:
+        """Every metric of a task for an encoder with the expert's decoder."""
+        head = self.fabric.to_device(decoder_head(self._program.modelpool, task))
+        return self.measure(lambda images: head(encoder(images)), task)
+
+    def _report_path(self) -> Path:
+        names = itertools.chain(["report.json"], (f"report_{i}.json" for i in itertools.count(1)))
+        folder = Path(self.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return next(folder / name for name in names if not (folder / name).exists())
+
+    @torch.no_grad()
+    def measure(self, model, task: str) -> dict:
+        """Every metric of FusionBench for one task; `model` maps images to outputs (B, C, H, W)."""
+        # Every process sees all of it: metrics made of medians and class counts want no average of parts.
+        loader = DataLoader(self.load_test_dataset(task), **self._dataloader_kwargs)
+        measured = None
+        for images, target in itertools.islice(loader, 1 if RuntimeConstants.debug else None):
+            images, target = self.fabric.to_device((images, target))
+            outputs = model(images).float()
+            measured = measured or measure_of(task, outputs.shape[1]).to(outputs.device)
+            measured.update(outputs, target)
+        values = map(float, measured.compute())
+        return dict(zip(measured.metric_names, values, strict=True))
+
+
+class TintedNYUv2TaskPool(TintedEvaluation, NYUv2Evaluation):
+    """mIoU and pixel accuracy; absolute and relative error; angles: each task with its tint."""
+
+    def score(self, model: nn.Module, task: str) -> dict:
+        """Every metric of a task: of a tinted model, or of a plain encoder with the expert's decoder."""
+        if isinstance(model, TintedModel):
+            return self.measure(lambda images: model(images, task), task)
+        return NYUv2Evaluation.score(self, model, task)
+
+    def metric(self, task: str) -> Metric:
+        """mIoU, absolute error or mean angle."""
+        return METRIC[task]
+
+
+class _Segmentation(SegmentationMetric):
+    """A class that neither targets nor predictions have counts for nothing; the stock mean is NaN then."""
+
+    def compute(self) -> list:
+        counts = self.record.float()
+        right = counts.diag()
+        return [(right / (counts.sum(1) + counts.sum(0) - right)).nanmean(), right.sum() / counts.sum()]
+
+
+def decoder_head(pool, task: str) -> DenseHead:
+    """The head of a task: the decoder of its expert in an NYUv2 model pool."""
+    decoder = pool.load_model(task, encoder_only=False).decoders[task]
+    size = getattr(pool, "image_size", NYUv2Model.image_size)
+    return DenseHead(decoder, size).requires_grad_(False).eval()
+
+
+def measure_of(task: str, channels: int) -> Measure:
+    """FusionBench's metrics of a task; pixels that are not valid are left out, as there."""
+    if task == "segmentation":
+        return _Segmentation(channels)
+    return {"depth": DepthMetric, "normal": NormalMetric}[task]()

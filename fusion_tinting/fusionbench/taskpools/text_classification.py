@@ -1,0 +1,172 @@
+"""A task pool for text classifiers, which FusionBench lacks: GLUE's metrics, tinted and plain models."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fusion_bench import BaseTaskPool, LightningFabricMixin, RuntimeConstants, instantiate
+from fusion_bench.utils import count_parameters
+from scipy import stats
+from sklearn import metrics
+from torch import Tensor, nn
+
+from fusion_tinting.errors import unknown
+from fusion_tinting.experts import predict
+from fusion_tinting.families import sequence_classification as family
+from fusion_tinting.files import write_json
+from fusion_tinting.fusionbench.pools import family_of
+from fusion_tinting.fusionbench.processes import FabricProcesses
+from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.reporting.tables import ACCURACY, Metric, OneTask
+from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.unlabeled import Unlabeled
+
+
+class Score(NamedTuple):
+    """A metric and how it is computed.
+
+    Attributes:
+        of: (labels (N,), what is told (N,): a class, or of a single output its value) -> the score.
+        outputs: whether it can be had of a head with so many outputs.
+    """
+
+    metric: Metric
+    of: Callable[[Tensor, Tensor], float]
+    outputs: Callable[[int], bool]
+
+
+def _correlation(kind: Callable) -> Callable[[Tensor, Tensor], float]:
+    """With what is alike everywhere there is none: 0, where SciPy has NaN."""
+    return lambda labels, told: 0.0 if len(told.unique()) == 1 else kind(labels, told).statistic
+
+
+SCORES = {
+    "accuracy": Score(ACCURACY, metrics.accuracy_score, lambda outputs: outputs > 1),
+    "f1": Score(Metric("f1", "F1 %"), metrics.f1_score, lambda outputs: outputs == 2),
+    "matthews": Score(
+        Metric("matthews", "Matthews %"), metrics.matthews_corrcoef, lambda outputs: outputs > 1
+    ),
+    "pearson": Score(
+        Metric("pearson", "Pearson %"), _correlation(stats.pearsonr), lambda outputs: outputs == 1
+    ),
+    "spearman": Score(
+        Metric("spearman", "Spearman %"), _correlation(stats.spearmanr), lambda outputs: outputs == 1
+    ),
+}
+"""Name -> score; computed by the functions of scikit-learn and SciPy that GLUE's own script uses."""
+
+
+class Inputs(NamedTuple):
+    """A task's test data: tokens, labels, and the head's output for each of the data's classes."""
+
+    unlabeled: Unlabeled
+    labels: Tensor
+    order: list[int]
+
+
+class _ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
+    """What FusionBench's own task pools bring to `TintedEvaluation`: test data, and a report."""
+
+    _config_mapping = BaseTaskPool._config_mapping | {
+        "_test_datasets": "test_datasets",
+        "metrics": "metrics",
+    }
+
+    def __init__(self, test_datasets: Mapping, metrics: Mapping[str, Sequence[str]], **kwargs):
+        super().__init__(**kwargs)
+        self._test_datasets, self.metrics = test_datasets, metrics
+        self._inputs: dict[str, Inputs] = {}
+
+    def check(self, models) -> None:
+        """See whether every task can be scored.
+
+        Args:
+            models: the model pool's family.
+
+        Raises:
+            ValueError: a task without metric, labels, or an expert whose head can tell them.
+        """
+        for task in self._test_datasets:
+            named = self.metrics.get(task)
+            if not named:
+                raise ValueError(
+                    f"The task `{task}` has no metric. Name them, the one that counts first, in "
+                    f"`taskpool.metrics.{task}`: a list of {list(SCORES)}."
+                )
+            for name in named:
+                if name not in SCORES:
+                    raise unknown(f"metric of `{task}`", name, SCORES)
+            if task not in models.tasks:
+                raise ValueError(
+                    f"The task pool evaluates `{task}`, for which the model pool has no expert, and so no "
+                    f"head. Its tasks must be among {models.tasks}."
+                )
+            outputs = models.configs[task].num_labels
+            self._load(task, models)
+            if unfit := [name for name in named if not SCORES[name].outputs(outputs)]:
+                raise ValueError(
+                    f"`{task}` has a head with {outputs} output(s), of which {unfit} tell nothing."
+                )
+
+    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+        """The report of a model, which is also written to the log folder."""
+        if not self._inputs:
+            self.check(family_of(self._program.modelpool))
+        trainable, every = count_parameters(model)
+        info = {
+            "trainable_params": trainable,
+            "all_params": every,
+            "trainable_percentage": trainable / every,
+        }
+        found = {task: self.score(model, task) for task in self._test_datasets}
+        values = [found[task][self.metrics[task][0]] for task in found]
+        report = {"model_info": info, **found, "average": {"score": sum(values) / len(values)}}
+        if self.log_dir is not None and self.fabric.is_global_zero:
+            write_json(_unused(Path(self.log_dir)), report)
+        return report
+
+    def _load(self, task: str, models) -> None:
+        dataset = instantiate(self._test_datasets[task])
+        labels, order = models.labels(task, dataset)
+        unlabeled = models.tokens(dataset, f"the test data of `{task}`")
+        if RuntimeConstants.debug:  # fast_dev_run: one batch
+            unlabeled, labels = unlabeled.subset(range(min(32, len(labels)))), labels[:32]
+        self._inputs[task] = Inputs(unlabeled, labels, order)
+
+
+class TextClassificationTaskPool(TintedEvaluation, _ScoredTaskPool):
+    """Scores every task of a tinted model with its tint and head. Of a plain model, a merged backbone (or
+    a classifier, of which the backbone counts), with the head of the task's expert in the model pool.
+
+    The report is laid out as FusionBench's: `model_info`, task -> metric -> value, and under `average` the
+    mean of the tasks' first metrics as `score`, as GLUE's own table has it.
+
+    Args:
+        test_datasets: task -> data set.
+        metrics: task -> names of its metrics, of `SCORES`; the first one counts.
+        baselines: as `TintedEvaluation`.
+    """
+
+    def score(self, model: nn.Module, task: str) -> dict:
+        """Metric -> value of one task."""
+        inputs = self._inputs[task]
+        if isinstance(model, TintedModel):
+            encoder, head = OneTask(model, task), nn.Identity()
+        else:
+            classifier = family_of(self._program.modelpool).classifier(task)
+            encoder = family.TextEncoder(getattr(model, classifier.base_model_prefix, model))
+            _, head = family.split(classifier, family.has_pooler(classifier))
+        output = predict(encoder, head, inputs.unlabeled, processes=FabricProcesses(self.fabric))
+        output = output[:, inputs.order]
+        told = output[:, 0] if output.shape[1] == 1 else output.argmax(1)
+        return {name: float(SCORES[name].of(inputs.labels, told)) for name in self.metrics[task]}
+
+    def metric(self, task: str) -> Metric:
+        """The first of a task's metrics."""
+        return SCORES[self.metrics[task][0]].metric
+
+
+def _unused(folder: Path) -> Path:
+    names = itertools.chain(["report.json"], (f"report_{count}.json" for count in itertools.count(1)))
+    return next(folder / name for name in names if not (folder / name).exists())

@@ -1,0 +1,228 @@
+"""`method=model_tinting` on FusionBench's ResNet, ConvNeXt and DINOv2 pools, in its task pool and ours."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command import composed, run
+from fusion_bench.modelpool import ResNetForImageClassificationPool
+from fusion_bench.tasks.clip_classification import get_num_classes
+from fusion_bench.utils import instantiate
+from hub import TASKS as DATASETS
+from hub import make_dataset, snapshot
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+
+from fusion_tinting.families.image_classification import head_name
+
+TASKS = ["mini-letters", "mini-textures", "mini-cars"]
+POOLS = ("modelpool=resnet-micro_3", "taskpool=resnet-micro_3")
+SHORT = ("method=model_tinting", "method.steps=3", *POOLS)
+HUB_TASKS = list(DATASETS)[:8]
+
+SIZES = {"hidden_sizes": [4, 4, 4, 4], "depths": [1, 1, 1, 1]}
+MAKERS = {
+    "facebook/convnext-base-224": lambda n: ConvNextForImageClassification(
+        ConvNextConfig(**SIZES, num_labels=n)
+    ),
+    "microsoft/resnet-50": lambda n: ResNetForImageClassification(
+        ResNetConfig(**SIZES, embedding_size=4, num_labels=n)
+    ),
+    "facebook/dinov2-base-imagenet1k-1-layer": lambda n: Dinov2ForImageClassification(
+        Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, num_labels=n)
+    ),
+}
+
+
+def accuracies(report) -> list[float]:
+    return [report[task]["accuracy"] for task in TASKS]
+
+
+def zoo_of(result) -> Path:
+    return Path(result["merged_model"].info["ids"]["mini-letters"]).parent
+
+
+def test_a_run_ends_with_the_baselines_and_one_hot_merges_are_the_experts(fuse):
+    result = fuse(*SHORT)
+    report, zoo = result["report"], zoo_of(result)
+    assert report["baselines"].keys() == {"pretrained", "expert", "task_arithmetic"}
+    for task in TASKS:
+        others = [f"~taskpool.test_datasets.{other}" for other in TASKS if other != task]
+        own = fuse("method=dummy", *POOLS, f"modelpool.models={{_pretrained_: {task}}}", *others)["report"]
+        assert report["baselines"]["expert"][task] == own[task]["accuracy"]
+    model = result["merged_model"]
+    pretrained = AutoModelForImageClassification.from_pretrained(zoo / "pretrained")
+    shared = model.remerged(0.0).merged.state_dict()
+    torch.testing.assert_close(shared, pretrained.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_stock_task_pool_switches_heads_and_scores_the_same(fuse, tmp_path):
+    run_dir = f"method.run_dir={tmp_path}/run"
+    ours = fuse(*SHORT, run_dir)
+    datasets = composed(*POOLS).taskpool.test_datasets
+    plain = OmegaConf.to_container(datasets, resolve=False)
+    flat = {task: {**node, "seed": 0, "recipe": "resnet-micro_3"} for task, node in plain.items()}
+    pool = {
+        "_target_": "fusion_bench.taskpool.image_classification.ImageClassificationTaskPool",
+        "_recursive_": False,
+        "processor": str(zoo_of(ours) / "pretrained"),
+        "test_datasets": flat,
+        "dataloader_kwargs": {"batch_size": 20},
+    }
+    theirs = instantiate(OmegaConf.create(pool)).evaluate(ours["merged_model"])
+    assert accuracies(theirs) == accuracies(ours["report"])
+    assert len({theirs[task]["loss"] for task in TASKS}) == 3
+
+
+@pytest.mark.parametrize("layer", ["head", "encoder.stages.3"])
+def test_an_artefact_applied_gives_the_runs_own_report(fuse, tmp_path, layer):
+    first = fuse(*SHORT, f"method.layer={layer}", f"method.run_dir={tmp_path}/run")
+    again = fuse("method=model_tinting", f"method.artifact={tmp_path}/run", *POOLS)
+    assert accuracies(again["report"]) == accuracies(first["report"])
+    coefficients = load_file(tmp_path / "run" / "coefficients.safetensors")
+    on_disk = load_file(zoo_of(first) / "pretrained" / "model.safetensors")
+    assert coefficients.keys() == {
+        name for name in on_disk if not name.startswith("classifier") and "num_batches" not in name
+    }
+
+
+def test_what_is_saved_is_the_shared_classifier_and_loads_in_the_pool(fuse, tmp_path):
+    model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(loaded.state_dict(), model.merged.state_dict())
+    pool = ResNetForImageClassificationPool(
+        models=OmegaConf.create({"_pretrained_": str(tmp_path / "saved")}), type="transformers"
+    )
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(pool.load_model("_pretrained_").eval()(x), model.merged(x).logits)
+
+
+def test_an_expert_that_would_get_a_new_head_is_refused(fuse):
+    entry = "modelpool.models.mini-cars={config_path: mini-cars, dataset_name: mini-cars}"
+    with pytest.raises(ValueError, match="expert `mini-cars` a new, untrained head"):
+        fuse(*SHORT, entry)
+
+
+def test_a_head_of_another_width_is_refused(fuse):
+    with pytest.raises(ValueError, match=r"head of the expert `mini-cars` has 26 classes; the task has 10"):
+        fuse(*SHORT, "modelpool.models.mini-cars=mini-letters")
+
+
+def test_another_architecture_is_refused(fuse, tmp_path):
+    MAKERS["facebook/convnext-base-224"](get_num_classes("mini-cars")).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ValueError, match="expert `mini-cars` is not of the pre-trained model's architecture"
+    ):
+        fuse(*SHORT, f"modelpool.models.mini-cars={tmp_path}/other")
+
+
+def test_a_checkpoint_without_head_is_refused(fuse, tmp_path):
+    MAKERS["microsoft/resnet-50"](3).resnet.save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match="headless` is no complete ResNetForImageClassification"):
+        fuse(*SHORT, f"modelpool.models.mini-cars={tmp_path}/headless")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The real pools' repositories, tiny, with data; and experts for the pools that name none."""
+    folder = tmp_path_factory.mktemp("hub")
+    for task in HUB_TASKS:
+        make_dataset(folder / "datasets", task)
+    for repository, make in MAKERS.items():
+        name, base = repository.split("/")[1], make(7)
+        save(base, snapshot(folder / "hub", f"models--{repository.replace('/', '--')}"))
+        for task in HUB_TASKS:
+            expert = f"models--tanganke--{name}_{task}_sgd_batch-size-64_lr-0.01_steps-4000"
+            real = name == "convnext-base-224"
+            where = snapshot(folder / "hub", expert) if real else folder / name / task
+            save(expert_of(base, make(get_num_classes(task))), where)
+    torchvision_files(folder / "torchvision")
+    return folder
+
+
+def expert_of(base, model):
+    """`model` with the backbone of `base`, a little off."""
+    head = head_name(base)
+    tensors = {name: tensor for name, tensor in base.state_dict().items() if not name.startswith(head)}
+    model.load_state_dict(tensors, strict=False)
+    for parameter in model.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    return model
+
+
+def save(model, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor = {
+        "image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"height": 32, "width": 32},
+        "do_center_crop": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def torchvision_files(folder: Path) -> None:
+    from torchvision.models import resnet18
+
+    folder.mkdir()
+    base = resnet18(num_classes=7)
+    save_file(base.state_dict(), folder / "base.safetensors")
+    for task in HUB_TASKS[:2]:
+        expert = expert_of(base, resnet18(num_classes=get_num_classes(task)))
+        save_file(expert.state_dict(), folder / f"{task}.safetensors")
+
+
+def pools(name: str, *more: str) -> list[str]:
+    return [f"modelpool={name}_8-tasks", f"taskpool={name}_8-tasks", *more]
+
+
+def test_the_real_configurations_run_on_checkpoints_in_the_hubs_layout(hub, tmp_path):
+    def experts(name):
+        return [f"modelpool.models.{task}={hub}/{name}/{task}" for task in HUB_TASKS]
+
+    def file(name):
+        return f"{{model_name: resnet18, weights: {hub}/torchvision/{name}.safetensors}}"
+
+    torchvision = [
+        *(f"~taskpool.test_datasets.{task}" for task in HUB_TASKS[2:]),
+        *(f"~modelpool.models.{task}" for task in HUB_TASKS[2:]),
+        f"modelpool.models._pretrained_={file('base')}",
+        *(f"modelpool.models.{task}={file(task)}" for task in HUB_TASKS[:2]),
+    ]
+    dinov2 = "dinov2-base-imagenet1k-1-layer"
+    runs = [
+        pools("convnext-base-224"),
+        pools("resnet50", *experts("resnet-50")),
+        pools(dinov2, *experts(dinov2)),
+        pools("torchvision-resnet50", *torchvision),
+    ]
+    quiet = ["print_config=false", "print_function_call=false", "fabric.accelerator=cpu", "path.work_dir=."]
+    quiet += ["method=model_tinting", "method.steps=1", "method.batch_size=2", "method.adapt_split=val"]
+    quiet += ["taskpool.dataloader_kwargs.num_workers=0", "method.num_workers=0"]
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from command import composed
+from fusion_bench.programs import fabric_fusion_program
+from fusion_bench.scripts.cli import main
+fabric_fusion_program.get_hydra_output_dir = lambda: {str(tmp_path)!r}
+for number, overrides in enumerate({runs!r}):
+    folder = f"{tmp_path}/{{number}}"
+    paths = [f"path.log_dir={{folder}}", f"fabric.loggers.root_dir={{folder}}"]
+    paths += [f"method.run_dir={{folder}}/run", f"merged_model_save_path={{folder}}/saved"]
+    report = main(composed(*overrides, *{quiet!r}, *paths))["report"]
+    assert report["baselines"]["expert"].keys() == set(report) - {{"model_info", "average", "baselines"}}
+    print("ran", len(report["baselines"]["expert"]))
+"""
+    result = run(sys.executable, "-c", code, cwd=tmp_path, env={"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"})
+    assert result.stdout.count("ran 8") == 3
+    assert result.stdout.count("ran 2") == 1

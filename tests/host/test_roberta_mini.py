@@ -1,0 +1,37 @@
+"""`roberta-mini_4` from nothing: the bars that a mini must reach, adapted on val and scored on test."""
+
+import pytest
+
+from fusion_tinting.mini import glue
+
+POOLS = ("modelpool=roberta-mini_4", "taskpool=roberta-mini_4")
+HEADLINE = {task: "pearson" if task == "similarity" else "accuracy" for task in glue.TASKS}
+
+
+def share(scores: dict[str, float], experts: dict[str, float]) -> float:
+    """Mean over tasks of score / expert, in per cent."""
+    return 100 * sum(scores[task] / experts[task] for task in experts) / len(experts)
+
+
+@pytest.fixture(scope="module")
+def built(cache):
+    return glue.build(0)
+
+
+def test_the_order_that_is_claimed(built, fuse):
+    options = ("method=model_tinting", "method.num_workers=0", "method.adapt_split=val", "method.steps=150")
+    report = fuse(*POOLS, *options)["report"]
+    base = report["baselines"]
+    tinted = {task: report[task][name] for task, name in HEADLINE.items()}
+    plain, arithmetic, kept = (
+        share(scores, base["expert"]) for scores in (base["pretrained"], base["task_arithmetic"], tinted)
+    )
+    assert plain < arithmetic < kept
+    assert arithmetic <= 90
+    assert kept >= 95 and kept >= arithmetic + 5
+
+
+def test_fusionbenchs_own_methods_run_on_the_unlabelled_val_split(built, fuse):
+    unlabelled = "modelpool.test_datasets=${modelpool.val_datasets}"
+    report = fuse(*POOLS, "method=simple_average", unlabelled)["report"]
+    assert set(report) == {"model_info", *glue.TASKS, "average"}

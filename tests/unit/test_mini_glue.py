@@ -1,0 +1,100 @@
+"""The small GLUE: what its texts are, that its splits are disjoint, and that seeds count."""
+
+import pytest
+from datasets import ClassLabel
+
+from fusion_tinting.mini import glue, text_zoo
+from fusion_tinting.mini.text_zoo import rows
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {
+        (task, split): glue.load_dataset(task, split, seed=0)
+        for task in glue.TASKS
+        for split in glue.COUNTS
+    }
+
+
+def test_no_text_is_in_two_splits_and_both_classes_are_in_each(splits):
+    for task in glue.TASKS:
+        texts = []
+        for split, count in glue.COUNTS.items():
+            data = splits[task, split].to_pandas()
+            assert len(data) == count
+            texts.append(set(data.drop(columns="label").agg(" ".join, axis=1)))
+            frequent = data["label"].value_counts(normalize=True)
+            assert frequent.max() < 0.56
+            assert len(frequent) == (6 if task == "similarity" else 2)
+        assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+
+
+def test_labels_are_as_the_texts_say(splits):
+    for row in splits["sentiment", "test"]:
+        words = set(row["text"].split())
+        assert row["label"] == (bool(words & set(glue.GOOD)) != bool(words & set(glue.NOT)))
+    for row in splits["agreement", "test"]:
+        words = row["text"].split()
+        assert row["label"] == (words[1].endswith("s") == ("are" in words))
+    for row in splits["paraphrase", "test"]:
+        first, second = row["text"].split(), row["text_pair"].split()
+        assert row["label"] == (first[-4] == second[-1])
+        assert {first[-4], first[-1]} == {second[1], second[-1]}
+    for row in splits["similarity", "test"]:
+        first, second = (glue.NUMBERS.index(row[c].split()[2]) for c in ("text", "text_pair"))
+        assert row["label"] == 5 - abs(first - second)
+
+
+def test_no_word_tells_a_label(splits):
+    """Of the two labels, none is more than two in three of the texts that hold a word."""
+    for task in ("sentiment", "agreement", "paraphrase"):
+        data = splits[task, "train"].to_pandas()
+        texts = data.drop(columns="label").agg(" ".join, axis=1).str.split().map(set)
+        for word in set.union(*texts):
+            labels = data["label"][texts.map(lambda words, word=word: word in words)]
+            if len(labels) > 200:
+                assert labels.mean() == pytest.approx(0.5, abs=0.17), (task, word)
+
+
+def test_features_are_of_classes_or_of_a_number(splits):
+    for task, found in glue.TASKS.items():
+        feature = splits[task, "val"].features["label"]
+        if found.regression:
+            assert feature.dtype == "float32"
+        else:
+            assert feature == ClassLabel(names=found.names)
+
+
+def test_a_seed_makes_the_same_rows_and_another_others():
+    assert rows(glue.TASKS, "paraphrase", 50, 1, "val") == rows(glue.TASKS, "paraphrase", 50, 1, "val")
+    assert rows(glue.TASKS, "paraphrase", 50, 1, "val") != rows(glue.TASKS, "paraphrase", 50, 2, "val")
+
+
+def test_the_base_is_told_parts_of_texts_that_its_tokenizer_knows():
+    known = {*text_zoo.words(glue.TASKS), *text_zoo.words(glue.CORPUS)}
+    captions = text_zoo.captions(glue.CORPUS)
+    assert len(set(captions)) == len(captions) and not set(captions) & set(text_zoo.words(glue.TASKS)) - {
+        name for task in glue.TASKS.values() for name in task.names
+    }
+    for split in glue.COUNTS:
+        for text, pair, place in text_zoo.captioned(glue.CORPUS, 7, split)[::97]:
+            assert set(f"{text} {pair or ''}".split()) <= known
+            assert captions[place] in known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sentimental", "test"), "Did you mean `sentiment`"),
+        (("sentiment", "tests"), "Did you mean `test`"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        glue.load_dataset(*arguments)
+
+
+@pytest.mark.parametrize("seed", [-1, True, 1.5])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(ValueError, match="whole number"):
+        glue.build(seed)
