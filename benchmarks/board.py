@@ -57,6 +57,30 @@ def table(found: dict) -> str:
     return "\n".join(lines + [f"| {' | '.join(cells(row))} |" for row in found["rows"]])
 
 
+def short_table(found: dict) -> str:
+    """One line a method, best first, for the README: accuracy % under both protocols, and what is asked."""
+    by_name: dict[str, dict] = {}
+    for row in found["rows"]:
+        if "failed" not in row:
+            by_name.setdefault(row["name"], {})[row.get("protocol")] = row
+    lines = ["| method | inductive | transductive | data | task known |", "|---|---|---|---|---|"]
+    for name, kinds in sorted(by_name.items(), key=lambda item: -_inductive(item[1])):
+        told = [kinds.get(p, kinds.get(None)) for p in ("inductive", "transductive")]
+        scores = [shown(row["accuracy"]) if row else "" for row in told]
+        one = next(iter(kinds.values()))
+        asks = ["", ""] if one["family"] == "reference" else _asks(one)
+        lines.append(f"| {name} | {' | '.join([*scores, *asks])} |")
+    return "\n".join(lines)
+
+
+def _inductive(kinds: dict) -> float:
+    return (kinds.get("inductive") or kinds.get(None) or {"accuracy": {"mean": 0}})["accuracy"]["mean"]
+
+
+def _asks(row: dict) -> list[str]:
+    return [row["data"], "yes" if row["task_identity"] else "no"]
+
+
 def cells(row: dict) -> list[str]:
     """One row of the table; of a method that does not run, the reason."""
     split = row.get("adapted_on") or "–"

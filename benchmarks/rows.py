@@ -8,7 +8,7 @@ PER_TASK = "keeps parameters per task"
 FAMILIES = (TRAINING_FREE, TEST_TIME, PER_TASK)
 
 UNLABELLED, TRAIN, NONE = "unlabelled", "train", "none"
-GRID = (0.1, 0.15, 0.2, 0.25, 0.3)
+GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 AROUND_ONE = (0.6, 0.8, 1.0, 1.3, 1.6)
 LEARNED = "learned without labels, from 0.3"
 STEPS = ("method.max_steps=500", "method.num_workers=0")

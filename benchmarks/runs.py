@@ -170,7 +170,7 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tupl
 
 
 def _score(report: dict) -> str:
-    return f"{average(report):6.2f}" if "average" in report else " " * 6
+    return f"{average(report):6.2f}" if "accuracy" in report.get("average", {}) else " " * 6
 
 
 def average(report: dict) -> float:

@@ -6,9 +6,9 @@
     python benchmarks/studies.py corruption    # adapted and scored on clean and on corrupted images
     python benchmarks/studies.py calibration   # expected calibration error
 
-Each with the settings of `--preset`, adapted on `val` without labels and scored on `test`. On clip-mini_8 and
-two cores they take from one minute (calibration) to a quarter of an hour (steps). Adaptations are kept in
-`--work`: a study that was stopped continues. Writes `study_<name>.json` and `.png` into `--results`.
+Each with the settings of `--preset`, adapted on `val` without labels and scored on `test`. On clip-mini_8
+and two cores they take from one minute (calibration) to a quarter of an hour (steps). Adaptations are kept
+in `--work`: a study that was stopped continues. Writes `study_<name>.json` and `.png` into `--results`.
 """
 
 import argparse
@@ -137,21 +137,9 @@ def main() -> None:
     world = World(options.pool, options.preset, options.split, options.work.resolve())
     found = STUDIES[options.study](world, options.seeds)
     path = options.results / f"study_{options.study}.json"
-    about_it = {
-        "pool": options.pool,
-        "preset": options.preset,
-        "split": options.split,
-        "seeds": options.seeds,
-    }
-    save(
-        path,
-        {
-            "command": f"python benchmarks/studies.py {options.study} --pool {options.pool}",
-            **about_it,
-            **found,
-            **about(),
-        },
-    )
+    command = f"python benchmarks/studies.py {options.study} --pool {options.pool}"
+    given = {name: getattr(options, name) for name in ("pool", "preset", "split", "seeds")}
+    save(path, {"command": command, **given, **found, **about()})
     study_plots.DRAW[options.study](path.with_suffix(".png"), found, options.pool)
     print(f"Written: {path} and {path.with_suffix('.png').name}")
 

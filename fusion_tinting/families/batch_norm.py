@@ -49,7 +49,8 @@ class MergedBatchNorm(nn.Module):
         self.running_mean = nn.Parameter(norm.running_mean.detach().clone(), requires_grad=False)
         log_variance = (norm.running_var.detach() + norm.eps).log()
         self.log_variance = nn.Parameter(log_variance, requires_grad=False)
-        self.register_buffer("num_batches_tracked", norm.num_batches_tracked)  # only to be restored
+        # Only to be restored: no part of the model, nor of a tint's file.
+        self.register_buffer("num_batches_tracked", norm.num_batches_tracked, persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise (B, C) or (B, C, ...)."""

@@ -26,6 +26,11 @@ from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 
 log = logging.getLogger(__name__)
 
+PATHS = (
+    "pretrained_model_name_or_path", "ckpt_path", "config_path", "pickle_path", "state_dict_path", "weights"
+)  # fmt: skip
+"""Keys under which FusionBench's model pools name a checkpoint."""
+
 KEPT_ASIDE = 0.1
 """Share of each task's samples that do not teach when no task pool will evaluate the result."""
 
@@ -203,6 +208,5 @@ def model_id(modelpool: BaseModelPool, name: str) -> str:
     config = modelpool.get_model_config(name)
     if isinstance(config, str):
         return config
-    if not hasattr(config, "get"):
-        return name
-    return str(config.get("pretrained_model_name_or_path") or config.get("ckpt_path") or name)
+    found = (config.get(key) for key in PATHS) if hasattr(config, "get") else ()
+    return str(next(filter(None, found), name))

@@ -46,7 +46,7 @@ class Grid:
         """For the terminal."""
         table = Table(title=self.title, caption=self.caption or None, caption_justify="left")
         for place, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if place else "left")
+            table.add_column(column, justify="right" if place else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(_cell, row))
         return table

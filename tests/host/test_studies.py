@@ -98,7 +98,8 @@ def test_correlation():
     assert not math.isnan(cross_task.correlation(x, y)["p"])
 
 
-def test_transfer_puts_every_tint_into_every_encoder(fuse, tmp_path, capsys):
+def test_transfer_puts_every_tint_into_every_encoder(fuse, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or FusionBench asks the terminal, which is captured
     report = fuse("method=model_tinting/transfer", STEPS, "method.adamerging.steps=2")["report"]
     study = found(tmp_path, "transfer")
     assert "Score, % of the experts, head tints" in capsys.readouterr().out
@@ -124,6 +125,8 @@ def test_transfer_puts_every_tint_into_every_encoder(fuse, tmp_path, capsys):
         ("cross_task", ["method.lr_coefficients=0.1"], "`method.lr_coefficients` must be 0"),
         ("cross_task", [f"~taskpool.test_datasets.{task}" for task in TASKS[1:]], "at least two tasks"),
         ("transfer", ["method.layer=null", "method.lr_tints=null"], "`method.layer` must name a layer"),
+        ("transfer", ["method.layer=auto"], "`method.layer` must name a layer"),
+        ("cross_task", ["method.layer=auto"], "`method.layer` must name it"),
         ("transfer", ["+method.adamerging.rate=1"], "Unknown setting `rate`"),
     ],
 )

@@ -111,7 +111,7 @@ def test_fusionbenchs_own_methods_merge_the_backbones(hub, fuse):
     """Heads of one, two and three outputs, each its expert's; Task Arithmetic is the table's."""
     ours = fuse(*SHORT)["report"]["baselines"]["task_arithmetic"]
     theirs = fuse(*POOLS, "method=task_arithmetic", "method.scaling_factor=0.3")
-    assert headlines(theirs["report"]) == pytest.approx(ours, abs=1e-6)
+    assert headlines(theirs["report"]) == pytest.approx(ours, abs=1e-5)
     assert set(theirs["report"]) == {"model_info", *TASKS, "average"}
     assert isinstance(theirs["merged_model"], RobertaModel)
     fuse(*POOLS, "method=simple_average")

@@ -13,6 +13,7 @@ from fusion_tinting.fusionbench.studies import Study
 from fusion_tinting.reporting.studies import Grid, heat_map, scatter
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tints import AUTO
 from fusion_tinting.unlabeled import Unlabeled
 
 STATES = ("before", "after")
@@ -52,6 +53,10 @@ class CrossTask(Study):
             raise ValueError(
                 "The study cross_task tints given encoders: `method.lr_coefficients` must be 0. Found "
                 f"{self.settings.get('lr_coefficients')}."
+            )
+        if self.settings.get("layer") == AUTO:
+            raise ValueError(
+                "The study cross_task tints one layer everywhere: `method.layer` must name it."
             )
 
     def check(self) -> None:

@@ -97,7 +97,8 @@ class LayerSweep(Study):
             lines[NO_TINT] = points.pop(NO_TINT)[1]
         title = f"The tinted layer\n{self.protocol}"
         figure = by_parameters(points, lines, unit=self.unit, title=title)
-        found = {"unit": self.unit, "layers": rows, "experts": experts}
+        rates = {"lr_tints": self.lr_tints, "lr_head": self.lr_head}
+        found = {"unit": self.unit, **rates, "layers": rows, "experts": experts}
         summaries, by_task = self._summaries(rows, lines["experts"]), self._by_task(rows, experts)
         self.publish(found, [summaries], figure, details=[by_task])
 

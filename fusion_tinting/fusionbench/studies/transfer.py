@@ -10,6 +10,7 @@ from fusion_tinting.fusionbench.studies import Study, coefficients_of
 from fusion_tinting.reporting.studies import Grid, heat_map
 from fusion_tinting.settings import Settings
 from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tints import AUTO
 from fusion_tinting.unlabeled import Unlabeled
 
 ENCODERS = ("Task Arithmetic", "AdaMerging", "Model Tinting")
@@ -36,7 +37,8 @@ class Transfer(Study):
 
     def __init__(self, *, adamerging: Mapping, **options):
         super().__init__(**options)
-        if self.settings.get("layer", Settings.layer) is None or self.settings.get("lr_coefficients") == 0:
+        layer = self.settings.get("layer", Settings.layer)
+        if layer in (None, AUTO) or self.settings.get("lr_coefficients") == 0:
             raise ValueError(
                 "The study transfer needs tints and λ that are trained: `method.layer` must name a layer, "
                 "and `method.lr_coefficients` must not be 0."
@@ -92,6 +94,7 @@ class Transfer(Study):
         labels = {"rows": ENCODERS, "columns": columns, "title": f"{title}\n{self.protocol}"}
         heat_map(figure.subplots(), values, span=span, **labels)
         found = {"scores": scores, "experts": experts, "share_of_experts": shares}
+        found["adamerging"] = self.adamerging
         self.publish(found, [Grid(title, titles, rows, caption)], figure)
 
 
