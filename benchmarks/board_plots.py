@@ -100,7 +100,7 @@ def by_task(path: Path, rows: dict[str, dict], title: str) -> None:
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=5, columnspacing=1, frameon=False)
     save(figure, path)
 
 

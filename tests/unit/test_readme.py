@@ -70,6 +70,28 @@ def test_the_committed_results_show_what_is_claimed(quality):
     assert len(quality["zoos"]) == len(quality["seeds_on_first_zoo"]) == 3
 
 
+@pytest.fixture
+def leaderboard() -> dict:
+    return json.loads((RESULTS / "clip-mini_8.json").read_text())
+
+
+def test_the_leaderboard_is_the_benchmarks(benchmark, leaderboard):
+    board = benchmark("board")
+    assert board.short_table(leaderboard) in README
+    assert board.markdown(leaderboard) == (RESULTS / "clip-mini_8.md").read_text()
+
+
+def test_the_leaderboard_has_every_row_and_shows_what_is_claimed(benchmark, leaderboard):
+    rows = benchmark("rows").ROWS
+    assert {row["key"] for row in leaderboard["rows"]} == {"pre-trained", "experts", *rows}
+    found = {(row["key"], row.get("protocol")): row["accuracy"]["mean"] for row in leaderboard["rows"]}
+    for protocol in ("inductive", "transductive"):
+        ours = [found[name, protocol] for name in ("model_tinting", "recommended")]
+        assert found["adamerging", protocol] + 5 < ours[0] < ours[1] <= found["experts", None]
+        assert found["surgery", protocol] < ours[0]
+        assert found["fast", protocol] > found["emr", None]
+
+
 @pytest.mark.parametrize(
     ("command", "name", "page"),
     [
