@@ -92,6 +92,13 @@ def test_the_leaderboard_has_every_row_and_shows_what_is_claimed(benchmark, lead
         assert found["fast", protocol] > found["emr", None]
 
 
+def test_agreement_without_labels_puts_the_layers_in_the_order_of_their_accuracy():
+    found = json.loads((RESULTS / "layer_sweep_clip-mini_8.json").read_text())["layers"]
+    by_accuracy = sorted(found, key=lambda layer: found[layer]["summary"])
+    assert by_accuracy == sorted(found, key=lambda layer: found[layer]["agreement"])
+    assert by_accuracy[-1] == "block:0"
+
+
 @pytest.mark.parametrize(
     ("command", "name", "page"),
     [
