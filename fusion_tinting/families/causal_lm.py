@@ -1,10 +1,14 @@
 """Causal language models: the whole model is merged, and its next-token distributions are taught."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.families.loading import require_complete
+from fusion_tinting.unlabeled import Unlabeled
 
 
 class LanguageModel(nn.Module):
@@ -55,6 +59,30 @@ def require_untied(model: PreTrainedModel, layer: str) -> None:
             f"`layer={layer}` shares a tensor with the LM head. Tint the head itself (`layer: head`): it "
             "then gets a tensor of its own. Or tint a block."
         )
+
+
+def inputs_of(tokenizer, texts: Sequence[str], config: PreTrainedConfig, max_length: int) -> Unlabeled:
+    """Texts one after another, in blocks of `max_length` tokens, or as many as the model can read.
+
+    Raises:
+        ValueError: a token that the model does not know, or too few of them; see `blocks_of`.
+    """
+    tokens = tokenizer(list(texts), verbose=False)["input_ids"]
+    highest = max((max(text) for text in tokens if text), default=0)
+    if highest >= config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of the experts has a token {highest}; the base knows {config.vocab_size}."
+        )
+    length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+    return Unlabeled(blocks_of(tokens, length, tokenizer.eos_token_id))
+
+
+def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
+    """Parameter name in `LanguageModel` -> tensor name in a checkpoint as transformers writes it."""
+    names = {}
+    for name, tensor in model.named_parameters():
+        (names[f"model.{name}"],) = revert_weight_conversion(model, {name: tensor})
+    return names
 
 
 def blocks_of(tokens: list[list[int]], length: int, separator: int | None) -> list[Tensor]:

@@ -161,6 +161,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
     def _settings_for(self, family: PoolFamily, changes: Mapping) -> dict:
         settings = {**self.settings, **changes, **({"steps": 1} if self.is_debug_mode else {})}
         layer = settings.get("layer", Settings.layer)
+        family.check_layer(layer)
         settings["layer"] = family.layers.get(layer, layer)
         if not family.objectives:
             return settings

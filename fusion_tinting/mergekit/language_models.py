@@ -13,7 +13,6 @@ from fusion_tinting.mergekit.recipes import YAML
 from fusion_tinting.mergekit.rows import Inputs, Rows, reachable
 from fusion_tinting.mergekit.texts import shared_tokenizer
 from fusion_tinting.tints import resolve_layer
-from fusion_tinting.unlabeled import Unlabeled
 
 
 class LanguageModels:
@@ -44,18 +43,11 @@ class LanguageModels:
         """A task's texts one after another, in blocks of `max_length` tokens (fewer, where the model cannot
         read so many)."""
         rows, config = self._rows[task], self.pretrained.model.config
-        tokens = self.tokenizer(rows.texts("text"), verbose=False)["input_ids"]
-        highest = max((max(text) for text in tokens if text), default=0)
-        if highest >= config.vocab_size:
-            raise ValueError(
-                f"The tokenizer of the experts has a token {highest}; the base knows {config.vocab_size}."
-            )
-        length = min(rows.data.max_length, getattr(config, "max_position_embeddings", rows.data.max_length))
         try:
-            blocks = family.blocks_of(tokens, length, self.tokenizer.eos_token_id)
+            unlabeled = family.inputs_of(self.tokenizer, rows.texts("text"), config, rows.data.max_length)
         except ValueError as error:
             raise ValueError(f"{rows.where}: {error}") from error
-        return Inputs(Unlabeled(blocks))
+        return Inputs(unlabeled)
 
 
 def _check_settings(config: Config) -> None:

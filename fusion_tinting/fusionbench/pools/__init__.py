@@ -16,6 +16,7 @@ FAMILY = {
     "ConvNextForImageClassificationPool": "image_classification:ImageClassificationPool",
     "Dinov2ForImageClassificationPool": "image_classification:ImageClassificationPool",
     "ResNetForImageClassificationPool": "image_classification:ImageClassificationPool",
+    "CausalLMPool": "causal_lm:CausalLMFamily",
     "NYUv2ModelPool": "nyuv2:NYUv2Pool",
     "GPT2ForSequenceClassificationPool": "text_classification:TextClassifierPool",
     "SequenceClassificationModelPool": "text_classification:TextClassifierPool",
@@ -77,6 +78,13 @@ class PoolFamily:
     def load(self) -> None:
         """Load the pre-trained model and the heads, and make the experts ready to load."""
         raise NotImplementedError
+
+    def check_layer(self, layer: str | None) -> None:
+        """Refuse a layer that such models cannot have as a tint; called after `load`.
+
+        Raises:
+            ValueError: naming the layer.
+        """
 
     def unlabeled(self, task: str, split: str) -> Unlabeled:
         """The inputs of a task's split. Labels stay where they are.
