@@ -92,6 +92,17 @@ def test_the_leaderboard_has_every_row_and_shows_what_is_claimed(benchmark, lead
         assert found["fast", protocol] > found["emr", None]
 
 
+def test_the_minis_of_the_families_show_what_is_claimed(benchmark):
+    found = json.loads((RESULTS / "families.json").read_text())
+    assert benchmark("families").table(found) in README
+    for row in found["pools"].values():
+        plain, arithmetic, tinted = (
+            row["share_of_experts"][name]["mean"] for name in benchmark("families").COLUMNS
+        )
+        assert plain < arithmetic <= 90
+        assert tinted >= 95 and tinted >= arithmetic + 5
+
+
 def test_agreement_without_labels_puts_the_layers_in_the_order_of_their_accuracy():
     found = json.loads((RESULTS / "layer_sweep_clip-mini_8.json").read_text())["layers"]
     by_accuracy = sorted(found, key=lambda layer: found[layer]["summary"])
