@@ -99,7 +99,7 @@ class Plan:
         """λ -> the run that scores it by `val` labels; empty for a row that is not tuned."""
         if row.tuned is None:
             return {}
-        base, values = self.settings(row, None), row.grid[1::2] if self.quick else row.grid
+        base, values = self.settings(row, None), row.grid[1:4:2] if self.quick else row.grid
         return {lam: (*base, f"{row.tuned}={lam}", "seed=0", ON_VAL) for lam in values}
 
     def on_val(self, row: Row) -> dict[float, float]:

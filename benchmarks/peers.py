@@ -85,8 +85,8 @@ class World:
         self.predictions = {task: torch.randn(2 * self.batch, CLASSES) for task in self.tasks}
         self._vectors: dict[tuple[str, str], ft.TaskVectors] = {}
 
-    def vectors(self, dtype: str = "fp32", storage: str = "memory") -> ft.TaskVectors:
-        """Task vectors, made once for all that ask for the same kind."""
+    def vectors(self, dtype: str = "fp32", storage: str = "memory", **_) -> ft.TaskVectors:
+        """Task vectors, made once for all that ask for the same kind; other options change nothing here."""
         kind = dtype, storage
         if kind not in self._vectors:
             self._vectors[kind] = ft.TaskVectors.from_models(

@@ -45,7 +45,7 @@ def test_both_recipes_of_a_run_give_the_same_tensors(world):
     row = {layer: world.lam[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (1, 10, 11)}
     assert not torch.equal(row[1], row[10]) and not torch.equal(row[1], row[11])
     paths = {task: str(path) for task, path in world.experts.items()}
-    recipes.write(world.folder, str(world.base), paths, list(TASKS))
+    recipes.write(world.folder, str(world.base), paths, list(TASKS), recipes.YAML)
     ours, plain = world.folder / "ours", world.folder / "plain"
     run_program(PROGRAMS / "mergekit-tint", "yaml", world.folder / "recipe.yml", ours, cwd=world.folder)
     recipe = world.folder / "recipe-task-arithmetic.yml"
@@ -59,7 +59,9 @@ def test_recipes_of_a_run_keep_the_data_type_of_the_base(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(llama(tmp_path / "full"), dtype=torch.bfloat16)
     base = save(model, AutoTokenizer.from_pretrained(tmp_path / "full"), tmp_path / "base")
     world = make(tmp_path, base)
-    recipes.write(tmp_path, str(base), {t: str(p) for t, p in world.experts.items()}, list(TASKS))
+    recipes.write(
+        tmp_path, str(base), {t: str(p) for t, p in world.experts.items()}, list(TASKS), recipes.YAML
+    )
     for name in ("recipe.yml", "recipe-task-arithmetic.yml"):
         found = tensors(world.merge((tmp_path / name).read_text()))
         assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
