@@ -110,6 +110,22 @@ def test_agreement_without_labels_puts_the_layers_in_the_order_of_their_accuracy
     assert by_accuracy[-1] == "block:0"
 
 
+def test_the_figures_of_twenty_tasks_are_the_benchmarks(benchmark):
+    found = json.loads((RESULTS / "clip-mini_20.json").read_text())
+    assert benchmark("board").markdown(found) == (RESULTS / "clip-mini_20.md").read_text()
+    score = {row["key"]: row["accuracy"]["mean"] for row in found["rows"]}
+    share = {row["key"]: row["share_of_experts"]["mean"] for row in found["rows"]}
+    told = re.search(
+        r"the experts score ([\d.]+), the\s+recommended setting ([\d.]+), `fast` ([\d.]+), EMR-Merging "
+        r"([\d.]+), Model Tinting ([\d.]+), AdaMerging ([\d.]+), Task Arithmetic ([\d.]+)\.",
+        README,
+    )
+    keys = ("experts", "recommended", "fast", "emr", "model_tinting", "adamerging", "task_arithmetic")
+    assert told.groups() == tuple(f"{score[key]:.1f}" for key in keys)
+    assert share["recommended"] >= 93
+    assert score["recommended"] >= score["adamerging"] + 10
+
+
 @pytest.mark.parametrize(
     ("command", "name", "page"),
     [
