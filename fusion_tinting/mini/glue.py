@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.mini.once import built_once
+from fusion_tinting.mini.once import built_once, require_seed
 from fusion_tinting.mini.text_zoo import TRAIN, TextTask, make_models, rows
 from fusion_tinting.mini.tiny_roberta import Row, Sizes
 
@@ -135,8 +135,7 @@ def build(seed: int = 0) -> Path:
     Args:
         seed: all randomness follows from it: another seed gives other texts and other models.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` should be a whole number from 0. Found {seed!r}.")
+    require_seed(seed)
     what = hashlib.sha256(repr((VERSION, TRAIN, SIZES)).encode()).hexdigest()[:8]
     return built_once(f"roberta-mini_4-{what}-seed{seed}", lambda folder: _make(folder, seed))
 

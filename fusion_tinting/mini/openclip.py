@@ -22,7 +22,7 @@ from fusion_tinting.fusionbench.taskpools.open_clip import TintedOpenCLIPVisionM
 
 from . import data, training
 from .canvas import SIZE
-from .once import built_once
+from .once import built_once, reproducible
 from .recipe import Recipe
 from .tasks import TASKS
 
@@ -81,20 +81,14 @@ def _inside(folder: Path, files) -> dict[str, str]:
 def make(folder: Path, recipe: Recipe, seed: int) -> None:
     """Fill the folder of a zoo, on one thread; the caller's random state stays as it is."""
     steps = recipe.pretrain_steps + len(recipe.tasks) * (recipe.expert_steps + 1)
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    try:
-        with tqdm(total=steps, desc=f"Building {recipe.name} (once, {recipe.minutes})", unit="step") as bar:
-            heads = _pretrain(folder, recipe, seed, bar.update)
-            for task, head in heads.items():
-                data.write(recipe, TASKS[task], folder / "data" / task, seed)
-                bar.update()
-                head.save(folder / f"head_{task}.safetensors")
-                _finetune(folder, recipe, task, head, seed, bar.update)
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(generator)
+    about = f"Building {recipe.name} (once, {recipe.minutes})"
+    with reproducible(seed), tqdm(total=steps, desc=about, unit="step") as bar:
+        heads = _pretrain(folder, recipe, seed, bar.update)
+        for task, head in heads.items():
+            data.write(recipe, TASKS[task], folder / "data" / task, seed)
+            bar.update()
+            head.save(folder / f"head_{task}.safetensors")
+            _finetune(folder, recipe, task, head, seed, bar.update)
 
 
 def _pretrain(folder: Path, recipe: Recipe, seed: int, advance) -> dict[str, ClassificationHead]:

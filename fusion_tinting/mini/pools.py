@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fusion_bench.modelpool import CLIPVisionModelPool
 from fusion_bench.tasks.clip_classification import CLIPTemplateFactory
 from omegaconf import DictConfig, OmegaConf
@@ -11,10 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from fusion_tinting.fusionbench.taskpools.clip import TintedCLIPVisionModelTaskPool
 
 from . import zoo
+from .once import ZOO_OPTIONS, inside
 from .tasks import TASKS
-
-ZOO_OPTIONS = {"zoo_seed": "zoo_seed", "recipe": "recipe"}
-"""What both pools add to the stock ones; named so for FusionBench's own way of saving a pool."""
 
 
 class MiniCLIPModelPool(CLIPVisionModelPool):
@@ -32,8 +28,8 @@ class MiniCLIPModelPool(CLIPVisionModelPool):
 
     def __init__(self, models, *, processor="pretrained", zoo_seed=0, recipe="clip-mini_8", **kwargs):
         folder = zoo.build(zoo_seed, recipe=recipe)
-        models = {name: _inside(folder, model) for name, model in models.items()}
-        super().__init__(OmegaConf.create(models), processor=_inside(folder, processor), **kwargs)
+        models = {name: inside(folder, model) for name, model in models.items()}
+        super().__init__(OmegaConf.create(models), processor=inside(folder, processor), **kwargs)
         self.zoo_seed, self.recipe = zoo_seed, recipe
 
 
@@ -55,16 +51,11 @@ class MiniCLIPTaskPool(TintedCLIPVisionModelTaskPool):
         folder = zoo.build(zoo_seed, recipe=recipe)
         super().__init__(
             test_datasets,
-            processor=_inside(folder, processor),
-            clip_model=_inside(folder, clip_model),
+            processor=inside(folder, processor),
+            clip_model=inside(folder, clip_model),
             **kwargs,
         )
         self.zoo_seed, self.recipe = zoo_seed, recipe
-
-
-def _inside(folder: Path, name):
-    """The path of a model inside the zoo; whatever names no folder there stays as it is."""
-    return str(folder / name) if isinstance(name, str) and (folder / name).is_dir() else name
 
 
 def register_tasks() -> None:

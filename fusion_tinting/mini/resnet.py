@@ -19,13 +19,12 @@ from fusion_tinting.errors import unknown
 
 from . import data
 from .canvas import SIZE
-from .once import UNFINISHED, built_once
+from .once import UNFINISHED, built_once, reproducible
 from .recipe import Recipe
 from .task import SPLITS
 from .tasks import TASKS
 from .tiny_clip import PIXEL_MEAN, PIXEL_STD, pixel_values
-from .training import _batches as endless_batches
-from .training import pretraining_images
+from .training import endless_batches, pretraining_images
 
 THREE = ("mini-letters", "mini-textures", "mini-cars")
 RECIPES = {
@@ -81,23 +80,15 @@ def make_model(recipe: Recipe, classes: int) -> ResNetForImageClassification:
 
 
 def _build_in(folder: Path, recipe: Recipe, seed: int) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more do not help models this small, and would make them differ
     steps = recipe.pretrain_steps + len(recipe.tasks) * recipe.expert_steps
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            tqdm(total=steps, desc=f"Building {recipe.name} (once, {recipe.minutes})", unit="step") as bar,
-        ):
-            torch.manual_seed(seed)
-            base = pretrain(recipe, seed, bar)
-            save(base, folder / "pretrained")
-            for number, task in enumerate(recipe.tasks):
-                data.write(recipe, TASKS[task], folder / "data" / task, seed)
-                expert = finetune(recipe, base, folder, task, seed + number, bar)
-                save(expert, folder / task)
-    finally:
-        torch.set_num_threads(threads)
+    about = f"Building {recipe.name} (once, {recipe.minutes})"
+    with reproducible(seed), tqdm(total=steps, desc=about, unit="step") as bar:
+        base = pretrain(recipe, seed, bar)
+        save(base, folder / "pretrained")
+        for number, task in enumerate(recipe.tasks):
+            data.write(recipe, TASKS[task], folder / "data" / task, seed)
+            expert = finetune(recipe, base, folder, task, seed + number, bar)
+            save(expert, folder / task)
 
 
 def pretrain(recipe: Recipe, seed: int, bar: tqdm) -> ResNetForImageClassification:

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from fusion_tinting.fusionbench.taskpools.image_classification import TintedImageClassificationTaskPool
 
 from . import resnet
-from .pools import ZOO_OPTIONS, _inside
+from .once import ZOO_OPTIONS, inside
+from .pools import register_tasks
 
 
 class MiniResNetPool(ResNetForImageClassificationPool):
@@ -26,9 +27,9 @@ class MiniResNetPool(ResNetForImageClassificationPool):
         models = OmegaConf.to_container(OmegaConf.create(models))
         for name, model in models.items():
             if isinstance(model, str):
-                models[name] = _inside(folder, model)
+                models[name] = inside(folder, model)
             else:
-                model["config_path"] = _inside(folder, model["config_path"])
+                model["config_path"] = inside(folder, model["config_path"])
         super().__init__(OmegaConf.create(models), **kwargs)
         self.zoo_seed, self.recipe = zoo_seed, recipe
 
@@ -41,6 +42,9 @@ class MiniResNetTaskPool(TintedImageClassificationTaskPool):
     def __init__(
         self, test_datasets, *, processor="pretrained", zoo_seed=0, recipe="resnet-mini_3", **kwargs
     ):
-        processor = _inside(resnet.build(zoo_seed, recipe), processor)
+        processor = inside(resnet.build(zoo_seed, recipe), processor)
         super().__init__(test_datasets, processor=processor, **kwargs)
         self.zoo_seed, self.recipe = zoo_seed, recipe
+
+
+register_tasks()  # whose class names the task pool asks FusionBench for

@@ -9,12 +9,11 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.fusionbench.pools.nyuv2 import NYUv2ModelPool
 from fusion_tinting.fusionbench.taskpools.nyuv2 import TintedNYUv2TaskPool
 from fusion_tinting.mini import scenes, scenes_zoo
+from fusion_tinting.mini.once import ZOO_OPTIONS
 from fusion_tinting.mini.tiny_dense import CHANNELS, TinyDilatedResNet, decoder
 
 TINY = "tiny"
 """The only encoder here."""
-ZOO_OPTIONS = {"zoo_seed": "zoo_seed", "recipe": "recipe"}
-"""What both pools add to the real ones."""
 
 
 class MiniNYUv2ModelPool(NYUv2ModelPool):

@@ -16,7 +16,7 @@ from fusion_tinting.families.dense import MODEL_FILE, DenseHead
 from fusion_tinting.families.nyuv2_scenes import FOLDER, Scenes, as_seen
 from fusion_tinting.files import read_tensors, write_tensors
 from fusion_tinting.mini import scenes
-from fusion_tinting.mini.once import built_once
+from fusion_tinting.mini.once import built_once, reproducible
 from fusion_tinting.mini.tiny_dense import TinyDilatedResNet, decoder
 
 VERSION = 2
@@ -74,7 +74,7 @@ def load_dataset(
 def _build(folder: Path, recipe: Recipe, seed: int, progress: bool) -> None:
     total = recipe.pretrain_steps + len(FOLDER) * recipe.expert_steps
     about = f"Building {recipe.name} (once, about two minutes)"
-    with tqdm(total=total, desc=about, unit="step", disable=not progress) as bar, _one_thread():
+    with tqdm(total=total, desc=about, unit="step", disable=not progress) as bar, reproducible(seed):
         for place, split in enumerate(("train", "val", "test")):
             if not (folder / "nyuv2" / split).exists():
                 rng = np.random.default_rng([seed, place])
@@ -145,14 +145,3 @@ def _arrays(folder: Path, task: str) -> list[Tensor]:
 def _save(folder: Path, parts: dict[str, nn.Module]) -> None:
     tensors = {f"{part}.{n}": t for part, module in parts.items() for n, t in module.state_dict().items()}
     write_tensors(folder / MODEL_FILE, tensors, {"format": "pt"})
-
-
-class _one_thread:
-    """One thread, which for models this small is faster than two."""
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_) -> None:
-        torch.set_num_threads(self.before)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from fusion_tinting.mini import tiny_roberta
+from fusion_tinting.mini.once import reproducible
 from fusion_tinting.mini.tiny_roberta import Row, Sizes
 from fusion_tinting.unlabeled import stable_seed
 
@@ -91,7 +90,7 @@ def make_models(
         split: the one that all of them are from.
     """
     corpus = corpus or tasks
-    with _reproducible(seed):
+    with reproducible(seed):
         progress("base: a masked language model")
         tokenizer = tiny_roberta.make_tokenizer(sorted({*words(tasks), *words(corpus)}))
         told = captioned(corpus, seed + 2, split)
@@ -103,19 +102,6 @@ def make_models(
             data = rows(tasks, name, TRAIN, seed + 3, split)
             expert = tiny_roberta.expert(folder / "base", tokenizer, data, names, sizes)
             _save(expert, tokenizer, folder / "experts" / name)
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """One thread and a seed of its own, and afterwards everything as it was."""
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(generator)
 
 
 def _save(model, tokenizer, folder: Path) -> None:

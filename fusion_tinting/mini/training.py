@@ -54,7 +54,7 @@ def pretrain(recipe: Recipe, seed: int, folder: Path, advance: Advance) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.pretrain_lr, total_steps=recipe.pretrain_steps, pct_start=0.15
     )
-    batches = _batches(len(images), recipe.pretrain_batch, np.random.default_rng([seed, 1]))
+    batches = endless_batches(len(images), recipe.pretrain_batch, np.random.default_rng([seed, 1]))
     for step in range(recipe.pretrain_steps):
         batch = next(batches)
         texts = tiny_clip.text_features(model, tokens[step % len(tokens)])
@@ -87,7 +87,7 @@ def finetune(
     optimiser = torch.optim.Adam(tower.parameters(), lr=recipe.expert_lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.expert_steps)
     rng = np.random.default_rng([seed, 2, zlib.crc32(task.name.encode())])
-    batches = _batches(len(labels), recipe.expert_batch, rng)
+    batches = endless_batches(len(labels), recipe.expert_batch, rng)
     for _ in range(recipe.expert_steps):
         batch = next(batches)
         logits = tiny_clip.image_features(model, pixels[batch]) @ head.T
@@ -110,7 +110,7 @@ def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, torch.Te
     return [dict(tokenizer(each, padding=True, return_tensors="pt")) for each in captions]
 
 
-def _batches(count: int, size: int, rng: np.random.Generator):
+def endless_batches(count: int, size: int, rng: np.random.Generator):
     """Endless shuffled batches of indices; every epoch visits everything but an incomplete batch."""
     size = min(size, count)
     while True:

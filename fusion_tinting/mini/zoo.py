@@ -16,7 +16,7 @@ from fusion_tinting.errors import unknown
 
 from . import data
 from . import recipe as recipes
-from .once import built_once
+from .once import built_once, require_seed
 from .recipe import Recipe
 
 WORKERS = 2
@@ -40,8 +40,7 @@ def build(seed: int = 0, progress: bool = True, recipe: str | Recipe = "clip-min
         progress: Whether to show a progress bar while building.
         recipe: Name of a recipe, one of `recipe.RECIPES`; or a recipe.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` should be a whole number from 0. Found {seed!r}.")
+    require_seed(seed)
     if isinstance(recipe, str):
         recipe = recipes.find(recipe)
     return built_once(zoo_name(recipe, seed), lambda folder: _build_in(folder, recipe, seed, progress))
