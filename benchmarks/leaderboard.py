@@ -16,12 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import board
-import fusion_bench.scripts.cli  # noqa: F401  (our search-path plugin acts where FusionBench is loaded)
 import outcomes
 import torch
 from common import PACKAGES, RESULTS, about
-from fusion_bench.constants import PROJECT_ROOT_PATH
-from hydra import compose, initialize_config_dir
+from composed import compose_run
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rows import ROWS, UNLABELLED, Row
@@ -31,7 +29,6 @@ import fusion_tinting
 from fusion_tinting.files import read_json
 from fusion_tinting.mini import recipe
 
-STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 PROTOCOLS = {"inductive": "val", "transductive": "test"}
 """Name -> the split adapted on; both are scored on `test`."""
 ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
@@ -149,9 +146,7 @@ class Plan:
 @functools.cache
 def composed(pools: tuple[str, ...], overrides: tuple[str, ...]) -> dict:
     """What FusionBench's command makes of these overrides."""
-    with initialize_config_dir(str(STOCK), version_base=None):
-        config = compose("fabric_model_fusion", overrides=[*pools, *overrides])
-    return OmegaConf.to_container(config, resolve=False)
+    return OmegaConf.to_container(compose_run(*pools, *overrides), resolve=False)
 
 
 @functools.cache

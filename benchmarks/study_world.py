@@ -5,20 +5,17 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from composed import compose_run
 from corruptions import Corrupted
 from fusion_bench import instantiate
-from fusion_bench.constants import PROJECT_ROOT_PATH
 from fusion_bench.dataset.image_dataset import ImageClassificationDataset
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
 from fusion_tinting.fusionbench.pools import family_of
-from fusion_tinting.reporting.tables import OneTask
+from fusion_tinting.tinted_model import OneTask
 from fusion_tinting.unlabeled import InMemory, batch_schedule
-
-STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 
 
 class World:
@@ -32,8 +29,7 @@ class World:
     """
 
     def __init__(self, pool: str, preset: str, split: str, work: Path):
-        with initialize_config_dir(str(STOCK), version_base=None):
-            config = compose("fabric_model_fusion", overrides=[f"modelpool={pool}", f"method={preset}"])
+        config = compose_run(f"modelpool={pool}", f"method={preset}")
         self.name, self.split, self.work = pool, split, work / pool
         method = OmegaConf.to_container(config.method, resolve=True)
         self.settings = {k: v for k, v in method.items() if k in Settings.__dataclass_fields__}

@@ -250,8 +250,8 @@ class Adaptation:
     def _numbers_at_once(self) -> int:
         """How many numbers the batches of one pass may hold: on a CPU few, for beyond its caches a larger
         batch costs more than it saves; on a GPU what half of the free memory has room for."""
-        device = self.processes.device
-        if device.type != "cuda" or self.settings.steps == 0:
+        device, shared = self.processes.device, self.settings.update == "joint"
+        if device.type != "cuda" or not shared or self.settings.steps == 0:
             return ON_A_CPU
         first = self._first_batch()
         if not self.model.one_pass([first]):

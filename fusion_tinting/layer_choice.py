@@ -8,17 +8,15 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from fusion_tinting.adaptation import adapt
-from fusion_tinting.experts import LoadedExperts, outputs
-from fusion_tinting.merging import load_merged
+from fusion_tinting.experts import LoadedExperts, predict
 from fusion_tinting.objectives import agreement, l1
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tinted_model import OneTask, TintedModel
 from fusion_tinting.tints import HEAD, make_tints, resolve_layer, tintable
 from fusion_tinting.top_predictions import Predictions, dense
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule
@@ -100,13 +98,9 @@ class _Trial:
             for part, rows in ((self.aside, order[:count]), (self.taught, order[count:])):
                 part[task] = inputs.subset(rows.tolist()), predictions[task][rows]
         heads = dict(zip(model.tasks, model.heads, strict=True))
-        self.start = {"heads": heads, "experts": LoadedExperts(model.tasks, self._expert)}
-
-    def _expert(self, task: str) -> nn.Module:
-        """The expert's encoder from the task vectors: no checkpoint is read again."""
-        lam = torch.eye(len(self.model.tasks))[self.model.tasks.index(task)]
-        lam = lam.expand(len(self.model.vectors.slots), -1)
-        return load_merged(deepcopy(self.model.encoder), self.model.vectors, lam)
+        # From the task vectors: no checkpoint is read again.
+        experts = LoadedExperts(model.tasks, lambda task: model.remerged(task).encoder)
+        self.start = {"heads": heads, "experts": experts}
 
     def agreement(self, layer: str, steps: int) -> float:
         """With the experts, after so many joint iterations with a layer as the tint; mean over tasks."""
@@ -119,14 +113,9 @@ class _Trial:
         shares = [self._agreement(tinted, task) for task in tinted.tasks]
         return sum(shares) / len(shares)
 
-    @torch.no_grad()
     def _agreement(self, tinted: TintedModel, task: str) -> float:
         unlabeled, predictions = self.aside[task]
         alone = self.processes.alone()  # the inputs are few: every process asks for all
-
-        def answer(inputs):
-            return tinted(inputs, task)
-
-        told = torch.cat(list(outputs(answer, unlabeled, range(len(unlabeled)), processes=alone))).cpu()
+        told = predict(OneTask(tinted, task), nn.Identity(), unlabeled, processes=alone)
         values = self.settings.objective_of(task) is l1
         return float(agreement(told, dense(predictions), of_values=values).mean())

@@ -93,7 +93,7 @@ class TintedModel(nn.Module):
         if task not in self.tasks:
             raise unknown("task", task, self.tasks)
         k = self.tasks.index(task)
-        inside = self.layer is not None and part_of_head(self.layer) is None
+        inside = self._tint_in_encoder
         with active(self.encoder, self.layer, self.tint_modules[k]) if inside else nullcontext():
             features = call(self.encoder, inputs)
         return self._answer(k, features)
@@ -124,8 +124,11 @@ class TintedModel(nn.Module):
     def one_pass(self, inputs: Iterable) -> bool:
         """Whether batches of different tasks can go through the encoder together."""
         shapes = {(batch.shape[1:], batch.dtype) if isinstance(batch, Tensor) else None for batch in inputs}
-        outside = self.layer is None or part_of_head(self.layer) is not None
-        return outside and len(shapes) == 1 and None not in shapes
+        return not self._tint_in_encoder and len(shapes) == 1 and None not in shapes
+
+    @property
+    def _tint_in_encoder(self) -> bool:
+        return self.layer is not None and part_of_head(self.layer) is None
 
     def set_task(self, task: str) -> None:
         """Make `task` the default of `forward` (FusionBench's ModulatedModel convention)."""
@@ -156,7 +159,7 @@ class TintedModel(nn.Module):
     @property
     def tinted_tensors(self) -> list[str]:
         """The merged tensors that the tint replaces, by name; empty for a head tint."""
-        if self.layer is None or part_of_head(self.layer) is not None:
+        if not self._tint_in_encoder:
             return []
         return [name for name in self.vectors.slots if name.startswith(f"{self.layer}.")]
 
@@ -206,3 +209,17 @@ class TintedModel(nn.Module):
         kept = {**manifest["settings"].get("task_vectors", {}), "pretraining": "different"}
         model = cls.untrained(pretrained, experts, heads, manifest["layer"], kept)
         return artifact.restore(model, Path(run_dir), manifest, tensor_names)
+
+
+class OneTask(nn.Module):
+    """One task of a tinted model, as an encoder that gives its logits."""
+
+    def __init__(self, model: TintedModel, task: str):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, inputs=None, **tokens) -> Tensor:
+        return self.model(tokens if inputs is None else inputs, self.task)
+
+    def __deepcopy__(self, memo) -> "OneTask":
+        return self  # `predict` copies what it runs; the model and its task vectors are ours already

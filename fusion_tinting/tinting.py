@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fusion_tinting import artifact, checkpoint
+from fusion_tinting import artifact, checkpoint, layer_choice
 from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
 from fusion_tinting.experts import predict_experts
@@ -122,15 +122,13 @@ def _finished(run_dir: str | Path | None) -> dict | None:
 
 def _choose(model, experts, inputs, predictions, options, run_dir, processes, progress) -> None:
     """Tint the layer that does best in short trials; a run that is continued keeps its choice."""
-    from fusion_tinting.layer_choice import choose_layer
-
     path = None if run_dir is None else Path(run_dir) / "checkpoint" / "layer.json"
     run = checkpoint.identity(model, options, inputs)
     if path is not None and path.is_file():
         found = read_json(path)
         checkpoint.check_identity(path.parents[1], found["run"], run)
     else:
-        layer, agreements = choose_layer(
+        layer, agreements = layer_choice.choose_layer(
             model, inputs, predictions, options, processes=processes, progress=progress
         )
         found = {"layer": layer, "agreement": agreements, "run": run}

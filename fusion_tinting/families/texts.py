@@ -130,11 +130,7 @@ def require_fitting(tokenizer, config: PreTrainedConfig) -> None:
     Raises:
         ValueError: more tokens than the model has embeddings, or texts longer than it has positions.
     """
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"The tokenizer `{tokenizer.name_or_path}` has {len(tokenizer)} tokens, the model "
-            f"`{config.name_or_path}` embeddings for {config.vocab_size}: they do not belong together."
-        )
+    require_known_tokens(tokenizer, config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and tokenizer.model_max_length > positions:
         raise ValueError(
@@ -142,3 +138,21 @@ def require_fitting(tokenizer, config: PreTrainedConfig) -> None:
             f"tokens, the model `{config.name_or_path}` has {positions} positions. Give the tokenizer a "
             "`model_max_length`."
         )
+
+
+def require_known_tokens(tokenizer, config: PreTrainedConfig) -> None:
+    """Refuse a tokenizer with more tokens than a model has embeddings.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer `{tokenizer.name_or_path}` has {len(tokenizer)} tokens, the model "
+            f"`{config.name_or_path}` embeddings for {config.vocab_size}: they do not belong together."
+        )
+
+
+def is_text(feature) -> bool:
+    """Whether a column of a `datasets.Dataset`, by its feature, holds strings."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from fusion_tinting.experts import predict
 from fusion_tinting.objectives import agreement
 from fusion_tinting.processes import Processes
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.tinted_model import OneTask, TintedModel
 from fusion_tinting.unlabeled import Unlabeled
 
 
@@ -132,20 +131,6 @@ def _agreement(model, expert, head, unlabeled, task: str, processes: Processes) 
     theirs = predict(expert, head, unlabeled, processes=processes)
     ours = predict(OneTask(model, task), nn.Identity(), unlabeled, processes=processes)
     return float(agreement(ours, theirs, of_values=model.tells_values(task)).mean())
-
-
-class OneTask(nn.Module):
-    """One task of a tinted model, as an encoder that gives its logits."""
-
-    def __init__(self, model: TintedModel, task: str):
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, inputs=None, **tokens) -> torch.Tensor:
-        return self.model(tokens if inputs is None else inputs, self.task)
-
-    def __deepcopy__(self, memo) -> "OneTask":
-        return self  # `predict` copies what it runs; the model and its task vectors are ours already
 
 
 def _row(name: str, values: Mapping[str, float], metric: Metric) -> list[str]:

@@ -106,6 +106,21 @@ class PoolFamily:
         return dataset
 
 
+def stock_taskpool(taskpool, ours: type, heads: str, example: str) -> ValueError:
+    """The error for a stock task pool, which would evaluate the shared encoder with heads of its own.
+
+    Args:
+        ours: the class to use in its place.
+        heads: which heads those are.
+        example: of a task pool that is configured with ours.
+    """
+    return ValueError(
+        f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with {heads} heads and "
+        "report a wrong accuracy for the tinted model. Use a task pool of fusion_tinting, such as "
+        f"`taskpool={example}`, or add `taskpool._target_={ours.__module__}.{ours.__name__}`."
+    )
+
+
 def family_of(pool, num_workers: int = 0) -> PoolFamily:
     """The family that knows a model pool.
 

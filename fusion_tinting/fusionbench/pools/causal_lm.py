@@ -52,12 +52,7 @@ class CausalLMFamily(PoolFamily):
         """
         base, experts = self.configs[PRETRAINED], {task: self.configs[task] for task in self.tasks}
         texts.same_architecture(base, experts)
-        if len(self.tokenizer) > base.vocab_size:
-            raise ValueError(
-                f"The tokenizer `{self.tokenizer.name_or_path}` has {len(self.tokenizer)} tokens, the "
-                f"model `{base.name_or_path}` embeddings for {base.vocab_size}: they do not belong "
-                "together."
-            )
+        texts.require_known_tokens(self.tokenizer, base)
 
     def load(self) -> None:
         """Load the pre-trained model; the experts are loaded one at a time."""
@@ -85,7 +80,7 @@ class CausalLMFamily(PoolFamily):
             ValueError: an empty split, none or several columns of texts, or too few tokens.
         """
         dataset = self.dataset(task, split)
-        columns = [name for name, feature in dataset.features.items() if _is_text(feature)]
+        columns = [name for name, feature in dataset.features.items() if texts.is_text(feature)]
         if len(columns) != 1:
             raise ValueError(
                 f"Expected one column of texts in the {split} split of `{task}`. Found {columns}. Where a "
@@ -99,7 +94,3 @@ class CausalLMFamily(PoolFamily):
 
     def _model(self, name: str) -> family.LanguageModel:
         return family.LanguageModel(family.load(self.pool.get_model_path(name)))
-
-
-def _is_text(feature) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")

@@ -7,7 +7,7 @@ from torch import nn
 
 from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import clip
-from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.pools import PoolFamily, stock_taskpool
 from fusion_tinting.fusionbench.taskpools.clip import TintedCLIPVisionModelTaskPool as TintedTaskPool
 from fusion_tinting.task_vectors import PRETRAINED
 from fusion_tinting.unlabeled import Unlabeled
@@ -40,12 +40,7 @@ class ClipPool(PoolFamily):
             ValueError: naming ours.
         """
         if isinstance(taskpool, CLIPVisionModelTaskPool) and not isinstance(taskpool, TintedTaskPool):
-            raise ValueError(
-                f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with zero-shot "
-                "heads and report a wrong accuracy for the tinted model. Use a task pool of "
-                "fusion_tinting, such as `taskpool=clip-vit-b32_TA8`, or add "
-                f"`taskpool._target_={TintedTaskPool.__module__}.{TintedTaskPool.__name__}`."
-            )
+            raise stock_taskpool(taskpool, TintedTaskPool, "zero-shot", "clip-vit-b32_TA8")
 
     def load(self) -> None:
         """Load a whole CLIP for its projection and text tower, which makes the heads."""

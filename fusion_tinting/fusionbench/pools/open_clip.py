@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import open_clip, open_clip_files
-from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.pools import PoolFamily, stock_taskpool
 from fusion_tinting.fusionbench.taskpools.open_clip import (
     TintedOpenCLIPVisionModelTaskPool as TintedTaskPool,
 )
@@ -141,12 +141,7 @@ class OpenClipPool(PoolFamily):
         if isinstance(taskpool, TintedTaskPool):
             taskpool.check()
         elif isinstance(taskpool, OpenCLIPVisionModelTaskPool):
-            raise ValueError(
-                f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with the "
-                "original heads and report a wrong accuracy for the tinted model. Use a task pool of "
-                "fusion_tinting, such as `taskpool=openclip-vit-b32_TA8`, or add "
-                f"`taskpool._target_={TintedTaskPool.__module__}.{TintedTaskPool.__name__}`."
-            )
+            raise stock_taskpool(taskpool, TintedTaskPool, "the original", "openclip-vit-b32_TA8")
 
     def load(self) -> None:
         """Load the pre-trained encoder and the heads.

@@ -147,4 +147,4 @@ def _config(named: Mapping, path: str) -> PreTrainedConfig:
 
 
 def _is_text(name: str, feature) -> bool:
-    return name not in LABEL_KEYS and getattr(feature, "dtype", None) in ("string", "large_string")
+    return name not in LABEL_KEYS and texts.is_text(feature)

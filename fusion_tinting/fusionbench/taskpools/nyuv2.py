@@ -1,15 +1,12 @@
 """NYUv2's three tasks, for tinted and for plain encoders."""
 
 import itertools
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from fusion_bench import BaseTaskPool, LightningFabricMixin, RuntimeConstants, instantiate
+from fusion_bench import RuntimeConstants, instantiate
 from fusion_bench.metrics.nyuv2 import DepthMetric, NormalMetric, SegmentationMetric
 from fusion_bench.models.nyuv2.lightning_module import NYUv2Model
-from fusion_bench.utils import count_parameters
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric as Measure
@@ -18,6 +15,7 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.families.dense import DenseHead
 from fusion_tinting.families.nyuv2_scenes import Scenes
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
 from fusion_tinting.reporting.tables import Metric
 from fusion_tinting.tinted_model import TintedModel
 
@@ -29,7 +27,7 @@ METRIC = {
 """Task -> what counts, shown as in the papers' tables."""
 
 
-class NYUv2Evaluation(LightningFabricMixin, BaseTaskPool):
+class NYUv2Evaluation(ScoredTaskPool):
     """FusionBench's metrics of encoders, without Lightning's trainer; each with the experts' decoders.
 
     Args:
@@ -38,9 +36,8 @@ class NYUv2Evaluation(LightningFabricMixin, BaseTaskPool):
         data_dir: for the data sets' configurations to refer to.
     """
 
-    _config_mapping = BaseTaskPool._config_mapping | {
+    _config_mapping = ScoredTaskPool._config_mapping | {
         "data_dir": "data_dir",
-        "_test_datasets": "test_datasets",
         "_dataloader_kwargs": "dataloader_kwargs",
     }
 
@@ -50,9 +47,8 @@ class NYUv2Evaluation(LightningFabricMixin, BaseTaskPool):
         for task in test_datasets:
             if task not in METRIC:
                 raise unknown("task", task, METRIC)
-        super().__init__(**kwargs)
-        self._test_datasets, self._dataloader_kwargs = test_datasets, dataloader_kwargs
-        self.data_dir = data_dir
+        super().__init__(test_datasets, **kwargs)
+        self._dataloader_kwargs, self.data_dir = dataloader_kwargs, data_dir
 
     def load_test_dataset(self, task: str) -> Scenes:
         """The scenes that a task is evaluated on.
@@ -63,26 +59,13 @@ class NYUv2Evaluation(LightningFabricMixin, BaseTaskPool):
         return instantiate(self._test_datasets[task])
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
-        """Task -> metric -> value, and `model_info`; written as `report.json` too."""
-        trainable, parameters = count_parameters(model)
-        share = trainable / parameters
-        info = {"trainable_params": trainable, "all_params": parameters, "trainable_percentage": share}
-        model = self.fabric.to_device(model).eval()
-        report = {"model_info": info, **{task: self.score(model, task) for task in self._test_datasets}}
-        if self.fabric.is_global_zero and self.log_dir is not None:
-            self._report_path().write_text(json.dumps(report))
-        return report
+        """The report of a model, once it is where it runs."""
+        return super().evaluate(self.fabric.to_device(model).eval(), *args, **kwargs)
 
     def score(self, encoder: nn.Module, task: str) -> dict:
         """Every metric of a task for an encoder with the expert's decoder."""
         head = self.fabric.to_device(decoder_head(self._program.modelpool, task))
         return self.measure(lambda images: head(encoder(images)), task)
-
-    def _report_path(self) -> Path:
-        names = itertools.chain(["report.json"], (f"report_{i}.json" for i in itertools.count(1)))
-        folder = Path(self.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return next(folder / name for name in names if not (folder / name).exists())
 
     @torch.no_grad()
     def measure(self, model, task: str) -> dict:

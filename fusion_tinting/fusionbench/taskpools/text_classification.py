@@ -1,12 +1,10 @@
 """A task pool for text classifiers, which FusionBench lacks: GLUE's metrics, tinted and plain models."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import NamedTuple
 
-from fusion_bench import BaseTaskPool, LightningFabricMixin, RuntimeConstants, instantiate
-from fusion_bench.utils import count_parameters
+from fusion_bench import RuntimeConstants, instantiate
 from scipy import stats
 from sklearn import metrics
 from torch import Tensor, nn
@@ -14,12 +12,12 @@ from torch import Tensor, nn
 from fusion_tinting.errors import unknown
 from fusion_tinting.experts import predict
 from fusion_tinting.families import sequence_classification as family
-from fusion_tinting.files import write_json
 from fusion_tinting.fusionbench.pools import family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
-from fusion_tinting.reporting.tables import ACCURACY, Metric, OneTask
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
+from fusion_tinting.reporting.tables import ACCURACY, Metric
+from fusion_tinting.tinted_model import OneTask, TintedModel
 from fusion_tinting.unlabeled import Unlabeled
 
 
@@ -65,17 +63,14 @@ class Inputs(NamedTuple):
     order: list[int]
 
 
-class _ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
-    """What FusionBench's own task pools bring to `TintedEvaluation`: test data, and a report."""
+class _TextTaskPool(ScoredTaskPool):
+    """The test data, and whether a task can be scored."""
 
-    _config_mapping = BaseTaskPool._config_mapping | {
-        "_test_datasets": "test_datasets",
-        "metrics": "metrics",
-    }
+    _config_mapping = ScoredTaskPool._config_mapping | {"metrics": "metrics"}
 
     def __init__(self, test_datasets: Mapping, metrics: Mapping[str, Sequence[str]], **kwargs):
-        super().__init__(**kwargs)
-        self._test_datasets, self.metrics = test_datasets, metrics
+        super().__init__(test_datasets, **kwargs)
+        self.metrics = metrics
         self._inputs: dict[str, Inputs] = {}
 
     def check(self, models) -> None:
@@ -110,21 +105,19 @@ class _ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
                 )
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
-        """The report of a model, which is also written to the log folder."""
+        """The report of a model."""
         if not self._inputs:
-            self.check(family_of(self._program.modelpool))
-        trainable, every = count_parameters(model)
-        info = {
-            "trainable_params": trainable,
-            "all_params": every,
-            "trainable_percentage": trainable / every,
-        }
-        found = {task: self.score(model, task) for task in self._test_datasets}
-        values = [found[task][self.metrics[task][0]] for task in found]
-        report = {"model_info": info, **found, "average": {"score": sum(values) / len(values)}}
-        if self.log_dir is not None and self.fabric.is_global_zero:
-            write_json(_unused(Path(self.log_dir)), report)
-        return report
+            self.check(self._models)
+        return super().evaluate(model, *args, **kwargs)
+
+    def summary(self, scores: Mapping[str, Mapping[str, float]]) -> dict:
+        """The mean of the tasks' first metrics, as GLUE's own table has it."""
+        values = [scores[task][self.metrics[task][0]] for task in scores]
+        return {"average": {"score": sum(values) / len(values)}}
+
+    @cached_property
+    def _models(self):
+        return family_of(self._program.modelpool)
 
     def _load(self, task: str, models) -> None:
         dataset = instantiate(self._test_datasets[task])
@@ -135,7 +128,7 @@ class _ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
         self._inputs[task] = Inputs(unlabeled, labels, order)
 
 
-class TextClassificationTaskPool(TintedEvaluation, _ScoredTaskPool):
+class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
     """Scores every task of a tinted model with its tint and head. Of a plain model, a merged backbone (or
     a classifier, of which the backbone counts), with the head of the task's expert in the model pool.
 
@@ -154,7 +147,7 @@ class TextClassificationTaskPool(TintedEvaluation, _ScoredTaskPool):
         if isinstance(model, TintedModel):
             encoder, head = OneTask(model, task), nn.Identity()
         else:
-            classifier = family_of(self._program.modelpool).classifier(task)
+            classifier = self._models.classifier(task)
             encoder = family.TextEncoder(getattr(model, classifier.base_model_prefix, model))
             _, head = family.split(classifier, family.has_pooler(classifier))
         output = predict(encoder, head, inputs.unlabeled, processes=FabricProcesses(self.fabric))
@@ -165,8 +158,3 @@ class TextClassificationTaskPool(TintedEvaluation, _ScoredTaskPool):
     def metric(self, task: str) -> Metric:
         """The first of a task's metrics."""
         return SCORES[self.metrics[task][0]].metric
-
-
-def _unused(folder: Path) -> Path:
-    names = itertools.chain(["report.json"], (f"report_{count}.json" for count in itertools.count(1)))
-    return next(folder / name for name in names if not (folder / name).exists())
