@@ -90,6 +90,8 @@ def test_the_leaderboard_has_every_row_and_shows_what_is_claimed(benchmark, lead
         assert found["adamerging", protocol] + 5 < ours[0] < ours[1] <= found["experts", None]
         assert found["surgery", protocol] < ours[0]
         assert found["fast", protocol] > found["emr", None]
+    assert found["emr", None] > found["model_tinting", "inductive"]
+    assert min(found["tsv_m", None], found["iso_cts", None]) > found["adamerging", "transductive"]
 
 
 def test_the_minis_of_the_families_show_what_is_claimed(benchmark):
