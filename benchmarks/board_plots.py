@@ -8,7 +8,8 @@ import matplotlib
 from common import COLORS
 from PIL import Image
 from rows import FAMILIES
-from sklearn.isotonic import IsotonicRegression
+
+from fusion_tinting.reporting import plots
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -68,9 +69,7 @@ def name_points(axes, points: dict[str, tuple[float, float]]) -> None:
         side = sorted(
             (point[1], point[0], name) for name, point in points.items() if (point[0] < middle) == left
         )
-        steps = [gap * place for place in range(len(side))]
-        free = [y - step for (y, _, _), step in zip(side, steps, strict=True)]
-        heights = IsotonicRegression().fit_transform(range(len(side)), free) + steps if side else []
+        heights = plots.spread([y for y, _, _ in side], gap)
         for (y, x, name), height in zip(side, heights, strict=True):
             axes.annotate(
                 name, (x, y), (0.01 if left else 0.99, height), textcoords=axes.get_yaxis_transform(),

@@ -18,6 +18,7 @@ from common import RESULTS, about, save
 from runs import Runner, shown, spread
 
 from fusion_tinting.files import read_json
+from fusion_tinting.reporting.tables import Metric
 
 MINIS = {
     "clip-mini_8": ("method=model_tinting_recommended",),
@@ -27,9 +28,17 @@ MINIS = {
     "nyuv2-mini_3": ("method=model_tinting", "method.steps=200", "method.layer=decoder"),
 }
 """Pool -> its setting: the paper's, but for CLIP towers, where a block is better, and whole decoders."""
-ERRORS = ("abs_err", "mean")
-"""Metrics of which less is better."""
-METRICS = ("pearson", "matthews", "accuracy", "mIoU", *ERRORS)
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("pearson", "Pearson"),
+        Metric("matthews", "Matthews"),
+        Metric("accuracy", "accuracy"),
+        Metric("mIoU", "mIoU"),
+        Metric("abs_err", "absolute error", better="lower"),
+        Metric("mean", "mean angle", better="lower"),
+    )
+}
 """What counts of a task: the first of these in its report."""
 COLUMNS = ("pretrained", "task_arithmetic", "tinted")
 
@@ -67,7 +76,7 @@ def summary(pool: str, reports: dict[int, dict]) -> dict:
     """Shares of the experts by zoo, with the scores that they are made of."""
     scores = {zoo: by_task(report) for zoo, report in reports.items()}
     shares = {
-        zoo: {column: mean(share(*task, column) for task in tasks.items()) for column in COLUMNS}
+        zoo: {column: mean(share(task, column) for task in tasks.items()) for column in COLUMNS}
         for zoo, tasks in scores.items()
     }
     return {
@@ -89,10 +98,10 @@ def by_task(report: dict) -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def share(task: tuple[str, str], scores: dict[str, float], column: str) -> float:
-    """A score as a share of the expert's, in per cent; of an error the inverse."""
-    top, bottom = scores[column], scores["expert"]
-    return 100 * (bottom / top if task[1] in ERRORS else top / bottom)
+def share(task: tuple[tuple[str, str], dict[str, float]], column: str) -> float:
+    """A task's score as a share of its expert's, in per cent; of an error the inverse."""
+    (_, metric), scores = task
+    return METRICS[metric].share(scores[column], scores["expert"])
 
 
 def table(found: dict) -> str:

@@ -81,6 +81,17 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
+def spread(wanted: Sequence[float], gap: float) -> np.ndarray:
+    """Heights of labels, lowest first, each at least `gap` over the one before, and as near to `wanted` as
+    that allows: least squares, an isotonic regression of wanted_i − i · gap."""
+    from sklearn.isotonic import IsotonicRegression  # here, for most plots have no labels to set apart
+
+    steps = gap * np.arange(len(wanted))
+    if len(wanted) == 0:
+        return steps
+    return IsotonicRegression().fit_transform(range(len(wanted)), wanted - steps) + steps
+
+
 def _smooth(values: torch.Tensor, window: int) -> np.ndarray:
     """Moving average over `window` iterations, shape (steps − window + 1, K)."""
     sums = np.cumsum(np.vstack([np.zeros((1, values.shape[1])), values.numpy()]), axis=0)

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
-from sklearn.isotonic import IsotonicRegression
 
 from fusion_tinting.files import write_json, write_text
 from fusion_tinting.reporting import plots
@@ -175,10 +174,7 @@ def _name(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     for column in _columns(marks, LABEL_WIDTH * pixel):
         right = max(x for x, _, _ in column)
         column = sorted(column, key=lambda mark: mark[1])
-        steps = LINE_HEIGHT * pixel * np.arange(len(column))
-        # Least squares under the condition that each line is one line height over the line before.
-        free = np.array([y for _, y, _ in column]) - steps
-        heights = IsotonicRegression().fit_transform(range(len(column)), free) + steps
+        heights = plots.spread([y for _, y, _ in column], LINE_HEIGHT * pixel)
         for (x, y, name), height in zip(column, heights, strict=True):
             axes.annotate(name, points[name], ((right - x) / pixel + 16, (height - y) / pixel), **look)
 
