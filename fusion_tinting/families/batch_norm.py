@@ -5,8 +5,8 @@
 λ = 0 is the pre-trained model and a one-hot λ the expert, statistics too; they are learned with all other
 tensors, and the logarithm keeps a variance positive whatever the sum of λ.
 
-Measured, accuracy % on test, ResNet of `mini.resnet` with an earlier recipe (tasks digits, textures, signs;
-seed 0; adapted on val for 200 iterations; Task Arithmetic at λ = 0.3):
+A trial, which no command here repeats: accuracy % on test, ResNet of `mini.resnet` with an earlier recipe
+(tasks digits, textures, signs; seed 0; adapted on val for 200 iterations; Task Arithmetic at λ = 0.3):
 
 | statistics                                          | Task Arithmetic | tinted |
 |-----------------------------------------------------|-----------------|--------|
