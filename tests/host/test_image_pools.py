@@ -32,12 +32,14 @@ SHORT = ("method=model_tinting", "method.steps=3", *POOLS)
 HUB_TASKS = list(DATASETS)[:8]
 
 SIZES = {"hidden_sizes": [4, 4, 4, 4], "depths": [1, 1, 1, 1]}
+RESNETS = ("microsoft/resnet-18", "microsoft/resnet-50", "microsoft/resnet-152")
 MAKERS = {
     "facebook/convnext-base-224": lambda n: ConvNextForImageClassification(
         ConvNextConfig(**SIZES, num_labels=n)
     ),
-    "microsoft/resnet-50": lambda n: ResNetForImageClassification(
-        ResNetConfig(**SIZES, embedding_size=4, num_labels=n)
+    **dict.fromkeys(
+        RESNETS,
+        lambda n: ResNetForImageClassification(ResNetConfig(**SIZES, embedding_size=4, num_labels=n)),
     ),
     "facebook/dinov2-base-imagenet1k-1-layer": lambda n: Dinov2ForImageClassification(
         Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, num_labels=n)
@@ -128,7 +130,7 @@ def test_another_architecture_is_refused(fuse, tmp_path):
 
 
 def test_a_checkpoint_without_head_is_refused(fuse, tmp_path):
-    MAKERS["microsoft/resnet-50"](3).resnet.save_pretrained(tmp_path / "headless")
+    MAKERS[RESNETS[0]](3).resnet.save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match="headless` is no complete ResNetForImageClassification"):
         fuse(*SHORT, f"modelpool.models.mini-cars={tmp_path}/headless")
 
@@ -201,7 +203,7 @@ def test_the_real_configurations_run_on_checkpoints_in_the_hubs_layout(hub, tmp_
     dinov2 = "dinov2-base-imagenet1k-1-layer"
     runs = [
         pools("convnext-base-224"),
-        pools("resnet50", *experts("resnet-50")),
+        *(pools(f"resnet{size}", *experts(f"resnet-{size}")) for size in (18, 50, 152)),
         pools(dinov2, *experts(dinov2)),
         pools("torchvision-resnet50", *torchvision),
     ]
@@ -224,5 +226,5 @@ for number, overrides in enumerate({runs!r}):
     print("ran", len(report["baselines"]["expert"]))
 """
     result = run(sys.executable, "-c", code, cwd=tmp_path, env={"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"})
-    assert result.stdout.count("ran 8") == 3
+    assert result.stdout.count("ran 8") == 5
     assert result.stdout.count("ran 2") == 1
