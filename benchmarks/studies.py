@@ -5,6 +5,7 @@
     python benchmarks/studies.py imbalance     # tasks with very different numbers of images
     python benchmarks/studies.py corruption    # adapted and scored on clean and on corrupted images
     python benchmarks/studies.py calibration   # expected calibration error
+    python benchmarks/studies.py origins       # two experts, of one pre-training and of two
 
 Each with the settings of `--preset`, adapted on `val` without labels and scored on `test`. On clip-mini_8
 and two cores they take from one minute (calibration) to a quarter of an hour (steps). Adaptations are kept
@@ -21,7 +22,7 @@ import numpy as np
 import study_plots
 from common import RESULTS, about, save
 from corruptions import CORRUPTIONS
-from study_world import World
+from study_world import Pair, World
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fusion_tinting.unlabeled import stable_seed
@@ -129,7 +130,41 @@ def models(world: World, seeds: list[int]) -> Iterator[tuple]:
     yield "experts", lambda task: world.reference("experts", task)
 
 
-STUDIES = {study.__name__: study for study in (samples, steps, imbalance, corruption, calibration)}
+TWO = ("mini-signs", "mini-textures")
+"""Tasks of `origins`."""
+WAYS = {
+    "AdaMerging": {"layer": None, "lr_tints": None, "objective": "entropy", "lr": 1e-3, "update": "joint"},
+    "tinted head": {"layer": "head", "lr_tints": None},
+    "tinted block": {},
+}
+"""Name -> what differs from the preset, of the ways that adapt."""
+
+
+def origins(world: World, seeds: list[int]) -> dict:
+    """Two experts of one pre-trained model; and with the second from another zoo, whose pre-training began
+    elsewhere and saw other images: the disjoint basins of arXiv 2412.19098. θ₀ is the first's."""
+    first, second = TWO
+    other = World(world.name, world.preset, world.split, world.work / "other", "modelpool.zoo_seed=1")
+    rows = []
+    for pair, home in (("one pre-training", world), ("two pre-trainings", other)):
+        both = Pair({first: world, second: home})
+        named = {"experts": both.accuracies(both.untrained.remerged)}
+        average = both.untrained.remerged(1 / 2)
+        named["simple average"] = both.accuracies(lambda task, model=average: model)
+        for way, changes in WAYS.items():
+            for seed in seeds:
+                model = both.tinted(
+                    f"{pair}, {way}, seed {seed}".replace(" ", "_"), {"seed": seed, **changes}
+                )
+                named.setdefault(way, []).append(both.accuracies(lambda task, model=model: model))
+        for way, scored in named.items():
+            each = scored if isinstance(scored, list) else [scored]
+            accuracy = [mean(one.values()) for one in each]
+            rows.append({"pair": pair, "model": way, "accuracy": accuracy, "per_task": each})
+    return {"rows": rows, "tasks": TWO}
+
+
+STUDIES = {study.__name__: study for study in (samples, steps, imbalance, corruption, calibration, origins)}
 
 
 def main() -> None:

@@ -68,6 +68,14 @@ def calibration(path: Path, found: dict, pool: str) -> None:
     bars(path, values, groups, "expected calibration error, points", pool)
 
 
+def origins(path: Path, found: dict, pool: str) -> None:
+    """Bars of both pairs, by the way of merging."""
+    values = {(row["pair"], row["model"]): mean(row["accuracy"]) for row in found["rows"]}
+    ways = list(dict.fromkeys(row["model"] for row in found["rows"]))
+    tasks = " and ".join(task.removeprefix("mini-") for task in found["tasks"])
+    bars(path, values, ways, "accuracy %, mean of both tasks", f"{pool}, {tasks}")
+
+
 def bars(path: Path, values: dict, groups: list[str], unit: str, title: str) -> None:
     """One group of bars for each of `groups`; `values` has (series, group) -> height."""
     series = list(dict.fromkeys(name for name, _ in values))
@@ -96,5 +104,6 @@ DRAW: dict[str, Callable[[Path, dict, str], None]] = {
     "imbalance": imbalance,
     "corruption": corruption,
     "calibration": calibration,
+    "origins": origins,
 }
 """Study -> what draws it."""

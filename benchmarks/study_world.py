@@ -1,5 +1,7 @@
 """What the studies of `studies.py` share: a pool's models, inputs and labels, and how a model is scored."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
+from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.fusionbench.pools import family_of
 from fusion_tinting.tinted_model import OneTask
 from fusion_tinting.unlabeled import InMemory, batch_schedule
@@ -26,11 +29,12 @@ class World:
         preset: name of a method of ours.
         split: the split whose inputs teach; scored is `test`.
         work: where adaptations are kept, a folder each; those that are finished are read again.
+        *overrides: of the configuration, such as another `modelpool.zoo_seed`.
     """
 
-    def __init__(self, pool: str, preset: str, split: str, work: Path):
-        config = compose_run(f"modelpool={pool}", f"method={preset}")
-        self.name, self.split, self.work = pool, split, work / pool
+    def __init__(self, pool: str, preset: str, split: str, work: Path, *overrides: str):
+        config = compose_run(f"modelpool={pool}", f"method={preset}", *overrides)
+        self.name, self.preset, self.split, self.work = pool, preset, split, work / pool
         method = OmegaConf.to_container(config.method, resolve=True)
         self.settings = {k: v for k, v in method.items() if k in Settings.__dataclass_fields__}
         self.family = family_of(instantiate(config.modelpool))
@@ -101,13 +105,63 @@ class World:
 
     def accuracies(self, model, corruption: str | None = None) -> dict[str, float]:
         """Task -> accuracy in per cent of a tinted model, or of the reference of this name."""
-        found = {}
-        for task in self.tasks:
-            one = self.reference(model, task) if isinstance(model, str) else model
-            told = self.logits(one, task, corruption).argmax(1)
-            found[task] = round(100 * float((told == self.labels(task)).float().mean()), 2)
-        return found
+        of = (lambda task: self.reference(model, task)) if isinstance(model, str) else lambda task: model
+        return {task: self.accuracy(of(task), task, corruption) for task in self.tasks}
+
+    def accuracy(self, model: TintedModel, task: str, corruption: str | None = None) -> float:
+        """Of one task, in per cent."""
+        told = self.logits(model, task, corruption).argmax(1)
+        return round(100 * float((told == self.labels(task)).float().mean()), 2)
+
+    @cached_property
+    def experts(self) -> float:
+        """Mean accuracy of the experts, each on its own task, in per cent."""
+        return mean(self.accuracies("experts").values())
 
     def averages(self, *names: str) -> dict[str, float]:
         """Name of a reference -> mean accuracy in per cent."""
         return {name: mean(self.accuracies(name).values()) for name in names}
+
+
+class Pair:
+    """Tasks of several worlds, whose experts need not share a pre-training; θ₀ is that of the first.
+
+    Args:
+        homes: task -> the world that its expert, head and images are from.
+    """
+
+    def __init__(self, homes: dict[str, World]):
+        self.homes = homes
+        self.base = next(iter(homes.values()))
+        # Copies, for experts of a family share what was not fine-tuned with their own pre-trained model.
+        self.experts = LoadedExperts(
+            list(homes), lambda task: deepcopy(self.homes[task].family.experts[task])
+        )
+        self.heads = {task: home.family.heads[task] for task, home in homes.items()}
+
+    @cached_property
+    def untrained(self) -> TintedModel:
+        """From which merges are made that need no adaptation."""
+        family = self.base.family
+        vectors = {"pretraining": "different"}
+        return family.model_class.untrained(family.pretrained, self.experts, self.heads, None, vectors)
+
+    def tinted(self, part: str, changes: dict) -> TintedModel:
+        """As `World.tinted`."""
+        inputs = {task: home.inputs(home.split, task) for task, home in self.homes.items()}
+        vectors = {"task_vectors": {"pretraining": "different"}}
+        print(part, flush=True)
+        return tint(
+            self.base.family.pretrained,
+            experts=self.experts,
+            heads=self.heads,
+            unlabeled=inputs,
+            run_dir=self.base.work / part,
+            progress=False,
+            model_class=self.base.family.model_class,
+            **{**self.base.settings, **vectors, **changes},
+        )
+
+    def accuracies(self, model: Callable[[str], TintedModel]) -> dict[str, float]:
+        """Task -> accuracy in per cent of its model."""
+        return {task: home.accuracy(model(task), task) for task, home in self.homes.items()}

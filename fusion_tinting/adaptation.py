@@ -162,7 +162,7 @@ class Adaptation:
                 nothing stay, with their moments, and λ does if none did.
         """
         if self.settings.lr_coefficients != 0:
-            gradient = coefficient_gradient(self.vectors, self.merged.take_gradients())
+            gradient = self.take_gradient()
             with torch.enable_grad():
                 self.coefficients().backward(self.processes.sum(gradient))
             some = sum(taught.values(), torch.zeros((), device=self.processes.device))
@@ -177,6 +177,10 @@ class Adaptation:
         for task in taught:
             k = self.model.tasks.index(task)
             self._figures[step, k, 3] = lam[:, k].mean()
+
+    def take_gradient(self) -> Tensor:
+        """∂λ, shape (L, K), of everything taught since the last call; this process's part of it."""
+        return coefficient_gradient(self.vectors, self.merged.take_gradients())
 
     def look(self, step: int) -> range:
         """Fetch what happened up to iteration `step` into `history`; the iterations that are new there.

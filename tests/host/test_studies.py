@@ -158,6 +158,23 @@ def test_a_study_of_the_benchmarks(cache, tmp_path, monkeypatch):
     assert (tmp_path / "study_calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_experts_of_two_pretrainings_are_merged_around_the_firsts(cache, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import studies
+    from study_world import World
+
+    world = World("clip-micro_3", "model_tinting_fast", "val", tmp_path)
+    world.settings["steps"] = 2
+    rows = {(row["pair"], row["model"]): row for row in studies.origins(world, [0])["rows"]}
+    pairs, ways = ("one pre-training", "two pre-trainings"), ("experts", "simple average", *studies.WAYS)
+    assert list(rows) == [(pair, way) for pair in pairs for way in ways]
+    of_one, of_two = (rows[pair, "experts"]["per_task"][0] for pair in pairs)
+    own = world.accuracies("experts")
+    assert of_one == {task: own[task] for task in studies.TWO}
+    other = World("clip-micro_3", "model_tinting_fast", "val", tmp_path, "modelpool.zoo_seed=1")
+    assert of_two == {**of_one, studies.TWO[1]: other.accuracies("experts")[studies.TWO[1]]}
+
+
 def test_corrupted_images_are_the_same_whenever_they_are_read(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import corruptions

@@ -1,0 +1,229 @@
+"""What each part of a setting brings, and what was tried beyond it: one change at a time.
+
+    python benchmarks/ablations.py                                   # every change to `fast`, an hour
+    python benchmarks/ablations.py --preset model_tinting --only "TSV-M start" "averaged"
+
+Each is adapted on `val` without labels and scored on `test`, beside the setting as it is, with the same
+seeds. What won stands in the presets; what did not is kept here, not in the package. Some changes need
+`pip install "torchjd[quadprog_projector,cagrad,nash_mtl]"`; without it they are left out, and said so.
+Runs are kept in `--work` (delete it after a change of the code): a stopped benchmark continues. Writes
+`ablations_<pool>_<preset>.json` and `.md` into `--results`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+
+import tried
+from common import RESULTS, about, save
+from runs import shown, spread
+from study_world import World
+
+from fusion_tinting import Adaptation, Settings, TintedModel, predict_experts
+from fusion_tinting.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs from the setting.
+
+    Attributes:
+        settings: other values of settings.
+        prepare: changes the untrained model.
+        kind: what adapts it.
+        needs: a package that must be there.
+    """
+
+    settings: dict = field(default_factory=dict)
+    prepare: Callable[[TintedModel], None] = lambda model: None
+    kind: Callable = Adaptation
+    needs: str | None = None
+
+
+def aggregated(name: str, **options) -> Change:
+    """λ follows one of TorchJD's aggregations."""
+
+    def make(tasks: int) -> Callable:
+        from torchjd import aggregation
+
+        of_number = {"n_tasks": tasks} if name == "NashMTL" else {}
+        return getattr(aggregation, name)(**options, **of_number)
+
+    kind = partial(tried.Aggregated, aggregator=make)
+    return Change({"update": "joint"}, kind=kind, needs="torchjd")
+
+
+AS_IT_IS = "as it is"
+CHANGES = {
+    AS_IT_IS: Change(),
+    "tint: head": Change({"layer": "head", "lr_tints": None}),
+    "tint: last block": Change({"layer": "block:-1"}),
+    "λ alone": Change({"layer": None, "lr_tints": None}),
+    "tints alone": Change({"lr_coefficients": 0}),
+    "one λ a task": Change({"granularity": "task"}),
+    "λ not clamped": Change({"clamp": False}),
+    "λ starts at 0.2": Change({"init": 0.2}),
+    "tints at lr 1e-2": Change({"lr_tints": 1e-2}),
+    "tints at lr 3e-4": Change({"lr_tints": 3e-4}),
+    "hard labels": Change({"objective": "hard"}),
+    "soft labels": Change({"objective": "soft"}),
+    "entropy": Change({"objective": "entropy"}),
+    "confidence difference": Change({"sampler": "confidence_difference"}),
+    "most confident 80 %": Change({"sampler": "top_confidence:0.8"}),
+    "constant lr": Change({"schedule": "constant"}),
+    "a step a task": Change({"update": "sequential"}),
+    "a step an iteration": Change({"update": "joint"}),
+    "TSV-M start": Change(prepare=tried.tsv_m),
+    "ISO-C start": Change(prepare=tried.iso_c),
+    "averaged": Change(kind=tried.Averaged),
+    "averaged, constant lr": Change({"schedule": "constant"}, kind=tried.Averaged),
+    "low rank 2": Change(prepare=partial(tried.low_rank, rank=2)),
+    "low rank 8": Change(prepare=partial(tried.low_rank, rank=8)),
+    "low rank 32": Change(prepare=partial(tried.low_rank, rank=32)),
+    "UPGrad": aggregated("UPGrad"),
+    "PCGrad": aggregated("PCGrad"),
+    "CAGrad": aggregated("CAGrad", c=0.5),
+    "Nash-MTL": aggregated("NashMTL"),
+    "MGDA": aggregated("MGDA"),
+}  # fmt: skip
+
+
+def main() -> None:
+    options = parse()
+    found: dict[str, dict[str, dict]] = {}
+    for zoo in options.zoos:
+        world = World(options.pool, options.preset, "val", options.work.resolve(), *of_zoo(options, zoo))
+        for seed in options.seeds if zoo == options.zoos[0] else options.seeds[:1]:
+            for name in [AS_IT_IS, *(options.only or CHANGES)]:
+                place = f"zoo {zoo}, seed {seed}"
+                if CHANGES[name].needs and find_spec(CHANGES[name].needs) is None:
+                    print(f"left out, for {CHANGES[name].needs} is not installed: {name}")
+                elif can(CHANGES[name], world):
+                    found.setdefault(name, {})[place] = once(world, options, name, zoo, seed)
+    result = {
+        "pool": options.pool, "preset": options.preset, "rows": rows(found),
+        "experts": {place: run["experts"] for place, run in found[AS_IT_IS].items()}, **about(),
+    }  # fmt: skip
+    path = options.results / f"ablations_{options.pool}_{options.preset}.json"
+    save(path, result)
+    path.with_suffix(".md").write_text(table(result))
+    print(table(result))
+
+
+def of_zoo(options: argparse.Namespace, zoo: int) -> tuple[str, ...]:
+    """A mini's other make; pools of the hub have none."""
+    return (f"modelpool.zoo_seed={zoo}",) if "mini" in options.pool or "micro" in options.pool else ()
+
+
+def can(change: Change, world: World) -> bool:
+    """Whether it changes something of this preset; a part of a block cannot be made of a head."""
+    same = all(world.settings[name] == value for name, value in change.settings.items())
+    nothing = change.settings and same and change.kind is Adaptation
+    of_block = isinstance(change.prepare, partial)
+    return not nothing and not (of_block and world.settings["layer"] == "head")
+
+
+def once(world: World, options: argparse.Namespace, name: str, zoo: int, seed: int) -> dict:
+    """The outcome of a run, new or remembered."""
+    folder = options.work.resolve() / options.pool / options.preset
+    path = folder / f"{name}, zoo {zoo}, seed {seed}.json".replace(" ", "_").replace("%", "percent")
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, run(world, CHANGES[name], seed))
+    found = read_json(path)
+    scored = f"{mean(found['per_task'].values()):6.2f}  {found['seconds']:6.1f} s"
+    print(f"{scored}  {name}, zoo {zoo}, seed {seed}", flush=True)
+    return found
+
+
+def run(world: World, change: Change, seed: int) -> dict:
+    """Adapt with a change, and score."""
+    settings = Settings.from_options({**world.settings, **change.settings, "seed": seed})
+    family, inputs = world.family, world.teaching()
+    start = time.process_time()
+    model = family.model_class.untrained(
+        family.pretrained, family.experts, family.heads, settings.layer, settings.task_vectors
+    )
+    change.prepare(model)
+    top = {task: settings.kept_of(task) for task in world.tasks}
+    predictions = predict_experts(family.experts, family.heads, inputs, top=top, cache=True, progress=False)
+    with change.kind(model, inputs, predictions, settings) as adaptation:
+        batches = adaptation.batches()
+        for step in range(settings.steps):
+            adaptation.iteration(step, batches)
+    seconds = time.process_time() - start
+    trained = [p.numel() for p in model.tint_modules.parameters() if p.requires_grad]
+    return {
+        "per_task": world.accuracies(model),
+        "experts": world.experts,
+        "seconds": round(seconds, 1),
+        "parameters_per_task": round(sum(trained) / len(world.tasks)),
+    }
+
+
+def rows(found: dict[str, dict[str, dict]]) -> list[dict]:
+    """Every change's accuracy, and its difference to the setting as it is, run by run."""
+    base = averages(found[AS_IT_IS])
+    out = []
+    for name, runs in found.items():
+        scored = averages(runs)
+        out.append({
+            "change": name,
+            "accuracy": spread(scored.values()),
+            "difference": spread(scored[place] - base[place] for place in scored),
+            "seconds": spread(run["seconds"] for run in runs.values()),
+            "parameters_per_task": next(iter(runs.values()))["parameters_per_task"],
+            "runs": runs,
+        })  # fmt: skip
+    return out
+
+
+def averages(runs: dict[str, dict]) -> dict[str, float]:
+    return {place: mean(run["per_task"].values()) for place, run in runs.items()}
+
+
+def table(found: dict) -> str:
+    lines = [
+        "| change | accuracy % | difference | CPU seconds | trained parameters a task |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        own = row["change"] == AS_IT_IS
+        difference = "" if own else signed(row["difference"])
+        cells = (
+            shown(row["accuracy"]),
+            difference,
+            f"{row['seconds']['mean']:.0f}",
+            f"{row['parameters_per_task']:,}",
+        )
+        lines.append(f"| {row['change']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def signed(value: dict) -> str:
+    return ("+" if value["mean"] >= 0 else "−") + shown({**value, "mean": abs(value["mean"])})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pool", default="clip-mini_8", help="model pool, of CLIP models")
+    parser.add_argument("--preset", default="model_tinting_fast", help="method with the setting")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, help="changes to try (default: all)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="adaptation seeds, on the first zoo"
+    )
+    parser.add_argument(
+        "--zoos", type=int, nargs="+", default=[0], help="zoo seeds; all but the first with one seed"
+    )
+    parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="where runs are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and table go")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Changes to Model Tinting that its paper does not have, for `ablations.py`: other starts, averages over
+the last steps, low-rank tints, and other ways to add up the tasks' gradients."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fusion_tinting import Adaptation, TaskVectors, TintedModel
+from fusion_tinting.storage import Rows
+
+LAST = 0.25
+"""Share of the iterations that `Averaged` averages over."""
+START = 0.3
+"""λ at which the changed task vectors give the training-free merge that they come from."""
+
+
+def tsv_m(model: TintedModel) -> None:
+    """Start from TSV-M (Gargiulo et al., arXiv 2412.00081) instead of Task Arithmetic.
+
+    Of each matrix the first 1/K singular vectors of every task, all U and all V made orthogonal together;
+    task k's vector is its own columns' part. Other tensors are averaged.
+    """
+    model.vectors = changed(model.vectors, _tsv_m)
+
+
+def iso_c(model: TintedModel) -> None:
+    """Start from ISO-C (Marczak et al., arXiv 2502.04959): of matrices with Σ τ_k = U σ Vᵀ the vectors
+    M τ_k, M = U diag(σ̄ / σ) Uᵀ; others are averaged."""
+    model.vectors = changed(model.vectors, _iso_c)
+
+
+def changed(vectors: TaskVectors, matrices) -> TaskVectors:
+    """Task vectors whose sum, times `START`, is another merge: matrices by a function of all K of them."""
+    whole = vectors.deltas.float().clone()
+    parts = vectors.views(whole)
+    for place, delta in enumerate(parts.values()):
+        delta *= vectors.scales[place].view(-1, *[1] * (delta.ndim - 1))
+        new = matrices(delta) if delta.ndim == 3 else delta / len(delta)
+        delta.copy_(new / START)
+    rows = Rows(*whole.shape, torch.float32, whole.device)
+    rows.whole.copy_(whole)
+    return replace(vectors, scales=torch.ones_like(vectors.scales), rows=rows)
+
+
+def _tsv_m(deltas: Tensor) -> Tensor:
+    u, s, v = torch.linalg.svd(deltas, full_matrices=False)
+    kept = s.shape[1] // len(deltas)
+    left = polar(torch.cat([*u[:, :, :kept]], dim=1)).chunk(len(deltas), dim=1)
+    right = polar(torch.cat([*v[:, :kept]], dim=0)).chunk(len(deltas), dim=0)
+    return torch.stack(
+        [a @ s[k, :kept].diag() @ b for k, (a, b) in enumerate(zip(left, right, strict=True))]
+    )
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns."""
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def _iso_c(deltas: Tensor) -> Tensor:
+    u, s, _ = torch.linalg.svd(deltas.sum(0), full_matrices=False)
+    return u @ (s.mean() / s).diag() @ u.T @ deltas
+
+
+class Averaged(Adaptation):
+    """Keeps the mean of λ and of the tints over the last steps."""
+
+    sums: dict[str, Tensor] | None = None
+    count = 0
+
+    def update(self, step: int, taught: dict) -> None:
+        super().update(step, taught)
+        if step >= (1 - LAST) * self.settings.steps:
+            self.sums = self.sums or {n: torch.zeros_like(t) for n, t in self.trained().items()}
+            self.count += 1
+            for name, tensor in self.trained().items():
+                self.sums[name] += tensor
+
+    @torch.no_grad()
+    def __exit__(self, *raised) -> None:
+        for name, tensor in self.trained().items():
+            tensor.copy_(self.sums[name] / self.count)
+        self.merged.write(self.coefficients())
+        super().__exit__(*raised)
+
+    def trained(self) -> dict[str, Tensor]:
+        tints = {name: p.detach() for name, p in self.model.tint_modules.named_parameters()}
+        return {"λ": self.coefficients.raw.detach(), **tints}
+
+
+class LowRank(nn.Module):
+    """W + A B, of which A and B are trained."""
+
+    def __init__(self, delta: Tensor, rank: int):
+        super().__init__()
+        u, s, v = torch.linalg.svd(delta, full_matrices=False)
+        root = s[:rank].sqrt()
+        self.left, self.right = nn.Parameter(u[:, :rank] * root), nn.Parameter(root[:, None] * v[:rank])
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.left @ self.right
+
+
+def low_rank(model: TintedModel, rank: int) -> None:
+    """Tints that keep the pre-trained block's matrices and train what is added to them, of low rank; they
+    start at the truncated singular value decomposition of the task vector."""
+    pretrained = model.remerged(0.0).encoder.get_submodule(model.layer)
+    for tint in model.tint_modules:
+        for name, linear in tint.named_modules():
+            if isinstance(linear, nn.Linear):
+                base = pretrained.get_submodule(name).weight
+                added = LowRank(linear.weight.detach() - base, rank)
+                linear.weight.data.copy_(base)
+                linear.weight.requires_grad_(False)
+                parametrize.register_parametrization(linear, "weight", added)
+
+
+class Aggregated(Adaptation):
+    """λ follows an aggregation of the K tasks' gradients instead of their sum (TorchJD's; joint mode).
+
+    It needs them apart: K sweeps over the task vectors instead of one, and an encoder's pass for each task.
+
+    Args:
+        aggregator: K -> what makes one row, (L · K,), of the tasks' K rows.
+    """
+
+    def __init__(self, *given, aggregator: Callable[[int], Callable[[Tensor], Tensor]]):
+        super().__init__(*given)
+        self.aggregate, self.jacobian = aggregator(len(self.model.tasks)), []
+
+    def __enter__(self):
+        super().__enter__().at_once = 0
+        return self
+
+    def teach(self, step: int, batches: dict) -> dict:
+        kept = super().teach(step, batches)
+        self.jacobian.append(super().take_gradient())
+        return kept
+
+    def take_gradient(self) -> Tensor:
+        """The aggregation, in place of the sum."""
+        rows = torch.stack(self.jacobian).flatten(1)
+        shape = self.jacobian[0].shape
+        self.jacobian = []
+        return self.aggregate(rows).view(shape)
