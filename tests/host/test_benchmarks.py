@@ -3,8 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
+import torch
+from torch import nn
+
+from fusion_tinting.families.batch_norm import merge_statistics
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -40,3 +45,30 @@ def test_memory_of_each_way(monkeypatch, way):
 
     peak = memory.one(way, "S", 2)
     assert peak["resident"] > peak["anonymous"] > 0
+
+
+def test_statistics_of_batch_norm(benchmark, fuse, tmp_path):
+    path = tmp_path / "batch_norm.json"
+    benchmark("batch_norm", "--pool", "resnet-micro_3", "--steps", "1", "--json", str(path))
+    rows = {row.pop("statistics"): row for row in json.loads(path.read_text())["rows"]}
+    import batch_norm
+
+    assert list(rows) == list(batch_norm.WAYS)
+    pools = ("modelpool=resnet-micro_3", "taskpool=resnet-micro_3")
+    baselines = fuse("method=model_tinting", "method.steps=1", *pools)["report"]["baselines"]
+    plain = 100 * mean(baselines["task_arithmetic"].values())
+    assert rows["merged, log σ² (ours)"]["λ = 0.3"] == pytest.approx(plain, abs=0.01)
+    assert path.with_suffix(".md").read_text().count("\n") == 2 + len(rows)
+
+
+def test_a_variance_that_is_merged_itself_computes_the_same_where_nothing_is_merged(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import batch_norm
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model(5 * torch.randn(8, 3, 6, 6) + 1)
+    images = torch.randn(2, 3, 6, 6)
+    expected = model.eval()(images)
+    changed = batch_norm.Variance().changed(merge_statistics(model))
+    torch.testing.assert_close(changed(images), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,187 @@
+"""What to do with batch-norm statistics when models are merged: the ways there are, on `resnet-mini_3`.
+
+    python benchmarks/batch_norm.py         # some minutes
+
+Accuracy on `test`, mean of the tasks, of Task Arithmetic at two λ and of a head tint that was adapted on
+`val` without labels. Writes `benchmarks/results/batch_norm.json`, and a table in Markdown beside it.
+"""
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from statistics import mean
+
+import torch
+from common import RESULTS, about, save
+from composed import compose_run
+from fusion_bench import instantiate
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+import fusion_tinting as ft
+from fusion_tinting.experts import LoadedExperts
+from fusion_tinting.families.batch_norm import MergedBatchNorm, restore_statistics
+from fusion_tinting.fusionbench.pools import family_of
+from fusion_tinting.tinted_model import OneTask
+
+LAMBDAS = (0.3, 0.4)
+PER_BATCH, BATCHES = 32, 40
+"""Images of each task in a batch that statistics are computed of, and the number of such batches."""
+
+
+def main() -> None:
+    options = parse()
+    world = World(options.pool, options.zoo, options.steps)
+    rows = [{"statistics": name, **world.scores(way)} for name, way in WAYS.items()]
+    found = {"pool": options.pool, "zoo": options.zoo, "steps": options.steps, "rows": rows, **about()}
+    save(options.json, found)
+    options.json.with_suffix(".md").write_text(table(found))
+    print(table(found))
+
+
+class World:
+    """A pool of image classifiers, their inputs and labels."""
+
+    def __init__(self, pool: str, zoo: int, steps: int):
+        config = compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}")
+        self.family = family_of(instantiate(config.modelpool), num_workers=0)
+        self.family.check()
+        self.family.load()
+        self.tasks, self.steps = self.family.tasks, steps
+        self.inputs = {task: self.family.unlabeled(task, "val") for task in self.tasks}
+
+    def scores(self, way: "Way") -> dict:
+        """Mean accuracy in per cent of every model that has its statistics this way."""
+        pretrained = way.changed(self.family.pretrained)
+        experts = LoadedExperts(self.tasks, lambda task: way.changed(self.family.experts[task]))
+        models = {"experts": experts, "heads": self.family.heads}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The buffer")  # that they are not merged is what is studied
+            way.prepare(self, pretrained, models)
+            untrained = ft.TintedModel.untrained(pretrained, layer=None, **models)
+            found = {f"λ = {lam}": self.accuracy(untrained.remerged(lam)) for lam in LAMBDAS}
+            tinted = ft.tint(
+                pretrained, **models, unlabeled=self.inputs, sampler="all", steps=self.steps, progress=False
+            )
+        way.finish(self, tinted)
+        return {**found, "tinted": self.accuracy(tinted)}
+
+    def accuracy(self, model: ft.TintedModel) -> float:
+        found = []
+        for task in self.tasks:
+            told = ft.predict(OneTask(model, task), nn.Identity(), self.family.unlabeled(task, "test"))
+            labels = torch.as_tensor(self.family.dataset(task, "test").with_format(None)["label"][:])
+            found.append(100 * float((told.argmax(1) == labels).float().mean()))
+        return round(mean(found), 2)
+
+    def mixed(self) -> Iterator[Tensor]:
+        """Batches with images of every task."""
+        places = torch.arange(PER_BATCH * BATCHES).split(PER_BATCH)
+        each = [inputs.batches(rows % len(inputs) for rows in places) for inputs in self.inputs.values()]
+        yield from map(torch.cat, zip(*each, strict=True))
+
+
+class Way:
+    """As the package does it: μ and log σ² are merged tensors."""
+
+    def changed(self, encoder: nn.Module) -> nn.Module:
+        return deepcopy(encoder)
+
+    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None: ...
+
+    def finish(self, world: World, tinted: ft.TintedModel) -> None: ...
+
+
+class Pretrained(Way):
+    """Statistics are buffers, and the pre-trained model's stay."""
+
+    def changed(self, encoder: nn.Module) -> nn.Module:
+        return restore_statistics(deepcopy(encoder)).requires_grad_(False)
+
+
+class Average(Pretrained):
+    """The mean of the experts' statistics."""
+
+    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+        for name, buffer in pretrained.named_buffers():
+            each = [models["experts"][task].get_buffer(name) for task in world.tasks]
+            buffer.copy_(sum(each) / len(each))
+
+
+class Recomputed(Pretrained):
+    """Those of all tasks' images, in the model merged at the first λ; or, `again`, after adaptation too."""
+
+    def __init__(self, again: bool = False):
+        self.again = again
+
+    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+        merged = ft.TintedModel.untrained(pretrained, layer=None, **models).remerged(LAMBDAS[0]).encoder
+        update_bn(world.mixed(), merged)
+        for name, buffer in pretrained.named_buffers():
+            buffer.copy_(merged.get_buffer(name))
+
+    def finish(self, world: World, tinted: ft.TintedModel) -> None:
+        if self.again:
+            update_bn(world.mixed(), tinted.encoder)
+            tinted.eval()
+
+
+class Variance(Way):
+    """μ and σ² itself are merged tensors."""
+
+    def changed(self, encoder: nn.Module) -> nn.Module:
+        encoder = deepcopy(encoder)
+        for name, module in list(encoder.named_modules()):
+            if isinstance(module, MergedBatchNorm):
+                parent, _, own = name.rpartition(".")
+                encoder.get_submodule(parent)._modules[own] = MergedVariance(module)
+        return encoder
+
+
+class MergedVariance(nn.Module):
+    """As `MergedBatchNorm`, but σ² + ε is the parameter, kept positive where it is used."""
+
+    def __init__(self, norm: MergedBatchNorm):
+        super().__init__()
+        self.weight, self.bias, self.running_mean = norm.weight, norm.bias, norm.running_mean
+        self.variance = nn.Parameter(norm.log_variance.detach().exp(), requires_grad=False)
+        self.eps = norm.eps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scale = self.weight * self.variance.clamp(min=self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift.view(-1, 1, 1), inputs, scale.view(-1, 1, 1))
+
+
+WAYS = {
+    "the pre-trained model's": Pretrained(),
+    "the experts' average": Average(),
+    f"recomputed at λ = {LAMBDAS[0]}": Recomputed(),
+    "the same, and again after adaptation": Recomputed(again=True),
+    "merged, σ² itself": Variance(),
+    "merged, log σ² (ours)": Way(),
+}
+
+
+def table(found: dict) -> str:
+    columns = [name for name in found["rows"][0] if name != "statistics"]
+    titles = [f"Task Arithmetic, {name}" if name.startswith("λ") else name for name in columns]
+    lines = [f"| statistics | {' | '.join(titles)} |", "|---" * (1 + len(columns)) + "|"]
+    for row in found["rows"]:
+        lines.append(f"| {row['statistics']} | {' | '.join(f'{row[name]:.1f}' for name in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pool", default="resnet-mini_3", help="model pool of image classifiers")
+    parser.add_argument("--zoo", type=int, default=0, help="zoo seed")
+    parser.add_argument("--steps", type=int, default=200, help="iterations of the tint")
+    parser.add_argument("--json", type=Path, default=RESULTS / "batch_norm.json", help="where results go")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
