@@ -43,10 +43,10 @@ EXPLANATION = """Accuracy on the `test` split, averaged over the tasks, ± the s
 *% of experts*: the mean over tasks of accuracy / accuracy of this pool's own expert for that task.
 *Adapted on* `val` is the inductive protocol, `test` the transductive one: the very images that are scored,
 without their labels. *Seconds*: FusionBench's `method.run`, which is loading the models, zero-shot heads,
-merging and adaptation, without evaluation; a λ chosen by `val` labels took that, and a pass over `val`, for
-each value. *Peak MB*: resident memory of the whole process, with evaluation. *Extra parameters*: numbers
-stored beyond one encoder, divided by the tasks; a head tint is counted although every method keeps a
-zero-shot head as large.
+merging and adaptation, without evaluation, of the fastest of the runs; a λ chosen by `val` labels took
+that, and a pass over `val`, for each value. *Peak MB*: resident memory of the whole process, with
+evaluation. *Extra parameters*: numbers stored beyond one encoder, divided by the tasks; a head tint is
+counted although every method keeps a zero-shot head as large.
 
 One CPU thread a process, {jobs} processes at a time, on {hardware}; {software}.
 All processes together took {process_hours:.1f} hours, the choice of λ included."""
@@ -98,7 +98,7 @@ def cells(row: dict) -> list[str]:
     return [
         row["name"], split, *scores, row["data"], number(row["steps"]), number(row["images_per_task"]),
         row["lam"], number(row["extra_parameters_per_task"]), "yes" if row["task_identity"] else "no",
-        shown(row["adaptation_seconds"]) if row["adaptation_seconds"] else "?",
+        f"{row['adaptation_seconds']:.1f}" if row["adaptation_seconds"] else "?",
         f"{row['peak_memory_mb']['mean']:.0f}",
     ]  # fmt: skip
 

@@ -42,7 +42,7 @@ def cost(path: Path, rows: dict[str, dict], title: str) -> None:
     """Accuracy against seconds of merging and adaptation, one mark a method."""
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
     points = {
-        row["name"]: (row["adaptation_seconds"]["mean"], row["accuracy"]["mean"], row["family"])
+        row["name"]: (row["adaptation_seconds"], row["accuracy"]["mean"], row["family"])
         for row in rows.values()
         if row.get("adaptation_seconds")
     }

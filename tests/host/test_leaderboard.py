@@ -55,7 +55,7 @@ def test_a_row_says_what_its_report_says(board, found, key):
     assert entry["accuracy"] == {"mean": round(100 * report["average"]["accuracy"], 2), "sd": None}
     assert entry["share_of_experts"]["mean"] == pytest.approx(sum(shares) / 3, abs=0.01)
     assert entry["worst_task"]["accuracy"] == round(min(accuracies.values()), 2)
-    assert 0 < entry["adaptation_seconds"]["mean"] < run["seconds"]
+    assert 0 < entry["adaptation_seconds"] < run["seconds"]
     assert entry["peak_memory_mb"]["mean"] > 100
 
 
@@ -63,7 +63,7 @@ def test_what_a_tint_costs_is_told(board, found):
     entry = row(found, "model_tinting")
     manifest = json.loads((board[1] / entry["runs"][0]["folder"] / "run/tinting.json").read_text())
     assert (entry["protocol"], entry["adapted_on"], manifest["split"]) == ("inductive", "val", "val")
-    assert entry["adaptation_seconds"]["mean"] >= manifest["seconds"]
+    assert entry["adaptation_seconds"] >= manifest["seconds"]
     assert (entry["steps"], entry["images_per_task"]) == (5, 160)
     assert entry["extra_parameters_per_task"] > 0 and entry["task_identity"]
 
