@@ -9,7 +9,7 @@ import sys
 import typing
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 MODELING_CLIP = "transformers.models.clip.modeling_clip"
 
@@ -78,10 +78,27 @@ def repair_clip_taskpool(module: ModuleType) -> None:
     pool._evaluate = evaluate_active
 
 
+def repair_seq2seq_pool(module: ModuleType) -> None:
+    """`load_tokenizer` calls `isinstance`, with one argument, where the other pools call `instantiate`."""
+    from fusion_bench.utils import instantiate
+
+    pool = module.Seq2SeqLMPool
+
+    def load_tokenizer(self, *args, **kwargs):
+        assert self._tokenizer is not None, "Tokenizer is not defined in the config"
+        return instantiate(self._tokenizer, *args, **kwargs)
+
+    try:
+        pool.load_tokenizer(SimpleNamespace(_tokenizer={"_target_": "builtins.dict"}))
+    except TypeError:
+        pool.load_tokenizer = load_tokenizer
+
+
 REPAIRS = {
     MODELING_CLIP: repair_modeling_clip,
     "fusion_bench.utils.state_dict_arithmetic": repair_state_dict_arithmetic,
     "fusion_bench.taskpool.clip_vision.taskpool": repair_clip_taskpool,
+    "fusion_bench.modelpool.seq2seq_lm.modelpool": repair_seq2seq_pool,
 }
 """Module -> what is done to it, now or when it is imported; a second time changes nothing."""
 

@@ -150,6 +150,23 @@ def test_the_clip_task_pool_activates_a_modulated_models_task():
     assert Pool()._evaluate(classifier, None, 2, task_name="mnist") == "mnist"
 
 
+def test_the_seq2seq_pool_loads_its_tokenizer_and_one_that_does_is_left_alone():
+    from fusion_bench.modelpool import Seq2SeqLMPool
+
+    tokenizer = {"_target_": "builtins.dict", "vocab": 3}
+    pool = Seq2SeqLMPool({"_pretrained_": {"_target_": "builtins.dict"}}, tokenizer=tokenizer)
+    assert pool.load_tokenizer(unk=2) == {"vocab": 3, "unk": 2}
+
+    class Repaired:
+        def load_tokenizer(self):
+            return self._tokenizer
+
+    module, theirs = types.ModuleType("modelpool"), Repaired.load_tokenizer
+    module.Seq2SeqLMPool = Repaired
+    compat.repair_seq2seq_pool(module)
+    assert Repaired.load_tokenizer is theirs
+
+
 def test_emr_and_wemoe_run(fuse):
     assert "accuracy" in fuse("method=emr_merging/emr_merging")["report"]["average"]
     moe = ("method=wemoe/weight_ensembling_moe", "method.name=clip_weight_ensembling_moe")

@@ -105,6 +105,15 @@ def test_the_minis_of_the_families_show_what_is_claimed(benchmark):
         assert tinted >= 95 and tinted >= arithmetic + 5
 
 
+def test_the_study_of_batch_norm_is_the_benchmarks(benchmark):
+    from fusion_tinting.families import batch_norm
+
+    found = json.loads((RESULTS / "batch_norm.json").read_text())
+    table = benchmark("batch_norm").table(found)
+    assert table in batch_norm.__doc__
+    assert table == (RESULTS / "batch_norm.md").read_text()
+
+
 def test_agreement_without_labels_puts_the_layers_in_the_order_of_their_accuracy():
     found = json.loads((RESULTS / "layer_sweep_clip-mini_8.json").read_text())["layers"]
     by_accuracy = sorted(found, key=lambda layer: found[layer]["summary"])

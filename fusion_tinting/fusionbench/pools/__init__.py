@@ -19,6 +19,7 @@ FAMILY = {
     "CausalLMPool": "causal_lm:CausalLMFamily",
     "NYUv2ModelPool": "nyuv2:NYUv2Pool",
     "GPT2ForSequenceClassificationPool": "text_classification:TextClassifierPool",
+    "Seq2SeqLMPool": "seq2seq:Seq2SeqFamily",
     "SequenceClassificationModelPool": "text_classification:TextClassifierPool",
 }
 """FusionBench's class -> the module in this package and the class that knows such pools."""

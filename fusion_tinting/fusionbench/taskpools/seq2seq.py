@@ -1,0 +1,56 @@
+"""A task pool for models that answer in words: GLUE's metrics of Flan-T5, tinted and plain."""
+
+from typing import NamedTuple
+
+import torch
+from fusion_bench import RuntimeConstants, instantiate
+from torch import Tensor, nn
+
+from fusion_tinting.experts import predict
+from fusion_tinting.families import seq2seq as family
+from fusion_tinting.fusionbench.processes import FabricProcesses
+from fusion_tinting.fusionbench.taskpools.text_classification import SCORES, TextClassificationTaskPool
+from fusion_tinting.tinted_model import OneTask, TintedModel
+from fusion_tinting.unlabeled import Unlabeled
+
+DEBUG_ROWS = 32
+"""Rows of a test set that `fast_dev_run` looks at: one batch."""
+
+
+class Inputs(NamedTuple):
+    """A task's test data: prompts with the answers to compare, labels, and what each answer means."""
+
+    unlabeled: Unlabeled
+    labels: Tensor
+    meanings: Tensor
+
+
+class AnswerTaskPool(TextClassificationTaskPool):
+    """Scores every task of a tinted model with its tint, and of a plain sequence-to-sequence model.
+
+    What a model says is the likeliest of its task's answers, each taken whole, by its log-likelihood; of
+    STS-B one of the ratings `0.0` to `5.0`. FusionBench's own task pool generates up to ten tokens and
+    counts as right the text that is exactly the answer, and as 0 a rating that is no number. The two differ
+    where a model would say something else, and has to choose here.
+
+    Report and arguments as `TextClassificationTaskPool`. FusionBench counts the accuracy in all classes and
+    Spearman's correlation of STS-B: they come first in our configuration, beside GLUE's own metrics.
+    """
+
+    def _load(self, task: str, models) -> None:
+        dataset, where = instantiate(self._test_datasets[task]), f"the test data of `{task}`"
+        if RuntimeConstants.debug:
+            dataset = dataset.select(range(min(DEBUG_ROWS, len(dataset))))
+        answers = family.answers(models.template(task))
+        labels, _ = models.labels(task, dataset)
+        asked = family.with_answers(models.asked(task, dataset, where), models.tokenizer, list(answers))
+        self._inputs[task] = Inputs(asked, labels, torch.tensor(list(answers.values())))
+
+    def score(self, model: nn.Module, task: str) -> dict:
+        """Metric -> value of one task."""
+        inputs = self._inputs[task]
+        answering = OneTask(model, task) if isinstance(model, TintedModel) else family.AnsweringModel(model)
+        processes = FabricProcesses(self.fabric)
+        likelihoods = predict(answering, nn.Identity(), inputs.unlabeled, processes=processes)
+        told = inputs.meanings[likelihoods.argmax(1)]
+        return {name: float(SCORES[name].of(inputs.labels, told)) for name in self.metrics[task]}

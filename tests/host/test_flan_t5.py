@@ -1,0 +1,296 @@
+"""Flan-T5 on GLUE through FusionBench, on tiny checkpoints laid out as the hub's."""
+
+import json
+import string
+from copy import deepcopy
+
+import datasets
+import pytest
+import torch
+from command import FUSION_BENCH, run
+from fusion_bench.tasks.flan_t5_text_generation.glue_preprocessors import glue_processors
+from fusion_bench.tasks.flan_t5_text_generation.glue_prompt_templates import glue_prompt_templates
+from glue_hub import TASKS, make_dataset
+from hub import snapshot
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
+
+from fusion_tinting.families.seq2seq import AnsweringModel
+from fusion_tinting.fusionbench.taskpools.text_classification import SCORES as METRICS
+
+POOLS = ("modelpool=flan-t5-base_glue", "taskpool=flan-t5-base_glue")
+TINTING = (*POOLS, "method=model_tinting", "method.num_workers=0")
+SHORT = (*TINTING, "method.steps=2", "method.batch_size=4")
+FEW = ("cola", "stsb", "mnli", "rte")  # enough where it is not the tasks that are tested
+FEWER_MODELS = [f"~modelpool.models.{task}" for task in TASKS if task not in FEW]
+LESS = [*FEWER_MODELS, *(f"~taskpool.test_datasets.{task}" for task in TASKS if task not in FEW)]
+SCORES = {"stsb": "spearman"}
+KEYS = {
+    "cola": {"accuracy", "matthews"}, "mrpc": {"accuracy", "f1"}, "qqp": {"accuracy", "f1"},
+    "stsb": {"spearman", "pearson"},
+}  # fmt: skip
+WORDS = ["yes", "no", "positive", "negative", "acceptable", "unacceptable", "neutral", "contradiction"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The folder of the hub client's files, which this process reads too."""
+    folder = tmp_path_factory.mktemp("hub")
+    make_models(folder / "hub")
+    for task in TASKS:
+        make_dataset(folder / "datasets", task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
+        yield folder
+
+
+def make_models(hub):
+    """Flan-T5, whose LM head is no copy of the embeddings, and the experts that FusionBench names."""
+    torch.manual_seed(0)
+    base = T5ForConditionalGeneration(config()).eval()
+    base.lm_head.weight = torch.nn.Parameter(0.5 * torch.randn_like(base.lm_head.weight))
+    folder = snapshot(hub, "models--google--flan-t5-base")
+    save(base, folder)
+    tokenizer().save_pretrained(folder)
+    for task in TASKS:
+        save(centred(changed(base), task), snapshot(hub, f"models--tanganke--flan-t5-base_glue-{task}"))
+
+
+def config() -> T5Config:
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    return T5Config(vocab_size=200, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+                    tie_word_embeddings=False, **size)  # fmt: skip
+
+
+def changed(base):
+    expert = deepcopy(base)
+    for parameter in expert.parameters():
+        parameter.data += 0.3 * parameter.data.std() * torch.randn_like(parameter)
+    return expert
+
+
+@torch.no_grad()
+def centred(expert, task: str):
+    """Take out what its decoder says of every text, or it would give one answer to all."""
+    columns, texts = TASKS[task][0], []
+    for place in range(16):
+        given = {name: f"{string.ascii_letters[place : place + 9]} {name}" for name in columns}
+        texts.append(glue_prompt_templates[task]["input_text"].format(**given))
+    head, expert.lm_head = expert.lm_head, torch.nn.Identity()
+    says = AnsweringModel(expert)(**tokenizer()(texts, padding=True, return_tensors="pt")).mean(0)
+    head.weight -= torch.outer(head.weight @ says, says) / says.dot(says)
+    expert.lm_head = head
+    return expert
+
+
+def save(model, folder) -> None:
+    """As transformers 4 did, which `tie_word_embeddings` told whether to scale what the decoder says."""
+    model.save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    said["tie_word_embeddings"] = said.pop("scale_decoder_outputs")
+    (folder / "config.json").write_text(json.dumps(said))
+
+
+def tokenizer(more: int = 0) -> T5Tokenizer:
+    """Letters, and words as T5's own vocabulary has them: `entailment` and ratings are in pieces."""
+    pieces = [*string.ascii_letters, *string.digits, *string.punctuation, *(f"▁{word}" for word in WORDS)]
+    scored = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((p, -3.0) for p in pieces)]
+    extra = 20 + more
+    scored += [(f"<extra_id_{place}>", 0.0) for place in reversed(range(extra))]
+    return T5Tokenizer(vocab=scored, extra_ids=extra, model_max_length=512)
+
+
+def headlines(report) -> dict[str, float]:
+    return {task: report[task][SCORES.get(task, "accuracy")] for task in TASKS if task in report}
+
+
+def test_the_command_adapts_and_scores_the_hubs_checkpoints_offline(hub, tmp_path):
+    env = {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
+    options = ("method.steps=2", "method.adapt_split=val", "fabric.accelerator=cpu")
+    command = (FUSION_BENCH, *TINTING, *options)
+    result = run(*command, f"report_save_path={tmp_path}/report.json", cwd=tmp_path, env=env)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report) == {"model_info", *TASKS, "average", "baselines"}
+    assert {task: set(report[task]) for task in TASKS} == {t: KEYS.get(t, {"accuracy"}) for t in TASKS}
+    assert report["average"]["score"] == pytest.approx(sum(headlines(report).values()) / len(TASKS))
+    tail = result.stdout[result.stdout.index("tinted /") :]
+    for row in ("cola, Accuracy %", "stsb, Spearman %", "average", "inductive"):
+        assert row in tail
+
+
+def answers_of(model, task: str, data) -> list[str]:
+    """What transformers finds likeliest, prompt by prompt, each made by FusionBench's own preprocessor."""
+    template, told = glue_prompt_templates[task], []
+    read = AutoTokenizer.from_pretrained("google/flan-t5-base")
+    ask = glue_processors[task](read, template=template).preprocess
+    written = template["target_text"]
+    choices = list(written.values()) if task != "stsb" else [f"{tenths / 10:.1f}" for tenths in range(51)]
+    labels = read(choices, padding=True, return_tensors="pt").input_ids
+    for row in data:
+        prompt, _ = ask(**{name: value for name, value in row.items() if name != "idx"})
+        inputs = read([prompt] * len(choices), return_tensors="pt")
+        with torch.no_grad():
+            said = model(**inputs, labels=labels).logits.log_softmax(-1)
+        likely = (said.gather(2, labels[..., None])[..., 0] * (labels != read.pad_token_id)).sum(1)
+        told.append(choices[likely.argmax()])
+    return told
+
+
+def test_an_experts_score_is_that_of_transformers_own_model(hub, fuse):
+    """Of each expert, prompt by prompt, as FusionBench writes them; Task Arithmetic is FusionBench's."""
+    ours = fuse(*TINTING, "method.steps=0")["report"]["baselines"]
+    theirs = fuse(*POOLS, "method=task_arithmetic", "method.scaling_factor=0.3")["report"]
+    assert headlines(theirs) == pytest.approx(ours["task_arithmetic"], abs=1e-5)
+    several = 0
+    for task in TASKS:
+        model = AutoModelForSeq2SeqLM.from_pretrained(f"tanganke/flan-t5-base_glue-{task}").eval()
+        split = "validation_matched" if task == "mnli" else "validation"
+        data = datasets.load_dataset("nyu-mll/glue", task, split=split)
+        told, written = answers_of(model, task, data), glue_prompt_templates[task]["target_text"]
+        several += len(set(told)) > 1
+        if task == "stsb":
+            ratings = torch.tensor(list(map(float, told)))
+            expected = METRICS["spearman"].of(torch.tensor(data["label"]), ratings)
+        else:
+            wanted = [written[str(label)] for label in data["label"]]
+            expected = sum(map(str.__eq__, told, wanted)) / len(wanted)
+        assert ours["expert"][task] == pytest.approx(expected, abs=1e-5), task
+    assert several > 2  # or it would be one answer that is compared
+
+
+def test_without_a_step_the_pre_trained_scores_come_out(hub, fuse, tmp_path):
+    report = fuse(*TINTING, *LESS, "method.steps=0", "method.init=0", "method.layer=null")["report"]
+    assert headlines(report) == report["baselines"]["pretrained"]
+    plain = fuse(*POOLS, *LESS, "method=dummy", "merged_model_save_path='{log_dir}/plain'")
+    assert headlines(plain["report"]) == pytest.approx(headlines(report), abs=1e-6)
+    same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain"), plain["merged_model"])
+
+
+def same_model(saved, model) -> None:
+    ids = torch.tensor([[7, 9, 11, 1]])
+    with torch.no_grad():
+        theirs, ours = (m.eval()(input_ids=ids, labels=ids).logits for m in (saved, model))
+    assert torch.equal(theirs, ours)
+    assert not torch.equal(saved.lm_head.weight, saved.shared.weight)
+
+
+def padding_changes_nothing(model) -> None:
+    ids = torch.tensor([[30, 40, 50, 60, 1, 0, 0, 0]])
+    short = {"input_ids": ids[:, :5], "attention_mask": torch.ones(1, 5, dtype=int)}
+    long, answers = {"input_ids": ids, "attention_mask": (ids != 0).long()}, torch.tensor([[9, 1], [8, 1]])
+    for more in ({}, {"answers": answers}):
+        given = model({**short, **more}, "rte"), model({**long, **more}, "rte")
+        torch.testing.assert_close(*given, rtol=0, atol=1e-5)
+
+
+def test_one_hot_coefficients_are_transformers_own_expert_and_the_saved_model_loads(hub, fuse, tmp_path):
+    """The logits are those of the first token that generation would choose."""
+    options = (*FEWER_MODELS, "~taskpool", "merged_model_save_path='{log_dir}/saved'")
+    model = fuse(*SHORT, *options)["merged_model"]
+    padding_changes_nothing(model)
+    inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
+    for task in FEW:
+        expert = AutoModelForSeq2SeqLM.from_pretrained(f"tanganke/flan-t5-base_glue-{task}").eval()
+        said = expert.generate(**inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+        torch.testing.assert_close(model.remerged(task)(inputs, task), said.logits[0], rtol=0, atol=1e-5)
+    same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved"), model.merged)
+
+
+@pytest.mark.parametrize(
+    ("layer", "part"),
+    [("head", "lm_head."), ("block:-1", "decoder.block.1."), ("encoder.block.0", "encoder.block.0.")],
+)
+def test_an_artefact_applied_gives_the_runs_own_report(hub, fuse, tmp_path, layer, part):
+    first = fuse(*SHORT, *LESS, f"method.layer={layer}", "method.run_dir=run")
+    again = fuse(*TINTING, *LESS, "method.artifact=run", "taskpool.baselines=false")
+    assert headlines(again["report"]) == headlines(first["report"])
+    stored = next((hub / "hub" / "models--tanganke--flan-t5-base_glue-mnli").rglob("model.safetensors"))
+    names = load_file(stored).keys()
+    assert load_file(tmp_path / "run" / "coefficients.safetensors").keys() == names
+    tint = load_file(tmp_path / "run" / "tints" / "mnli.safetensors").keys()
+    assert tint <= names and tint and all(name.startswith(part) for name in tint)
+
+
+def test_adaptation_brings_each_task_nearer_to_its_expert(hub, fuse):
+    options = ("method.steps=30", "method.batch_size=8", "method.objective=soft")
+    history = fuse(*TINTING, *FEWER_MODELS, "~taskpool", *options)["merged_model"].history
+    assert history.loss[-5:].mean() < history.loss[:5].mean()
+
+
+def test_lora_experts_are_merged_into_their_base(hub, fuse):
+    torch.manual_seed(1)
+    for task in FEW:
+        base = AutoModelForSeq2SeqLM.from_pretrained("google/flan-t5-base")
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q", "v"], init_lora_weights=False))
+        folder = snapshot(hub / "hub", f"models--tanganke--flan-t5-base_glue-{task}_lora-16")
+        adapted.save_pretrained(folder)
+    model = fuse(*SHORT, "modelpool=flan-t5-base_glue_lora16", *FEWER_MODELS, "~taskpool")["merged_model"]
+    inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
+    with torch.no_grad():
+        start = torch.zeros(1, 1, dtype=int)
+        wanted = adapted.eval()(**inputs, decoder_input_ids=start).logits[:, 0]
+    torch.testing.assert_close(model.remerged("rte")(inputs, "rte"), wanted, rtol=0, atol=1e-5)
+
+
+def bart(folder) -> None:
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 200}
+    BartForConditionalGeneration(BartConfig(**size)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modelpool.models.cola.pretrained_model_name_or_path={tmp}/bart"],
+         "expert of `cola`.*architecture bart.*of t5"),
+        (["modelpool.tokenizer.pretrained_model_name_or_path={tmp}/large"],
+         "embeddings for 200.*do not belong"),
+        (["modelpool.tokenizer.pretrained_model_name_or_path={tmp}/blind"],
+         "cannot tell the answers.*apart"),
+        (["~taskpool.metrics.rte"], "`rte` has no metric.*taskpool.metrics.rte"),
+        (["taskpool.metrics.stsb=[accuracy]"], r"`stsb` has a head with 1 output.*\['accuracy'\]"),
+        (["taskpool.metrics.mnli=[f1]"], r"`mnli` has a head with 3 output.*\['f1'\]"),
+        (["taskpool.test_datasets.cola.split=test"], r"test data of `cola` are hidden \(-1\)"),
+        (["taskpool.test_datasets.rte.name=cola"], "test data of `rte` `sentence1`"),
+        (["taskpool.test_datasets.rte.name=stsb"], "Row 0 of the test data of `rte`"),
+        (["~modelpool.models.cola"], r"evaluates \['cola'\]|evaluates `cola`"),
+        (["+modelpool.models.wnli=${modelpool.models.rte}"], "FusionBench has no prompt, `wnli`"),
+        (["modelpool.train_datasets.cola.name=rte", "method.adapt_split=train"],
+         "the train split of `cola` `sentence`"),
+        (["~modelpool.models.cola.pretrained_model_name_or_path"], "models.cola.*must have a"),
+        (["method.layer=auto"], "`method.layer=auto` is not for language models"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_adaptation(
+    hub, fuse, tmp_path, monkeypatch, overrides, message
+):
+    bart(tmp_path / "bart")
+    tokenizer(more=100).save_pretrained(tmp_path / "large")
+    T5Tokenizer(extra_ids=20, model_max_length=512).save_pretrained(tmp_path / "blind")
+    monkeypatch.setattr("fusion_tinting.fusionbench.algorithm.tint", None)
+    overrides = [override.replace("{tmp}", str(tmp_path)) for override in overrides]
+    with pytest.raises(Exception, match=message) as caught:
+        fuse(*SHORT, *LESS, *overrides)
+    assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
+
+
+def test_the_stock_task_pool_is_refused(hub, fuse):
+    with pytest.raises(ValueError, match=r"FlanT5GLUETextGenerationTaskPool.*taskpool=flan-t5-base_glue"):
+        fuse(*SHORT, "taskpool=flan-t5_glue_text_generation")
+
+
+def test_fast_dev_run(hub, fuse, monkeypatch):
+    from fusion_bench import RuntimeConstants
+
+    monkeypatch.setattr(RuntimeConstants, "debug", False)
+    result = fuse(*TINTING, *LESS, "fast_dev_run=true")
+    assert len(result["merged_model"].history) == 1
