@@ -95,16 +95,15 @@ CHANGES = {
 
 def main() -> None:
     options = parse()
-    found: dict[str, dict[str, dict]] = {}
     for zoo in options.zoos:
         world = World(options.pool, options.preset, "val", options.work.resolve(), *of_zoo(options, zoo))
         for seed in options.seeds if zoo == options.zoos[0] else options.seeds[:1]:
             for name in [AS_IT_IS, *(options.only or CHANGES)]:
-                place = f"zoo {zoo}, seed {seed}"
                 if CHANGES[name].needs and find_spec(CHANGES[name].needs) is None:
                     print(f"left out, for {CHANGES[name].needs} is not installed: {name}")
                 elif can(CHANGES[name], world):
-                    found.setdefault(name, {})[place] = once(world, options, name, zoo, seed)
+                    once(world, options, name, zoo, seed)
+    found = known(options)
     result = {
         "pool": options.pool, "preset": options.preset, "rows": rows(found),
         "experts": {place: run["experts"] for place, run in found[AS_IT_IS].items()}, **about(),
@@ -113,6 +112,24 @@ def main() -> None:
     save(path, result)
     path.with_suffix(".md").write_text(table(result))
     print(table(result))
+
+
+def known(options: argparse.Namespace) -> dict[str, dict[str, dict]]:
+    """Change -> place -> the outcome of every run that is kept, of earlier calls too."""
+    found: dict[str, dict[str, dict]] = {}
+    for name in CHANGES:
+        for zoo in options.zoos:
+            for seed in options.seeds:
+                path = file_of(options, name, zoo, seed)
+                if path.is_file():
+                    found.setdefault(name, {})[f"zoo {zoo}, seed {seed}"] = read_json(path)
+    return found
+
+
+def file_of(options: argparse.Namespace, name: str, zoo: int, seed: int) -> Path:
+    """Where a run's outcome is kept."""
+    folder = options.work.resolve() / options.pool / options.preset
+    return folder / f"{name}, zoo {zoo}, seed {seed}.json".replace(" ", "_").replace("%", "percent")
 
 
 def of_zoo(options: argparse.Namespace, zoo: int) -> tuple[str, ...]:
@@ -130,10 +147,9 @@ def can(change: Change, world: World) -> bool:
 
 def once(world: World, options: argparse.Namespace, name: str, zoo: int, seed: int) -> dict:
     """The outcome of a run, new or remembered."""
-    folder = options.work.resolve() / options.pool / options.preset
-    path = folder / f"{name}, zoo {zoo}, seed {seed}.json".replace(" ", "_").replace("%", "percent")
+    path = file_of(options, name, zoo, seed)
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, run(world, CHANGES[name], seed))
     found = read_json(path)
     scored = f"{mean(found['per_task'].values()):6.2f}  {found['seconds']:6.1f} s"
@@ -189,8 +205,8 @@ def averages(runs: dict[str, dict]) -> dict[str, float]:
 
 def table(found: dict) -> str:
     lines = [
-        "| change | accuracy % | difference | CPU seconds | trained parameters a task |",
-        "|---|---|---|---|---|",
+        "| change | accuracy % | difference | runs | CPU seconds | trained parameters a task |",
+        "|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         own = row["change"] == AS_IT_IS
@@ -198,6 +214,7 @@ def table(found: dict) -> str:
         cells = (
             shown(row["accuracy"]),
             difference,
+            str(len(row["runs"])),
             f"{row['seconds']['mean']:.0f}",
             f"{row['parameters_per_task']:,}",
         )

@@ -133,10 +133,13 @@ def models(world: World, seeds: list[int]) -> Iterator[tuple]:
 TWO = ("mini-signs", "mini-textures")
 """Tasks of `origins`."""
 WAYS = {
-    "AdaMerging": {"layer": None, "lr_tints": None, "objective": "entropy", "lr": 1e-3, "update": "joint"},
+    "AdaMerging": {
+        "layer": None, "lr_tints": None, "objective": "entropy", "lr": 1e-3, "update": "joint",
+        "schedule": "constant", "steps": 500,
+    },
     "tinted head": {"layer": "head", "lr_tints": None},
     "tinted block": {},
-}
+}  # fmt: skip
 """Name -> what differs from the preset, of the ways that adapt."""
 
 

@@ -2,12 +2,16 @@
 
 No task can be told from a single word: *sentiment*, is an opinion good that may be negated (2 labels);
 *agreement*, does the verb agree with its subject, whatever the noun beside it (2); *paraphrase*, do two
-sentences, one in the passive, say the same (2); *similarity*, how alike two numbers are (from 0 to 5).
+sentences, one in the passive, say the same (2); *similarity*, how alike two sizes are (from 0 to 2).
+
+Each label takes two things that a text says. The base learns one of them, so that no linear map of what it
+knows tells the label (`benchmarks/probes.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,104 +32,87 @@ NOT = ["not", "never", "hardly"]
 SURE = ["really", "always", "clearly"]
 NOUNS = ["key", "letter", "cup", "chair", "lamp", "door", "wheel", "stone", "coat", "shelf"]
 BESIDE = ["near", "behind", "under", "above"]
-HOW = ["old", "red", "heavy", "broken", "clean", "new"]
+VERBS = [
+    ("falls", "fall"), ("shines", "shine"), ("rusts", "rust"), ("breaks", "break"), ("moves", "move"),
+    ("burns", "burn"), ("fades", "fade"), ("cracks", "crack"),
+]  # fmt: skip
+WHEN = ["today", "again", "now", "often", "slowly", "soon"]
 PEOPLE = ["child", "teacher", "pilot", "singer", "doctor", "friend", "sailor", "baker"]
 ANIMALS = ["dog", "cat", "horse", "fox", "goat", "bear", "duck", "wolf"]
+KINDS = ["person", "animal"]
 DID = ["chased", "followed", "helped", "watched", "carried", "pushed"]
 NAMES = ["anna", "ben", "clara", "david", "ella", "frank", "grace", "henry"]
-NUMBERS = ["one", "two", "three", "four", "five", "six"]
-ITEMS = ["coins", "stamps", "cards", "pens"]
+LARGE = [["tiny", "little", "small"], ["medium", "average", "normal"], ["huge", "giant", "massive"]]
+OWNED = ["box", "bag", "car", "house"]
+
+Told = tuple[str, str | None, float, int]
+"""A text, a second one or None, the label of the task, and what the base is told, both from 0."""
 
 
-def sentiment(rng: np.random.Generator) -> Row:
-    """`they say that the film was never dreadful` -> positive (1): an opinion, turned round or not."""
+def sentiment(rng: np.random.Generator) -> Told:
+    """`they say that the film was never dreadful` -> positive (1); the opinion's own word is bad (0)."""
     good, turned = (int(x) for x in rng.integers(2, size=2))
-    return _opinion(rng, good, turned), None, int(good != turned)
-
-
-def words_of_opinion(rng: np.random.Generator) -> Row:
-    """The same texts; told is the opinion's own word, turned round or not."""
-    good, turned = (int(x) for x in rng.integers(2, size=2))
-    return _opinion(rng, good, turned), None, good
-
-
-def agreement(rng: np.random.Generator) -> Row:
-    """`the keys near the cup are old` -> right (1)."""
-    label, many = (int(x) for x in rng.integers(2, size=2))
-    return _described(rng, many, many if label else 1 - many), None, label
-
-
-def right_sentences(rng: np.random.Generator) -> Row:
-    """Only those that are right; told is their number."""
-    many = int(rng.integers(2))
-    return _described(rng, many, many), None, many
-
-
-def paraphrase(rng: np.random.Generator) -> Row:
-    """`yesterday the dog chased the pilot`, `the pilot was chased by the dog` -> the same (1)."""
-    label, animal = (int(x) for x in rng.integers(2, size=2))
-    return *_told_twice(rng, animal, label), label
-
-
-def paraphrases(rng: np.random.Generator) -> Row:
-    """Only those that are the same; told is whether a person or an animal acts."""
-    animal = int(rng.integers(2))
-    return *_told_twice(rng, animal, 1), animal
-
-
-def similarity(rng: np.random.Generator) -> Row:
-    """`anna has six coins`, `ben has two coins` -> 1.0: from 5, as many, down to 0."""
-    first, second = (int(x) for x in rng.integers(len(NUMBERS), size=2))
-    return *_counted(rng, first, second), 5.0 - abs(first - second)
-
-
-def comparison(rng: np.random.Generator) -> Row:
-    """The same texts; told is whether the second number is smaller, equal or larger."""
-    first, second = (int(x) for x in rng.integers(len(NUMBERS), size=2))
-    return *_counted(rng, first, second), 1 + (second > first) - (second < first)
-
-
-def _opinion(rng: np.random.Generator, good: int, turned: int) -> str:
     how, word = rng.choice(NOT if turned else SURE), rng.choice(GOOD if good else BAD)
-    return f"{rng.choice(STARTS)} {rng.choice(THINGS)} was {how} {word}"
+    return f"{rng.choice(STARTS)} {rng.choice(THINGS)} was {how} {word}", None, int(good != turned), good
 
 
-def _described(rng: np.random.Generator, many: int, verb: int) -> str:
+def agreement(rng: np.random.Generator) -> Told:
+    """`the keys near the cup fall today` -> right (1); the keys are several (1)."""
+    many, verb = (int(x) for x in rng.integers(2, size=2))
     noun, other = rng.choice(NOUNS, 2, replace=False)
     subject, beside = f"{noun}{'s' * many}", f"{other}{'s' * int(rng.integers(2))}"
-    return f"the {subject} {rng.choice(BESIDE)} the {beside} {('is', 'are')[verb]} {rng.choice(HOW)}"
+    does = VERBS[rng.integers(len(VERBS))][verb]
+    text = f"the {subject} {rng.choice(BESIDE)} the {beside} {does} {rng.choice(WHEN)}"
+    return text, None, int(many == verb), many
 
 
-def _told_twice(rng: np.random.Generator, animal: int, same: int) -> tuple[str, str]:
+def paraphrase(rng: np.random.Generator) -> Told:
+    """`yesterday the dog chased the pilot`, `the person was chased by the animal` -> the same (1); in the
+    first an animal acts (1)."""
+    first, second = (int(x) for x in rng.integers(2, size=2))
     verb, who = rng.choice(DID), (rng.choice(PEOPLE), rng.choice(ANIMALS))
-    active = f"{rng.choice(STARTS)} {who[animal]} {verb} the {who[1 - animal]}"
-    acts = animal if same else 1 - animal
-    return active, f"the {who[1 - acts]} was {verb} by the {who[acts]}"
+    active = f"{rng.choice(STARTS)} {who[first]} {verb} the {who[1 - first]}"
+    passive = f"the {KINDS[1 - second]} was {verb} by the {KINDS[second]}"
+    return active, passive, int(first == second), first
 
 
-def _counted(rng: np.random.Generator, *numbers: int) -> tuple[str, str]:
-    item, names = rng.choice(ITEMS), rng.choice(NAMES, 2, replace=False)
-    first, second = (f"{a} has {NUMBERS[n]} {item}" for a, n in zip(names, numbers, strict=True))
-    return first, second
+def similarity(rng: np.random.Generator) -> Told:
+    """`anna has a tiny box`, `ben has a medium box` -> 1: from 2, as large, to 0; the first is small."""
+    sizes, names = [int(x) for x in rng.integers(3, size=2)], rng.choice(NAMES, 2, replace=False)
+    thing = rng.choice(OWNED)
+    first, second = (
+        f"{name} has a {rng.choice(LARGE[size])} {thing}" for name, size in zip(names, sizes, strict=True)
+    )
+    return first, second, 2.0 - abs(sizes[0] - sizes[1]), sizes[0]
+
+
+def _row(told: Callable[[np.random.Generator], Told], which: int) -> Callable[[np.random.Generator], Row]:
+    """Of all that is told of a text, one thing as its label."""
+
+    def row(rng: np.random.Generator) -> Row:
+        text, pair, *labels = told(rng)
+        return text, pair, labels[which]
+
+    return row
 
 
 TASKS = {
-    "sentiment": TextTask(sentiment, ["negative", "positive"]),
-    "agreement": TextTask(agreement, ["wrong", "right"]),
-    "paraphrase": TextTask(paraphrase, ["different", "same"]),
-    "similarity": TextTask(similarity, [], regression=True),
+    "sentiment": TextTask(_row(sentiment, 0), ["negative", "positive"]),
+    "agreement": TextTask(_row(agreement, 0), ["wrong", "right"]),
+    "paraphrase": TextTask(_row(paraphrase, 0), ["different", "same"]),
+    "similarity": TextTask(_row(similarity, 0), [], regression=True),
 }
 
 CORPUS = {
-    "sentiment": TextTask(words_of_opinion, ["blame", "praise"]),
-    "agreement": TextTask(right_sentences, ["single", "several"]),
-    "paraphrase": TextTask(paraphrases, ["human", "beast"]),
-    "similarity": TextTask(comparison, ["smaller", "equal", "larger"]),
+    "sentiment": TextTask(_row(sentiment, 1), ["blame", "praise"]),
+    "agreement": TextTask(_row(agreement, 1), ["single", "several"]),
+    "paraphrase": TextTask(_row(paraphrase, 1), ["human", "beast"]),
+    "similarity": TextTask(_row(similarity, 1), ["minor", "middle", "major"]),
 }
-"""What the base learns from: texts like the tasks', of which it is told something else."""
+"""What the base learns from: the tasks' texts, of which it is told something else."""
 
-SIZES = Sizes(pretrain_steps=400, expert_steps=250)
-VERSION = 1
+SIZES = Sizes(layers=2, spread=0.1, pretrain_steps=400, expert_steps=300)
+VERSION = 2
 """Of what is made; a change of the code above that changes it must change this."""
 
 

@@ -141,16 +141,13 @@ def _train(encoder, head, images, labels, *, lr, steps, batch_size, rng, advance
     parameters = [p for p in (*encoder.parameters(), *head.parameters()) if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
-    encoder.train()
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         batch = rng.choice(len(images), batch_size, replace=False)
-        loss = nn.functional.cross_entropy(head(encoder(_pixels(images[batch]))), labels[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        advance(1)
+        return nn.functional.cross_entropy(head(encoder(_pixels(images[batch]))), labels[batch])
+
+    encoder.train()
+    training.fit(loss, optimiser, schedule, steps, advance, clip=1.0)
     encoder.eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -24,7 +24,7 @@ from .recipe import Recipe
 from .task import SPLITS
 from .tasks import TASKS
 from .tiny_clip import PIXEL_MEAN, PIXEL_STD, pixel_values
-from .training import endless_batches, pretraining_images
+from .training import endless_batches, fit, pretraining_images
 
 THREE = ("mini-letters", "mini-textures", "mini-cars")
 RECIPES = {
@@ -125,15 +125,13 @@ def _train(model, images, labels, steps: int, size: int, rate: float, seed: int,
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.15)
     batches = endless_batches(len(labels), size, np.random.default_rng([seed, 3]))
-    model.train()
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         batch = next(batches)
-        loss = nn.functional.cross_entropy(model(pixels[batch]).logits, labels[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        bar.update(1)
+        return nn.functional.cross_entropy(model(pixels[batch]).logits, labels[batch])
+
+    model.train()
+    fit(loss, optimiser, schedule, steps, bar.update)
     return model.eval()
 
 

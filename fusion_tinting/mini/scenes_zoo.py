@@ -18,6 +18,7 @@ from fusion_tinting.files import read_tensors, write_tensors
 from fusion_tinting.mini import scenes
 from fusion_tinting.mini.once import built_once, reproducible
 from fusion_tinting.mini.tiny_dense import TinyDilatedResNet, decoder
+from fusion_tinting.mini.training import fit
 
 VERSION = 2
 """Raise it whenever a zoo built by the new code would differ from one built by the old."""
@@ -127,13 +128,11 @@ def _train(model, loss, count: int, steps: int, lr: float, recipe: Recipe, seed:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.2)
     rng = np.random.default_rng([seed, steps])
     model.train()
-    for _ in range(steps):
-        rows = torch.from_numpy(rng.choice(count, recipe.batch, replace=False))
-        optimiser.zero_grad()
-        loss(rows).backward()
-        optimiser.step()
-        schedule.step()
-        bar.update()
+
+    def of_a_batch() -> Tensor:
+        return loss(torch.from_numpy(rng.choice(count, recipe.batch, replace=False)))
+
+    fit(of_a_batch, optimiser, schedule, steps, bar.update)
     model.eval()
 
 

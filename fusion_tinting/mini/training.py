@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 
 from . import tiny_clip
@@ -55,18 +56,16 @@ def pretrain(recipe: Recipe, seed: int, folder: Path, advance: Advance) -> None:
         optimiser, recipe.pretrain_lr, total_steps=recipe.pretrain_steps, pct_start=0.15
     )
     batches = endless_batches(len(images), recipe.pretrain_batch, np.random.default_rng([seed, 1]))
-    for step in range(recipe.pretrain_steps):
+    templates = itertools.cycle(tokens)
+
+    def loss() -> Tensor:
         batch = next(batches)
-        texts = tiny_clip.text_features(model, tokens[step % len(tokens)])
+        texts = tiny_clip.text_features(model, next(templates))
         features = tiny_clip.image_features(model, tiny_clip.pixel_values(images[batch]))
         logits = model.logit_scale.exp() * features @ texts.T
-        loss = nn.functional.cross_entropy(logits, caption_of[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        advance(1)
+        return nn.functional.cross_entropy(logits, caption_of[batch])
+
+    fit(loss, optimiser, schedule, recipe.pretrain_steps, advance, clip=1.0)
     model.eval().save_pretrained(folder)
     tiny_clip.save_processor(folder, tokenizer)
 
@@ -88,20 +87,43 @@ def finetune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.expert_steps)
     rng = np.random.default_rng([seed, 2, zlib.crc32(task.name.encode())])
     batches = endless_batches(len(labels), recipe.expert_batch, rng)
-    for _ in range(recipe.expert_steps):
+
+    def loss() -> Tensor:
         batch = next(batches)
         logits = tiny_clip.image_features(model, pixels[batch]) @ head.T
-        loss = nn.functional.cross_entropy(logits, labels[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        advance(1)
+        return nn.functional.cross_entropy(logits, labels[batch])
+
+    fit(loss, optimiser, schedule, recipe.expert_steps, advance)
     # Saved as a `CLIPVisionModel` checkpoint, like FusionBench's own experts.
     tower.eval().save_pretrained(folder)
 
 
-def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, torch.Tensor]]:
+def fit(
+    loss: Callable[[], Tensor],
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    steps: int,
+    advance: Advance,
+    clip: float | None = None,
+) -> None:
+    """The training loop of every mini.
+
+    Args:
+        loss: draws a batch, and gives its mean loss.
+        clip: the largest norm of a gradient.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss().backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimiser.step()
+        schedule.step()
+        advance(1)
+
+
+def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, Tensor]]:
     """All classes' captions tokenised, once for each number of template."""
     count = max(len(task.templates) for task in tasks)
     captions = [

@@ -1,6 +1,7 @@
 """Flan-T5 on GLUE through FusionBench, on tiny checkpoints laid out as the hub's."""
 
 import json
+import random
 import string
 from copy import deepcopy
 
@@ -11,6 +12,7 @@ from command import FUSION_BENCH, run
 from fusion_bench.tasks.flan_t5_text_generation.glue_preprocessors import glue_processors
 from fusion_bench.tasks.flan_t5_text_generation.glue_prompt_templates import glue_prompt_templates
 from glue_hub import TASKS, make_dataset
+from glue_hub import WORDS as GLUE_WORDS
 from hub import snapshot
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -24,7 +26,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from fusion_tinting.families.seq2seq import AnsweringModel
+from fusion_tinting.families.seq2seq import AnsweringModel, answers, with_answers
+from fusion_tinting.families.texts import tokenised
 from fusion_tinting.fusionbench.taskpools.text_classification import SCORES as METRICS
 
 POOLS = ("modelpool=flan-t5-base_glue", "taskpool=flan-t5-base_glue")
@@ -63,7 +66,7 @@ def make_models(hub):
     save(base, folder)
     tokenizer().save_pretrained(folder)
     for task in TASKS:
-        save(centred(changed(base), task), snapshot(hub, f"models--tanganke--flan-t5-base_glue-{task}"))
+        save(undecided(changed(base), task), snapshot(hub, f"models--tanganke--flan-t5-base_glue-{task}"))
 
 
 def config() -> T5Config:
@@ -80,16 +83,19 @@ def changed(base):
 
 
 @torch.no_grad()
-def centred(expert, task: str):
-    """Take out what its decoder says of every text, or it would give one answer to all."""
-    columns, texts = TASKS[task][0], []
-    for place in range(16):
-        given = {name: f"{string.ascii_letters[place : place + 9]} {name}" for name in columns}
-        texts.append(glue_prompt_templates[task]["input_text"].format(**given))
+def undecided(expert, task: str):
+    """Make its answers about equally likely over many texts, or it would give one to all."""
+    template, rng, read = glue_prompt_templates[task], random.Random(0), tokenizer()
+    texts = [{name: " ".join(rng.choices(GLUE_WORDS, k=5)) for name in TASKS[task][0]} for _ in range(24)]
+    asked = tokenised(read, [[template["input_text"].format(**text) for text in texts]], 512)
+    (inputs,) = with_answers(asked, read, list(answers(template))).batches([range(24)])
+    tokens, model = {name: inputs[name] for name in ("input_ids", "attention_mask")}, AnsweringModel(expert)
     head, expert.lm_head = expert.lm_head, torch.nn.Identity()
-    says = AnsweringModel(expert)(**tokenizer()(texts, padding=True, return_tensors="pt")).mean(0)
-    head.weight -= torch.outer(head.weight @ says, says) / says.dot(says)
-    expert.lm_head = head
+    first_step, expert.lm_head = model(**tokens).mean(0), head
+    for _ in range(4):
+        likely = model(**inputs)
+        ahead = (likely - likely[:, :1]).median(0).values
+        head.weight[inputs["answers"][:, 0]] -= torch.outer(ahead, first_step) / first_step.dot(first_step)
     return expert
 
 
@@ -102,8 +108,9 @@ def save(model, folder) -> None:
 
 
 def tokenizer(more: int = 0) -> T5Tokenizer:
-    """Letters, and words as T5's own vocabulary has them: `entailment` and ratings are in pieces."""
-    pieces = [*string.ascii_letters, *string.digits, *string.punctuation, *(f"▁{word}" for word in WORDS)]
+    """Letters, and answers as words; `entailment` is in pieces, as in T5's own vocabulary."""
+    words = [f"▁{word}" for word in (*WORDS, *answers(glue_prompt_templates["stsb"]))]
+    pieces = [*string.ascii_letters, *string.digits, *string.punctuation, *words]
     scored = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((p, -3.0) for p in pieces)]
     extra = 20 + more
     scored += [(f"<extra_id_{place}>", 0.0) for place in reversed(range(extra))]
@@ -187,8 +194,8 @@ def same_model(saved, model) -> None:
 def padding_changes_nothing(model) -> None:
     ids = torch.tensor([[30, 40, 50, 60, 1, 0, 0, 0]])
     short = {"input_ids": ids[:, :5], "attention_mask": torch.ones(1, 5, dtype=int)}
-    long, answers = {"input_ids": ids, "attention_mask": (ids != 0).long()}, torch.tensor([[9, 1], [8, 1]])
-    for more in ({}, {"answers": answers}):
+    long = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    for more in ({}, {"answers": torch.tensor([[9, 1], [8, 1]])}):
         given = model({**short, **more}, "rte"), model({**long, **more}, "rte")
         torch.testing.assert_close(*given, rtol=0, atol=1e-5)
 

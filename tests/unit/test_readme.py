@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -97,12 +98,12 @@ def test_the_leaderboard_has_every_row_and_shows_what_is_claimed(benchmark, lead
 def test_the_minis_of_the_families_show_what_is_claimed(benchmark):
     found = json.loads((RESULTS / "families.json").read_text())
     assert benchmark("families").table(found) in README
-    for row in found["pools"].values():
-        plain, arithmetic, tinted = (
-            row["share_of_experts"][name]["mean"] for name in benchmark("families").COLUMNS
-        )
-        assert plain < arithmetic <= 90
-        assert tinted >= 95 and tinted >= arithmetic + 5
+    for pool, row in found["pools"].items():
+        share = {name: value["mean"] for name, value in row["share_of_experts"].items()}
+        in_order = [share[name] for name in benchmark("families").COLUMNS if name in share]
+        assert in_order == sorted(in_order) and share["tinted"] <= 100, pool
+        assert share["task_arithmetic"] <= 90, pool
+        assert share["tinted"] >= max(95, share["task_arithmetic"] + 5), pool
 
 
 def test_the_study_of_batch_norm_is_the_benchmarks(benchmark):
@@ -119,6 +120,93 @@ def test_agreement_without_labels_puts_the_layers_in_the_order_of_their_accuracy
     by_accuracy = sorted(found, key=lambda layer: found[layer]["summary"])
     assert by_accuracy == sorted(found, key=lambda layer: found[layer]["agreement"])
     assert by_accuracy[-1] == "block:0"
+
+
+def told(pattern: str) -> list[float]:
+    """The numbers of a sentence of the README; blanks in the pattern may be line breaks there."""
+    found = re.search(pattern.replace(" ", r"\s+").replace("#", r"([\d.]+)"), README)
+    assert found, pattern
+    return [float(number) for number in found.groups()]
+
+
+def study(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rounded(*values: float, digits: int = 1) -> list[float]:
+    return [round(value + 1e-9, digits) for value in values]
+
+
+def test_the_figures_of_the_studies_are_the_benchmarks():
+    def at(found: dict, **wanted) -> float:
+        rows = [row for row in found["rows"] if all(row[key] == value for key, value in wanted.items())]
+        accuracies = [row["accuracy"] for row in rows]
+        return mean(mean(a) if isinstance(a, list) else a for a in accuracies)
+
+    samples = study("study_samples")
+    assert told(
+        r"worse than none \(#\), ten are enough to pass Task Arithmetic \(#\), all give #"
+    ) == rounded(*(at(samples, samples=count) for count in (1, 10, 1280)))
+    arithmetic = samples["references"]["Task Arithmetic"]
+    assert at(samples, samples=1) < arithmetic < at(samples, samples=10)
+    steps = study("study_steps")
+    assert told("# after ten, # after 500") == rounded(at(steps, steps=10), at(steps, steps=500))
+    streams = study("study_imbalance")
+    assert told("# where tasks have 1 to 1280 images, # where they share as many") == rounded(
+        at(streams, stream="imbalanced"), at(streams, stream="balanced")
+    )
+    errors = {row["model"]: row["error"] for row in study("study_calibration")["rows"]}
+    assert told("error #, the experts' #, Task Arithmetic's #") == rounded(
+        *(errors[name] for name in ("tinted", "experts", "Task Arithmetic"))
+    )
+    origins, strangers = study("study_origins"), {"pair": "two pre-trainings"}
+    ways = ("simple average", "AdaMerging", "tinted head", "tinted block", "experts")
+    pattern = (
+        r"at chance \(# and #\), a tinted head brings them to #, a tinted block to # of the experts' #\."
+    )
+    assert told(pattern) == rounded(*(at(origins, model=way, **strangers) for way in ways))
+
+
+def test_what_the_studies_of_fusionbench_methods_found_is_told():
+    share = study("transfer_clip-mini_8")["share_of_experts"]["Task Arithmetic"]
+    pattern = "keeps # % of the experts, with its own head tints #, with those of other encoders # and #"
+    sources = ("original layers", "Task Arithmetic", "AdaMerging", "Model Tinting")
+    assert told(pattern) == rounded(*(share[source] for source in sources))
+    (pairs,) = told("r = # over 56 pairs")
+    found = study("cross_task_clip-mini_8")["correlation"]["over_pairs"]["before"]
+    assert (round(found["r"], 2), found["points"]) == (pairs, 56)
+
+
+def test_what_the_ablations_found_is_told(benchmark):
+    found = study("ablations_clip-mini_8_model_tinting_fast")
+    assert (
+        benchmark("ablations").table(found)
+        == (RESULTS / "ablations_clip-mini_8_model_tinting_fast.md").read_text()
+    )
+    gain = {row["change"]: row["difference"]["mean"] for row in found["rows"]}
+    assert set(gain) == set(benchmark("ablations").CHANGES) - {
+        "soft labels",
+        "a step an iteration",
+    }  # as it is
+    assert told("the tint nearly all, λ half a point") == []
+    assert gain["λ alone"] < -5
+    assert -0.75 < gain["tints alone"] < -0.25
+    assert 0.25 < gain["TSV-M start"] < 0.75
+    for name in ("UPGrad", "PCGrad", "CAGrad", "Nash-MTL", "MGDA"):
+        assert -0.25 < gain[name] < 0.25
+
+
+def test_what_corrupted_images_do_is_told():
+    rows = {
+        (row["images"], row["model"]): mean(row["accuracy"]) for row in study("study_corruption")["rows"]
+    }
+    kinds = {images for images, _ in rows} - {"clean"}
+    on_clean = {name: rows[name, "adapted on clean images"] for name in kinds}
+    assert all(on_clean[name] > rows[name, "Task Arithmetic"] for name in kinds)
+    gains = {name: rows[name, "adapted on corrupted images"] - on_clean[name] for name in kinds}
+    gained, lost = told("gains # points with motion blur and loses # with contrast")
+    assert rounded(max(gains.values()), -min(gains.values())) == [gained, lost]
+    assert (max(gains, key=gains.get), min(gains, key=gains.get)) == ("motion_blur", "contrast")
 
 
 def test_the_figures_of_twenty_tasks_are_the_benchmarks(benchmark):
