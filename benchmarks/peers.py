@@ -26,6 +26,8 @@ SCALES = {
           "image_size": 224, "patch_size": 32},
 }  # fmt: skip
 BATCH = {"S": 32, "B": 16}
+KINDS = {"S": ("joint", "sequential"), "B": ("sequential",)}
+"""Of the paper's loop; joint, its K graphs and merged models of scale B do not fit in 24 GB."""
 CLASSES, SEED, LR = 10, 0, 1e-3
 AGAINST_K = (2, 4, 8, 14, 20)
 
@@ -72,7 +74,8 @@ class World:
     def __init__(self, scale: str, tasks: int, steps: int, device: str):
         torch.manual_seed(SEED)
         self.tasks = [f"task{k:02d}" for k in range(tasks)]
-        self.batch, self.steps, self.device = BATCH[scale], steps, torch.device(device)
+        self.batch, self.kinds = BATCH[scale], KINDS[scale]
+        self.steps, self.device = steps, torch.device(device)
         self.pretrained = Encoder(scale).to(device).eval()
         self.experts = Experts(self.pretrained, self.tasks)
         width = SCALES[scale]["hidden_size"]

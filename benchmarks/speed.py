@@ -24,6 +24,7 @@ from torch import Tensor
 import fusion_tinting as ft
 from fusion_tinting.processes import freed_memory_kept
 
+RATIO = {"joint": "step_ratio_paper", "sequential": "step_ratio_paper_sequential"}
 TURN = 2
 """Steps in a turn, of which the last counts."""
 
@@ -56,7 +57,7 @@ def steps(world: World, rounds: int) -> dict[str, list[float]]:
     """Times of training steps: each peer and ours in turns, one peer after another, for at scale B no two
     peers fit beside each other in 24 GB. λ of both are compared at the end."""
     seconds = against_fusionbench(world, rounds + 1)
-    for kind in ("joint", "sequential"):
+    for kind in world.kinds:
         seconds |= against_paper(world, rounds + 1, kind)
     return {name: values[1:] for name, values in seconds.items()}  # the first turn warmed up
 
@@ -124,10 +125,10 @@ def measure(scale: str, tasks: int, rounds: int, device: str, only_steps: bool =
     half = {name: median(values) for name, values in seconds.items()}
     ratios = {
         "step_ratio_entropy": half["FusionBench entropy"] / half["ours entropy"],
-        "step_ratio_paper": half["paper joint"] / half["ours joint"],
-        "step_ratio_paper_sequential": half["paper sequential"] / half["ours sequential"],
         "encoder_share": half["encoder alone"] / half["ours entropy"],
     }
+    for kind in world.kinds:
+        ratios[RATIO[kind]] = half[f"paper {kind}"] / half[f"ours {kind}"]
     if not only_steps:
         ratios["merge_forward_ratio"] = half["naive θ"] / half["ours θ"]
         ratios["lambda_gradient_ratio"] = half["naive ∂λ"] / half["ours ∂λ"]
