@@ -36,13 +36,20 @@ class Change:
         settings: other values of settings.
         prepare: changes the untrained model.
         kind: what adapts it.
+        of_blocks: whether the tint must be a block.
         needs: a package that must be there.
     """
 
     settings: dict = field(default_factory=dict)
     prepare: Callable[[TintedModel], None] = lambda model: None
     kind: Callable = Adaptation
+    of_blocks: bool = False
     needs: str | None = None
+
+
+def low_rank(rank: int) -> Change:
+    """Tints of low rank."""
+    return Change(prepare=partial(tried.low_rank, rank=rank), of_blocks=True)
 
 
 def aggregated(name: str, **options) -> Change:
@@ -82,9 +89,9 @@ CHANGES = {
     "ISO-C start": Change(prepare=tried.iso_c),
     "averaged": Change(kind=tried.Averaged),
     "averaged, constant lr": Change({"schedule": "constant"}, kind=tried.Averaged),
-    "low rank 2": Change(prepare=partial(tried.low_rank, rank=2)),
-    "low rank 8": Change(prepare=partial(tried.low_rank, rank=8)),
-    "low rank 32": Change(prepare=partial(tried.low_rank, rank=32)),
+    "low rank 2": low_rank(2),
+    "low rank 8": low_rank(8),
+    "low rank 32": low_rank(32),
     "UPGrad": aggregated("UPGrad"),
     "PCGrad": aggregated("PCGrad"),
     "CAGrad": aggregated("CAGrad", c=0.5),
@@ -141,12 +148,11 @@ def can(change: Change, world: World) -> bool:
     """Whether it changes something of this preset; a part of a block cannot be made of a head."""
     same = all(world.settings[name] == value for name, value in change.settings.items())
     nothing = change.settings and same and change.kind is Adaptation
-    of_block = isinstance(change.prepare, partial)
-    return not nothing and not (of_block and world.settings["layer"] == "head")
+    return not nothing and not (change.of_blocks and world.settings["layer"] == "head")
 
 
-def once(world: World, options: argparse.Namespace, name: str, zoo: int, seed: int) -> dict:
-    """The outcome of a run, new or remembered."""
+def once(world: World, options: argparse.Namespace, name: str, zoo: int, seed: int) -> None:
+    """Make a run that is not kept yet, and say what came out."""
     path = file_of(options, name, zoo, seed)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +160,6 @@ def once(world: World, options: argparse.Namespace, name: str, zoo: int, seed: i
     found = read_json(path)
     scored = f"{mean(found['per_task'].values()):6.2f}  {found['seconds']:6.1f} s"
     print(f"{scored}  {name}, zoo {zoo}, seed {seed}", flush=True)
-    return found
 
 
 def run(world: World, change: Change, seed: int) -> dict:

@@ -15,15 +15,13 @@ from statistics import mean
 
 import torch
 from common import RESULTS, about, save
-from composed import compose_run
-from fusion_bench import instantiate
+from composed import accuracy, compose_run, labels_of, loaded
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import fusion_tinting as ft
 from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families.batch_norm import MergedBatchNorm, restore_statistics
-from fusion_tinting.fusionbench.pools import family_of
 from fusion_tinting.tinted_model import OneTask
 
 LAMBDAS = (0.3, 0.4)
@@ -45,12 +43,12 @@ class World:
     """A pool of image classifiers, their inputs and labels."""
 
     def __init__(self, pool: str, zoo: int, steps: int):
-        config = compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}")
-        self.family = family_of(instantiate(config.modelpool), num_workers=0)
-        self.family.check()
-        self.family.load()
+        self.family = loaded(compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}"))
         self.tasks, self.steps = self.family.tasks, steps
         self.inputs = {task: self.family.unlabeled(task, "val") for task in self.tasks}
+        self.test = {
+            task: (self.family.unlabeled(task, "test"), labels_of(self.family, task)) for task in self.tasks
+        }
 
     def scores(self, way: "Way") -> dict:
         """Mean accuracy in per cent of every model that has its statistics this way."""
@@ -69,12 +67,10 @@ class World:
         return {**found, "tinted": self.accuracy(tinted)}
 
     def accuracy(self, model: ft.TintedModel) -> float:
-        found = []
-        for task in self.tasks:
-            told = ft.predict(OneTask(model, task), nn.Identity(), self.family.unlabeled(task, "test"))
-            labels = torch.as_tensor(self.family.dataset(task, "test").with_format(None)["label"][:])
-            found.append(100 * float((told.argmax(1) == labels).float().mean()))
-        return round(mean(found), 2)
+        told = {
+            t: ft.predict(OneTask(model, t), nn.Identity(), inputs) for t, (inputs, _) in self.test.items()
+        }
+        return round(mean(100 * accuracy(told[task], labels) for task, (_, labels) in self.test.items()), 2)
 
     def mixed(self) -> Iterator[Tensor]:
         """Batches with images of every task."""

@@ -1,9 +1,14 @@
-"""FusionBench's configuration as its command composes it."""
+"""FusionBench's configuration as its command composes it, and a model pool with its models and labels."""
 
 import fusion_bench.scripts.cli  # noqa: F401  (our search-path plugin acts where FusionBench is loaded)
+import torch
+from fusion_bench import instantiate
 from fusion_bench.constants import PROJECT_ROOT_PATH
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import Tensor
+
+from fusion_tinting.fusionbench.pools import PoolFamily, family_of
 
 STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 
@@ -12,3 +17,21 @@ def compose_run(*overrides: str) -> DictConfig:
     """What the command makes of these overrides."""
     with initialize_config_dir(str(STOCK), version_base=None):
         return compose("fabric_model_fusion", overrides=list(overrides))
+
+
+def loaded(config: DictConfig) -> PoolFamily:
+    """The family of a configuration's model pool, with its models."""
+    family = family_of(instantiate(config.modelpool))
+    family.check()
+    family.load()
+    return family
+
+
+def labels_of(family: PoolFamily, task: str, split: str = "test") -> Tensor:
+    """A task's labels, (N,), of a pool with a column of that name."""
+    return torch.as_tensor(family.dataset(task, split).with_format(None)["label"][:])
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    """Of logits (N, classes), as a share."""
+    return float((outputs.argmax(1) == labels).float().mean())

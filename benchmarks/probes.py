@@ -15,15 +15,14 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, about, save
-from composed import compose_run
-from fusion_bench import instantiate
+from composed import accuracy, compose_run, labels_of, loaded
 from runs import shown, spread
 from torch import Tensor, nn
 
 from fusion_tinting import predict
 from fusion_tinting.families.sequence_classification import Features
 from fusion_tinting.files import read_json
-from fusion_tinting.fusionbench.pools import PoolFamily, family_of
+from fusion_tinting.fusionbench.pools import PoolFamily
 
 POOLS = ("openclip-mini_3", "resnet-mini_3", "roberta-mini_4")
 WEIGHT_DECAY = 1e-4
@@ -52,9 +51,7 @@ def main() -> None:
 
 def scores(pool: str, zoo: int) -> dict[str, dict[str, float]]:
     """Task -> the scores of `probe` and `expert` on `test`."""
-    family = family_of(instantiate(compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}").modelpool))
-    family.check()
-    family.load()
+    family = loaded(compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}"))
     return {task: of_task(family, task) for task in family.tasks}
 
 
@@ -63,7 +60,7 @@ def of_task(family: PoolFamily, task: str) -> dict[str, float]:
     inputs, labels = {}, {}
     for split in ("train", "test"):
         inputs[split] = family.unlabeled(task, split)
-        labels[split] = torch.tensor(family.dataset(task, split)["label"])
+        labels[split] = labels_of(family, task, split)
     vectors = {split: predict(family.pretrained, Vectors(), inputs[split]) for split in inputs}
     probes = (
         probed(vectors["train"][:, way], labels["train"], vectors["test"][:, way])
@@ -115,7 +112,7 @@ def score(outputs: Tensor, labels: Tensor) -> float:
     """Accuracy of logits, Pearson's correlation of values."""
     if labels.is_floating_point():
         return float(torch.corrcoef(torch.stack([outputs[:, 0], labels]))[0, 1])
-    return float((outputs.argmax(1) == labels).float().mean())
+    return accuracy(outputs, labels)
 
 
 def summary(zoos: dict[int, dict[str, dict[str, float]]]) -> dict:

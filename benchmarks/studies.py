@@ -151,17 +151,18 @@ def origins(world: World, seeds: list[int]) -> dict:
     rows = []
     for pair, home in (("one pre-training", world), ("two pre-trainings", other)):
         both = Pair({first: world, second: home})
-        named = {"experts": both.accuracies(both.untrained.remerged)}
         average = both.untrained.remerged(1 / 2)
-        named["simple average"] = both.accuracies(lambda task, model=average: model)
+        named = {
+            "experts": [both.accuracies(both.untrained.remerged)],
+            "simple average": [both.accuracies(lambda task, model=average: model)],
+        }
         for way, changes in WAYS.items():
             for seed in seeds:
                 model = both.tinted(
                     f"{pair}, {way}, seed {seed}".replace(" ", "_"), {"seed": seed, **changes}
                 )
                 named.setdefault(way, []).append(both.accuracies(lambda task, model=model: model))
-        for way, scored in named.items():
-            each = scored if isinstance(scored, list) else [scored]
+        for way, each in named.items():
             accuracy = [mean(one.values()) for one in each]
             rows.append({"pair": pair, "model": way, "accuracy": accuracy, "per_task": each})
     return {"rows": rows, "tasks": TWO}

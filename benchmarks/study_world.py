@@ -6,17 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
-import torch
-from composed import compose_run
+from composed import accuracy, compose_run, labels_of, loaded
 from corruptions import Corrupted
-from fusion_bench import instantiate
 from fusion_bench.dataset.image_dataset import ImageClassificationDataset
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
 from fusion_tinting.experts import LoadedExperts
-from fusion_tinting.fusionbench.pools import family_of
 from fusion_tinting.tinted_model import OneTask
 from fusion_tinting.unlabeled import InMemory, batch_schedule
 
@@ -37,9 +34,7 @@ class World:
         self.name, self.preset, self.split, self.work = pool, preset, split, work / pool
         method = OmegaConf.to_container(config.method, resolve=True)
         self.settings = {k: v for k, v in method.items() if k in Settings.__dataclass_fields__}
-        self.family = family_of(instantiate(config.modelpool))
-        self.family.check()
-        self.family.load()
+        self.family = loaded(config)
         self.tasks = self.family.tasks
         self.processor = self.family.pool.load_processor()
         self._inputs: dict[tuple, Unlabeled] = {}
@@ -71,16 +66,20 @@ class World:
 
     def tinted(self, part: str, inputs: dict[str, Unlabeled], **changes) -> TintedModel:
         """An adaptation, new or the one that is kept as `part`."""
+        info = {"split": self.split, "tensor_names": self.family.tensor_names}
+        return self.kept(part, self.family.experts, self.family.heads, inputs, info=info, **changes)
+
+    def kept(self, part: str, experts, heads, inputs: dict[str, Unlabeled], **changes) -> TintedModel:
+        """The same with any experts and heads, around this pool's pre-trained model."""
         print(part, flush=True)
         return tint(
             self.family.pretrained,
-            experts=self.family.experts,
-            heads=self.family.heads,
+            experts=experts,
+            heads=heads,
             unlabeled=inputs,
             run_dir=self.work / part,
             progress=False,
             model_class=self.family.model_class,
-            info={"split": self.split, "tensor_names": self.family.tensor_names},
             **{**self.settings, **changes},
         )
 
@@ -97,7 +96,7 @@ class World:
 
     def labels(self, task: str) -> Tensor:
         """Of the test images."""
-        return torch.as_tensor(self.family.dataset(task, "test").with_format(None)["label"][:])
+        return labels_of(self.family, task)
 
     def logits(self, model: TintedModel, task: str, corruption: str | None = None) -> Tensor:
         """Of the test images, shape (N, classes)."""
@@ -110,8 +109,7 @@ class World:
 
     def accuracy(self, model: TintedModel, task: str, corruption: str | None = None) -> float:
         """Of one task, in per cent."""
-        told = self.logits(model, task, corruption).argmax(1)
-        return round(100 * float((told == self.labels(task)).float().mean()), 2)
+        return round(100 * accuracy(self.logits(model, task, corruption), self.labels(task)), 2)
 
     @cached_property
     def experts(self) -> float:
@@ -150,17 +148,7 @@ class Pair:
         """As `World.tinted`."""
         inputs = {task: home.inputs(home.split, task) for task, home in self.homes.items()}
         vectors = {"task_vectors": {"pretraining": "different"}}
-        print(part, flush=True)
-        return tint(
-            self.base.family.pretrained,
-            experts=self.experts,
-            heads=self.heads,
-            unlabeled=inputs,
-            run_dir=self.base.work / part,
-            progress=False,
-            model_class=self.base.family.model_class,
-            **{**self.base.settings, **vectors, **changes},
-        )
+        return self.base.kept(part, self.experts, self.heads, inputs, **vectors, **changes)
 
     def accuracies(self, model: Callable[[str], TintedModel]) -> dict[str, float]:
         """Task -> accuracy in per cent of its model."""

@@ -34,14 +34,12 @@ def iso_c(model: TintedModel) -> None:
 
 def changed(vectors: TaskVectors, matrices) -> TaskVectors:
     """Task vectors whose sum, times `START`, is another merge: matrices by a function of all K of them."""
-    whole = vectors.deltas.float().clone()
-    parts = vectors.views(whole)
-    for place, delta in enumerate(parts.values()):
+    rows = Rows(*vectors.deltas.shape, torch.float32, vectors.base.device)
+    rows.whole.copy_(vectors.deltas)
+    for place, delta in enumerate(vectors.views(rows.whole).values()):
         delta *= vectors.scales[place].view(-1, *[1] * (delta.ndim - 1))
         new = matrices(delta) if delta.ndim == 3 else delta / len(delta)
         delta.copy_(new / START)
-    rows = Rows(*whole.shape, torch.float32, whole.device)
-    rows.whole.copy_(whole)
     return replace(vectors, scales=torch.ones_like(vectors.scales), rows=rows)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from fusion_tinting.families.loading import require_complete
+from fusion_tinting.families.loading import whole
 from fusion_tinting.unlabeled import Unlabeled
 
 
@@ -28,11 +28,7 @@ def load(path: str) -> PreTrainedModel:
     Raises:
         ValueError: tensors that the checkpoint lacks, named.
     """
-    model, told = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    require_complete(path, model, told["missing_keys"])
-    return model.eval()
+    return whole(AutoModelForCausalLM, path)
 
 
 def head_name(model: PreTrainedModel) -> str:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families.loading import require_complete
+from fusion_tinting.families.loading import whole
 from fusion_tinting.unlabeled import Unlabeled
 
 RATINGS = [tenths / 10 for tenths in range(51)]
@@ -61,11 +61,7 @@ def load(path: str) -> PreTrainedModel:
     Raises:
         ValueError: tensors that the checkpoint lacks, named.
     """
-    model, told = AutoModelForSeq2SeqLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    require_complete(path, model, told["missing_keys"])
-    return model.eval()
+    return whole(AutoModelForSeq2SeqLM, path)
 
 
 def decoder_blocks(model: PreTrainedModel) -> list[str]:

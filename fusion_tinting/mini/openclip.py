@@ -22,6 +22,7 @@ from fusion_tinting.fusionbench.taskpools.open_clip import TintedOpenCLIPVisionM
 
 from . import data, training
 from .canvas import SIZE
+from .fitting import fit
 from .once import built_once, reproducible
 from .recipe import Recipe
 from .tasks import TASKS
@@ -147,7 +148,7 @@ def _train(encoder, head, images, labels, *, lr, steps, batch_size, rng, advance
         return nn.functional.cross_entropy(head(encoder(_pixels(images[batch]))), labels[batch])
 
     encoder.train()
-    training.fit(loss, optimiser, schedule, steps, advance, clip=1.0)
+    fit(loss, optimiser, schedule, steps, advance, clip=1.0)
     encoder.eval()
 
 

@@ -19,12 +19,13 @@ from fusion_tinting.errors import unknown
 
 from . import data
 from .canvas import SIZE
+from .fitting import endless_batches, fit
 from .once import UNFINISHED, built_once, reproducible
 from .recipe import Recipe
 from .task import SPLITS
 from .tasks import TASKS
 from .tiny_clip import PIXEL_MEAN, PIXEL_STD, pixel_values
-from .training import endless_batches, fit, pretraining_images
+from .training import pretraining_images
 
 THREE = ("mini-letters", "mini-textures", "mini-cars")
 RECIPES = {

@@ -16,6 +16,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from fusion_tinting.mini.fitting import fit
+
 Row = tuple[str, str | None, float]
 """A text, a second one or None, and a label: a class, or a number to be told."""
 
@@ -141,12 +143,12 @@ def _train(
     labels = torch.tensor([label for *_, label in data])
     adam = torch.optim.AdamW([{"params": parameters} for _, parameters in rates])
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, [rate for rate, _ in rates], total_steps=steps)
-    for _ in range(steps):
+
+    def of_a_batch() -> Tensor:
         chosen = torch.randint(len(data), (BATCH,))
         mask = tokens["attention_mask"][chosen]
         length = int(mask.sum(1).max())
-        loss(tokens["input_ids"][chosen, :length], mask[:, :length], labels[chosen]).backward()
-        adam.step()
-        adam.zero_grad()
-        schedule.step()
+        return loss(tokens["input_ids"][chosen, :length], mask[:, :length], labels[chosen])
+
+    fit(of_a_batch, adam, schedule, steps)
     return model.eval()

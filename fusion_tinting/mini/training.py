@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,10 @@ from transformers import AutoTokenizer, CLIPModel
 
 from . import tiny_clip
 from .canvas import FIELD, WEB
+from .fitting import Advance, endless_batches, fit
 from .recipe import Recipe
 from .task import Task
 from .tasks import TASKS
-
-Advance = Callable[[int], None]
-"""Called with the number of steps just done."""
 
 
 def pretraining_images(recipe: Recipe, seed: int, advance: Advance):
@@ -98,31 +95,6 @@ def finetune(
     tower.eval().save_pretrained(folder)
 
 
-def fit(
-    loss: Callable[[], Tensor],
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    steps: int,
-    advance: Advance,
-    clip: float | None = None,
-) -> None:
-    """The training loop of every mini.
-
-    Args:
-        loss: draws a batch, and gives its mean loss.
-        clip: the largest norm of a gradient.
-    """
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for _ in range(steps):
-        optimiser.zero_grad()
-        loss().backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(parameters, clip)
-        optimiser.step()
-        schedule.step()
-        advance(1)
-
-
 def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, Tensor]]:
     """All classes' captions tokenised, once for each number of template."""
     count = max(len(task.templates) for task in tasks)
@@ -130,11 +102,3 @@ def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, Tensor]]
         [text for task in tasks for text in task.captions(i % len(task.templates))] for i in range(count)
     ]
     return [dict(tokenizer(each, padding=True, return_tensors="pt")) for each in captions]
-
-
-def endless_batches(count: int, size: int, rng: np.random.Generator):
-    """Endless shuffled batches of indices; every epoch visits everything but an incomplete batch."""
-    size = min(size, count)
-    while True:
-        order = torch.from_numpy(rng.permutation(count))
-        yield from order[: count - count % size].split(size)

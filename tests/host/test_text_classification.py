@@ -1,12 +1,9 @@
 """RoBERTa on GLUE through FusionBench, on tiny checkpoints laid out as the hub's, and the mini of texts."""
 
-import json
-
 import datasets
 import pytest
 import torch
-from command import FUSION_BENCH, run
-from glue_hub import TASKS, make_hub
+from glue_hub import TASKS, make_hub, read_offline, require_scored
 from safetensors.torch import load_file, save_file
 from torchmetrics.functional import classification, regression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, RobertaModel
@@ -28,9 +25,7 @@ def hub(tmp_path_factory):
     """The folder of the hub client's files, which this process reads too."""
     folder = tmp_path_factory.mktemp("hub")
     make_hub(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
+    with read_offline(folder):
         yield folder
 
 
@@ -43,17 +38,8 @@ def headlines(report) -> dict[str, float]:
 
 
 def test_the_command_adapts_and_scores_the_hubs_checkpoints_offline(hub, tmp_path):
-    env = {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
-    options = ("method.steps=2", "method.adapt_split=val", "fabric.accelerator=cpu")
-    command = (FUSION_BENCH, *TINTING, *options)
-    result = run(*command, f"report_save_path={tmp_path}/report.json", cwd=tmp_path, env=env)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"model_info", *TASKS, "average", "baselines"}
-    assert {task: set(report[task]) for task in TASKS} == {t: KEYS.get(t, {"accuracy"}) for t in TASKS}
-    assert report["average"]["score"] == pytest.approx(sum(headlines(report).values()) / len(TASKS))
-    tail = result.stdout[result.stdout.index("tinted /") :]
-    for row in ("cola, Matthews %", "stsb, Pearson %", "qqp, Accuracy %", "average", "inductive"):
-        assert row in tail
+    shown = ("cola, Matthews %", "stsb, Pearson %", "qqp, Accuracy %", "average", "inductive")
+    require_scored(hub, tmp_path, TINTING, KEYS, headlines, *shown)
 
 
 def test_an_experts_score_is_that_of_transformers_own_model(hub, fuse):

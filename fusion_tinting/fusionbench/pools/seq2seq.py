@@ -89,13 +89,7 @@ class Seq2SeqFamily(CausalLMFamily, TextClassifierPool):
             raise unknown("task, for which FusionBench has no prompt,", task, glue_prompt_templates)
         return glue_prompt_templates[name]
 
-    def unlabeled(self, task: str, split: str) -> Unlabeled:
-        """The tokens of a task's prompts.
-
-        Raises:
-            ValueError: an empty split, or a column that the prompt lacks.
-        """
-        return self.asked(task, self.dataset(task, split), f"the {split} split of `{task}`")
+    unlabeled = TextClassifierPool.unlabeled
 
     def asked(self, task: str, dataset: Dataset, where: str) -> Unlabeled:
         """The tokens of the prompts of a data set's rows.

@@ -99,7 +99,11 @@ class TextClassifierPool(PoolFamily):
         Raises:
             ValueError: an empty split, or columns that are no texts.
         """
-        return self.tokens(self.dataset(task, split), f"the {split} split of `{task}`")
+        return self.asked(task, self.dataset(task, split), f"the {split} split of `{task}`")
+
+    def asked(self, task: str, dataset: Dataset, where: str) -> Unlabeled:
+        """The tokens of what a task's model is given of a data set: its texts; raises as `tokens`."""
+        return self.tokens(dataset, where)
 
     def tokens(self, dataset: Dataset, where: str) -> Unlabeled:
         """The tokens of a data set's texts: of its one or two columns of strings, in their order.

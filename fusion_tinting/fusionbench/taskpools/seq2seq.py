@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from fusion_bench import RuntimeConstants, instantiate
 from torch import Tensor, nn
 
 from fusion_tinting.experts import predict
@@ -12,9 +11,6 @@ from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools.text_classification import SCORES, TextClassificationTaskPool
 from fusion_tinting.tinted_model import OneTask, TintedModel
 from fusion_tinting.unlabeled import Unlabeled
-
-DEBUG_ROWS = 32
-"""Rows of a test set that `fast_dev_run` looks at: one batch."""
 
 
 class Inputs(NamedTuple):
@@ -38,12 +34,10 @@ class AnswerTaskPool(TextClassificationTaskPool):
     """
 
     def _load(self, task: str, models) -> None:
-        dataset, where = instantiate(self._test_datasets[task]), f"the test data of `{task}`"
-        if RuntimeConstants.debug:
-            dataset = dataset.select(range(min(DEBUG_ROWS, len(dataset))))
+        super()._load(task, models)
+        asked, labels, _ = self._inputs[task]
         answers = family.answers(models.template(task))
-        labels, _ = models.labels(task, dataset)
-        asked = family.with_answers(models.asked(task, dataset, where), models.tokenizer, list(answers))
+        asked = family.with_answers(asked, models.tokenizer, list(answers))
         self._inputs[task] = Inputs(asked, labels, torch.tensor(list(answers.values())))
 
     def score(self, model: nn.Module, task: str) -> dict:

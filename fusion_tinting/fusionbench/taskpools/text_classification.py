@@ -122,7 +122,7 @@ class _TextTaskPool(ScoredTaskPool):
     def _load(self, task: str, models) -> None:
         dataset = instantiate(self._test_datasets[task])
         labels, order = models.labels(task, dataset)
-        unlabeled = models.tokens(dataset, f"the test data of `{task}`")
+        unlabeled = models.asked(task, dataset, f"the test data of `{task}`")
         if RuntimeConstants.debug:  # fast_dev_run: one batch
             unlabeled, labels = unlabeled.subset(range(min(32, len(labels)))), labels[:32]
         self._inputs[task] = Inputs(unlabeled, labels, order)
