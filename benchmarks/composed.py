@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fusion_tinting.fusionbench.pools import PoolFamily, family_of
+from fusion_tinting.reporting.tables import Metric
 
 STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 
@@ -35,3 +36,9 @@ def labels_of(family: PoolFamily, task: str, split: str = "test") -> Tensor:
 def accuracy(outputs: Tensor, labels: Tensor) -> float:
     """Of logits (N, classes), as a share."""
     return float((outputs.argmax(1) == labels).float().mean())
+
+
+def beside_the_expert(metric: Metric, probe: float, expert: float) -> dict[str, float]:
+    """The scores of a probe and of an expert as they are shown, and the share that the probe keeps."""
+    shown = {"probe": metric.scale * probe, "expert": metric.scale * expert}
+    return shown | {"share": metric.share(probe, expert)}

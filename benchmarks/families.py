@@ -28,11 +28,11 @@ from fusion_tinting.reporting.tables import Metric
 MINIS = {
     "clip-mini_8": ("method=model_tinting_recommended",),
     "openclip-mini_3": ("method=model_tinting_fast",),
-    "resnet-mini_3": ("method=model_tinting",),
+    "resnet-mini_3": ("method=model_tinting_fast", "method.layer=auto", "method.steps=300"),
     "roberta-mini_4": ("method=model_tinting", "method.steps=150"),
     "nyuv2-mini_3": ("method=model_tinting", "method.steps=200", "method.layer=decoder"),
 }
-"""Pool -> its setting: the paper's, but for CLIP towers, where a block is better, and whole decoders."""
+"""Pool -> its setting: the paper's, but for images, where another layer is better, and whole decoders."""
 ADAMERGING = (
     "method=model_tinting", "method.objective=entropy", "method.sampler=all", "method.layer=null",
     "method.update=joint", "method.lr=1e-3",

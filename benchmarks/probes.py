@@ -5,17 +5,18 @@
 
 A probe is fitted to what a task's head is given, on the `train` split that the expert had, and scored on
 `test`. Of texts, whose heads are given the state at <s>, a second one is fitted to the mean over tokens,
-and the better counts. Scores are accuracies, of a regression Pearson's correlation. `nyuv2-mini_3` is left
-out: its heads are given a map, not a vector. Writes `benchmarks/results/probes.json`, and a table in
-Markdown beside it.
+and the better counts. Scores are accuracies, of a regression Pearson's correlation. The heads of
+`nyuv2-mini_3` are given a map: see `dense_probes.py`. Writes `benchmarks/results/probes.json`, and a table
+in Markdown beside it.
 """
 
 import argparse
 from pathlib import Path
 
+import dense_probes
 import torch
 from common import RESULTS, about, save
-from composed import accuracy, compose_run, labels_of, loaded
+from composed import accuracy, beside_the_expert, compose_run, labels_of, loaded
 from runs import shown, spread
 from torch import Tensor, nn
 
@@ -23,8 +24,10 @@ from fusion_tinting import predict
 from fusion_tinting.families.sequence_classification import Features
 from fusion_tinting.files import read_json
 from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.reporting.tables import Metric
 
-POOLS = ("openclip-mini_3", "resnet-mini_3", "roberta-mini_4")
+POOLS = ("openclip-mini_3", "resnet-mini_3", "roberta-mini_4", "nyuv2-mini_3")
+CLASSES, VALUES = Metric("accuracy", "accuracy %"), Metric("pearson", "Pearson %")
 WEIGHT_DECAY = 1e-4
 
 
@@ -50,13 +53,15 @@ def main() -> None:
 
 
 def scores(pool: str, zoo: int) -> dict[str, dict[str, float]]:
-    """Task -> the scores of `probe` and `expert` on `test`."""
+    """Task and metric -> the scores on `test` of `probe` and `expert`, and the `share` that is kept."""
+    if pool.startswith("nyuv2"):
+        return dense_probes.scores(pool, zoo)
     family = loaded(compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}"))
-    return {task: of_task(family, task) for task in family.tasks}
+    return dict(of_task(family, task) for task in family.tasks)
 
 
-def of_task(family: PoolFamily, task: str) -> dict[str, float]:
-    """The scores of a task's probe and of its expert."""
+def of_task(family: PoolFamily, task: str) -> tuple[str, dict[str, float]]:
+    """A task with its metric, and the scores of its probe and of its expert."""
     inputs, labels = {}, {}
     for split in ("train", "test"):
         inputs[split] = family.unlabeled(task, split)
@@ -67,10 +72,9 @@ def of_task(family: PoolFamily, task: str) -> dict[str, float]:
         for way in range(vectors["train"].shape[1])
     )
     told = predict(family.experts[task], family.heads[task], inputs["test"])
-    return {
-        "probe": max(score(outputs, labels["test"]) for outputs in probes),
-        "expert": score(told, labels["test"]),
-    }
+    metric = VALUES if labels["test"].is_floating_point() else CLASSES
+    probe = max(score(outputs, labels["test"]) for outputs in probes)
+    return f"{task}, {metric.title}", beside_the_expert(metric, probe, score(told, labels["test"]))
 
 
 def probed(known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
@@ -116,13 +120,11 @@ def score(outputs: Tensor, labels: Tensor) -> float:
 
 
 def summary(zoos: dict[int, dict[str, dict[str, float]]]) -> dict:
-    """Task -> `probe`, `expert` and the `share` of the one in the other, in per cent, over zoos."""
-    tasks = next(iter(zoos.values()))
-    found = {}
-    for task in tasks:
-        rows = [scores[task] for scores in zoos.values()]
-        found[task] = {name: spread(100 * row[name] for row in rows) for name in ("probe", "expert")}
-        found[task]["share"] = spread(100 * row["probe"] / row["expert"] for row in rows)
+    """Task -> `probe`, `expert` and `share`, over zoos."""
+    found = {
+        task: {name: spread(scores[task][name] for scores in zoos.values()) for name in row}
+        for task, row in next(iter(zoos.values())).items()
+    }
     return {"tasks": found, "by_zoo": zoos}
 
 

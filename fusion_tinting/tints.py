@@ -117,7 +117,10 @@ def _single_layers(module: nn.Module, name: str, blocks: str) -> Iterator[str]:
 def _block(encoder: nn.Module, index: str) -> str:
     name, count = _blocks(encoder)
     if not count:
-        raise ValueError("`layer=block:…` needs a ModuleList of equal blocks; the encoder has none.")
+        raise ValueError(
+            "`layer=block:…` needs a ModuleList of equal blocks; the encoder has none. Give `layer=head`, "
+            "the name of a submodule, or `layer=auto`."
+        )
     if not re.fullmatch(r"-?\d+", index) or not -count <= int(index) < count:
         raise ValueError(
             f"`layer=block:{index}` must have an index from {-count} to {count - 1}: "

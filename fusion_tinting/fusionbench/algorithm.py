@@ -27,7 +27,8 @@ from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 log = logging.getLogger(__name__)
 
 PATHS = (
-    "pretrained_model_name_or_path", "ckpt_path", "config_path", "pickle_path", "state_dict_path", "weights"
+    "pretrained_model_name_or_path", "peft_model_path", "ckpt_path", "config_path", "pickle_path",
+    "state_dict_path", "weights",
 )  # fmt: skip
 """Keys under which FusionBench's model pools name a checkpoint."""
 

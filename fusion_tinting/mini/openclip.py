@@ -29,7 +29,7 @@ from .tasks import TASKS
 
 RECIPE = Recipe(
     name="openclip-mini_3",
-    tasks=("mini-textures", "mini-signs", "mini-cars"),
+    tasks=("mini-clocks", "mini-shapes", "mini-cards"),
     pretrain_steps=400,
     minutes="about two minutes",
 )

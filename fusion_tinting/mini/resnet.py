@@ -27,7 +27,7 @@ from .tasks import TASKS
 from .tiny_clip import PIXEL_MEAN, PIXEL_STD, pixel_values
 from .training import pretraining_images
 
-THREE = ("mini-letters", "mini-textures", "mini-cars")
+THREE = ("mini-counts", "mini-textures", "mini-cards")
 RECIPES = {
     recipe.name: recipe
     for recipe in (

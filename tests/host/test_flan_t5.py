@@ -230,6 +230,7 @@ def test_lora_experts_are_merged_into_their_base(hub, fuse):
         folder = snapshot(hub / "hub", f"models--tanganke--flan-t5-base_glue-{task}_lora-16")
         adapted.save_pretrained(folder)
     model = fuse(*SHORT, "modelpool=flan-t5-base_glue_lora16", *FEWER_MODELS, "~taskpool")["merged_model"]
+    assert model.info["ids"]["rte"] == "tanganke/flan-t5-base_glue-rte_lora-16"
     inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
     with torch.no_grad():
         start = torch.zeros(1, 1, dtype=int)

@@ -26,7 +26,7 @@ from transformers import (
 
 from fusion_tinting.families.image_classification import head_name
 
-TASKS = ["mini-letters", "mini-textures", "mini-cars"]
+TASKS = ["mini-counts", "mini-textures", "mini-cards"]
 POOLS = ("modelpool=resnet-micro_3", "taskpool=resnet-micro_3")
 SHORT = ("method=model_tinting", "method.steps=3", *POOLS)
 HUB_TASKS = list(DATASETS)[:8]
@@ -52,7 +52,7 @@ def accuracies(report) -> list[float]:
 
 
 def zoo_of(result) -> Path:
-    return Path(result["merged_model"].info["ids"]["mini-letters"]).parent
+    return Path(result["merged_model"].info["ids"]["mini-counts"]).parent
 
 
 def test_a_run_ends_with_the_baselines_and_one_hot_merges_are_the_experts(fuse):
@@ -111,28 +111,28 @@ def test_what_is_saved_is_the_shared_classifier_and_loads_in_the_pool(fuse, tmp_
 
 
 def test_an_expert_that_would_get_a_new_head_is_refused(fuse):
-    entry = "modelpool.models.mini-cars={config_path: mini-cars, dataset_name: mini-cars}"
-    with pytest.raises(ValueError, match="expert `mini-cars` a new, untrained head"):
+    entry = "modelpool.models.mini-cards={config_path: mini-cards, dataset_name: mini-cards}"
+    with pytest.raises(ValueError, match="expert `mini-cards` a new, untrained head"):
         fuse(*SHORT, entry)
 
 
 def test_a_head_of_another_width_is_refused(fuse):
-    with pytest.raises(ValueError, match=r"head of the expert `mini-cars` has 26 classes; the task has 10"):
-        fuse(*SHORT, "modelpool.models.mini-cars=mini-letters")
+    with pytest.raises(ValueError, match=r"head of the expert `mini-cards` has 8 classes; the task has 16"):
+        fuse(*SHORT, "modelpool.models.mini-cards=mini-counts")
 
 
 def test_another_architecture_is_refused(fuse, tmp_path):
-    MAKERS["facebook/convnext-base-224"](get_num_classes("mini-cars")).save_pretrained(tmp_path / "other")
+    MAKERS["facebook/convnext-base-224"](get_num_classes("mini-cards")).save_pretrained(tmp_path / "other")
     with pytest.raises(
-        ValueError, match="expert `mini-cars` is not of the pre-trained model's architecture"
+        ValueError, match="expert `mini-cards` is not of the pre-trained model's architecture"
     ):
-        fuse(*SHORT, f"modelpool.models.mini-cars={tmp_path}/other")
+        fuse(*SHORT, f"modelpool.models.mini-cards={tmp_path}/other")
 
 
 def test_a_checkpoint_without_head_is_refused(fuse, tmp_path):
     MAKERS[RESNETS[0]](3).resnet.save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match="headless` is no complete ResNetForImageClassification"):
-        fuse(*SHORT, f"modelpool.models.mini-cars={tmp_path}/headless")
+        fuse(*SHORT, f"modelpool.models.mini-cards={tmp_path}/headless")
 
 
 @pytest.fixture(scope="module")

@@ -41,15 +41,25 @@ def test_a_probe_of_a_regression_is_the_least_squares_solution(probes, vectors):
     )
 
 
-def test_the_command_writes_scores_beside_the_experts(cache, probes, tmp_path, monkeypatch, capsys):
+def test_a_probe_of_maps_tells_what_is_linear_in_each_place(probes):
+    maps = torch.randn(200, 5, 4, 6, generator=torch.Generator().manual_seed(0)) * 9 + 3
+    linear = (maps * torch.linspace(-0.05, 0.1, 5)[:, None, None]).sum(1, keepdim=True)
+    targets = torch.nn.functional.interpolate(linear, (8, 12), mode="bilinear", align_corners=True)
+    told = probes.dense_probes.fitted("depth", maps[:150], targets[:150], channels=1)(maps[150:])
+    assert (told - targets[150:]).abs().mean() < 0.02 * targets.abs().mean()
+
+
+@pytest.mark.parametrize("pool", ["resnet-micro_3", "nyuv2-micro_3"])
+def test_the_command_writes_scores_beside_the_experts(cache, probes, tmp_path, monkeypatch, capsys, pool):
     path = tmp_path / "probes.json"
     monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or FusionBench asks the terminal, which is captured
-    monkeypatch.setattr(sys, "argv", ["probes.py", "resnet-micro_3", "--zoos", "0", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", ["probes.py", pool, "--zoos", "0", "--json", str(path)])
     probes.main()
-    found = json.loads(path.read_text())["pools"]["resnet-micro_3"]
+    found = json.loads(path.read_text())["pools"][pool]
+    assert len(found["tasks"]) == 3
     for task, scores in found["by_zoo"]["0"].items():
-        assert 0 <= scores["probe"] <= 1 and 0 < scores["expert"] <= 1
-        row = found["tasks"][task]
-        assert row["share"]["mean"] == pytest.approx(100 * scores["probe"] / scores["expert"], abs=0.01)
+        top, bottom = ("expert", "probe") if "error" in task or "angle" in task else ("probe", "expert")
+        assert scores["share"] == pytest.approx(100 * scores[top] / scores[bottom])
+        assert found["tasks"][task]["share"]["mean"] == pytest.approx(scores["share"], abs=0.01)
     table = path.with_suffix(".md").read_text()
     assert table in capsys.readouterr().out and table.count("\n") == 2 + len(found["tasks"])

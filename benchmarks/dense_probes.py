@@ -1,0 +1,66 @@
+"""Linear probes of maps, for `probes.py`: a 1×1 convolution of what the pre-trained encoder gives."""
+
+import torch
+from composed import beside_the_expert, compose_run, loaded
+from fusion_bench.metrics.nyuv2.loss import loss_fn
+from torch import Tensor, nn
+
+from fusion_tinting import predict
+from fusion_tinting.families.dense import DenseHead
+from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.taskpools.nyuv2 import METRIC, measure_of
+from fusion_tinting.mini.scenes_zoo import load_dataset
+
+STEPS, BATCH, LR = 600, 32, 3e-2
+"""Of the fit of a probe; beyond them scores change in the third digit."""
+
+
+def scores(pool: str, zoo: int) -> dict[str, dict[str, float]]:
+    """Task and its metric -> `probe` and `expert` as shown, and the `share` that the probe keeps."""
+    family = loaded(compose_run(f"modelpool={pool}", f"modelpool.zoo_seed={zoo}"))
+    return {f"{task}, {METRIC[task].title}": _of_task(family, pool, zoo, task) for task in family.tasks}
+
+
+def _of_task(family: PoolFamily, pool: str, zoo: int, task: str) -> dict[str, float]:
+    inputs = {split: family.unlabeled(task, split) for split in ("train", "test")}
+    targets = {split: _targets(load_dataset(split, task, zoo, pool)) for split in inputs}
+    maps = {split: predict(family.pretrained, nn.Identity(), inputs[split]) for split in inputs}
+    told = predict(family.experts[task], family.heads[task], inputs["test"])
+    probe = fitted(task, maps["train"], targets["train"], channels=told.shape[1])
+    scored = (_score(task, outputs, targets["test"]) for outputs in (probe(maps["test"]), told))
+    return beside_the_expert(METRIC[task], *scored)
+
+
+def _targets(scenes) -> Tensor:
+    return torch.stack([scenes[index][1] for index in range(len(scenes))])
+
+
+def fitted(task: str, maps: Tensor, targets: Tensor, channels: int) -> nn.Module:
+    """Fitted by the loss that the experts were trained with.
+
+    Args:
+        maps: (N, F, h, w), of which each feature is standardised first.
+        targets: (N, H, W), or (N, C, H, W).
+        channels: of the outputs.
+    """
+    torch.manual_seed(0)
+    shift, scale = maps.mean((0, 2, 3)), maps.std((0, 2, 3)).clamp_min(1e-6)
+    standard = nn.BatchNorm2d(maps.shape[1], eps=0, affine=False).eval()
+    standard.running_mean, standard.running_var = shift, scale**2
+    probe = DenseHead(nn.Sequential(standard, nn.Conv2d(maps.shape[1], channels, 1)), targets.shape[-2:])
+    optimiser = torch.optim.Adam(probe.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS)
+    for _ in range(STEPS):
+        rows = torch.randint(len(maps), (BATCH,))
+        optimiser.zero_grad()
+        loss_fn[task](probe(maps[rows]), targets[rows]).backward()
+        optimiser.step()
+        schedule.step()
+    return probe.requires_grad_(False)
+
+
+def _score(task: str, outputs: Tensor, targets: Tensor) -> float:
+    measure = measure_of(task, outputs.shape[1])
+    measure.update(outputs, targets)
+    values = dict(zip(measure.metric_names, measure.compute(), strict=True))
+    return float(values[METRIC[task].key])
