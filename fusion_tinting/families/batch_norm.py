@@ -16,9 +16,10 @@ Accuracy %, mean of the tasks, `python benchmarks/batch_norm.py` (resnet-mini_3,
 | merged, σ² itself | 51.0 | 20.0 | 90.5 |
 | merged, log σ² (ours) | 55.8 | 45.6 | 91.0 |
 
-Averaged and recomputed statistics do within a point as well, once there is a tint, and recomputed ones better for Task
-Arithmetic. But they are right at a single λ, so that a one-hot λ is not the expert, and recomputing needs a
-pass over the inputs of all tasks. Merging σ² itself breaks down where the sum of λ passes one.
+Averaged and recomputed statistics are within a point of ours, once there is a tint, and recomputed ones
+better for Task Arithmetic. But they are right at a single λ, so that a one-hot λ is not the expert, and
+recomputing needs a pass over the inputs of all tasks. Merging σ² itself breaks down where the sum of λ
+passes one.
 """
 
 from collections.abc import Callable

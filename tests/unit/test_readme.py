@@ -110,11 +110,8 @@ def test_what_a_linear_probe_keeps_is_told(benchmark):
     found = study("probes")
     assert benchmark("probes").table(found) == (RESULTS / "probes.md").read_text()
     pools = ("openclip-mini_3", "resnet-mini_3", "roberta-mini_4", "nyuv2-mini_3")
-    said = told(
-        "keeps # to # % of an expert of `{}`, # to # % of `{}`'s, # to # % of `{}`'s and # to # % of `{}`'s".format(
-            *pools
-        )
-    )
+    each = [f"# to # % of `{pool}`'s" for pool in pools[1:]]
+    said = told(f"keeps # to # % of an expert of `{pools[0]}`, {each[0]}, {each[1]} and {each[2]}")
     expected = []
     for pool in pools:
         shares = [task["share"]["mean"] for task in found["pools"][pool]["tasks"].values()]
