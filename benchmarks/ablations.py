@@ -87,8 +87,8 @@ CHANGES = {
     "a step an iteration": Change({"update": "joint"}),
     "TSV-M start": Change(prepare=tried.tsv_m),
     "ISO-C start": Change(prepare=tried.iso_c),
-    "averaged": Change(kind=tried.Averaged),
-    "averaged, constant lr": Change({"schedule": "constant"}, kind=tried.Averaged),
+    "averaged": Change({"schedule": "averaged"}),
+    "averaged, TSV-M start": Change({"schedule": "averaged"}, prepare=tried.tsv_m),
     "low rank 2": low_rank(2),
     "low rank 8": low_rank(8),
     "low rank 32": low_rank(32),
@@ -177,6 +177,7 @@ def run(world: World, change: Change, seed: int) -> dict:
         batches = adaptation.batches()
         for step in range(settings.steps):
             adaptation.iteration(step, batches)
+        adaptation.finish()
     seconds = time.process_time() - start
     trained = [p.numel() for p in model.tint_modules.parameters() if p.requires_grad]
     return {

@@ -37,8 +37,11 @@ def save(path: Path, found: dict) -> None:
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
-def against_k(path: Path, title: str, unit: str, curves: dict[str, dict[int, float]]) -> None:
-    """Draw one curve for each way over the number of tasks, both axes logarithmic."""
+def against_k(
+    path: Path, title: str, unit: str, curves: dict[str, dict[int, float]], scale: str = "log"
+) -> None:
+    """Draw one curve for each way over the number of tasks: ours drawn through, the others dashed, and ways
+    whose names end alike in one colour."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,10 +49,11 @@ def against_k(path: Path, title: str, unit: str, curves: dict[str, dict[int, flo
 
     counts = sorted({k for curve in curves.values() for k in curve})
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for place, (name, curve) in enumerate(curves.items()):
-        style, color = ("-o" if name.startswith("ours") else "--s"), COLORS[place % len(COLORS)]
+    kinds = list(dict.fromkeys(name.split()[-1] for name in curves))
+    for name, curve in sorted(curves.items(), key=lambda item: -item[1][counts[-1]]):
+        style, color = ("-o" if name.startswith("ours") else "--s"), COLORS[kinds.index(name.split()[-1])]
         axes.plot(list(curve), list(curve.values()), style, color=color, label=name, markersize=5)
-    axes.set(xlabel="tasks K", ylabel=unit, title=title, xscale="log", yscale="log")
+    axes.set(xlabel="tasks K", ylabel=unit, title=title, xscale="log", yscale=scale)
     axes.set_xticks(counts, counts)
     axes.minorticks_off()
     axes.grid(alpha=0.3)

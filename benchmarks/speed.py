@@ -161,10 +161,11 @@ def table(found: dict) -> str:
 
 
 def plot(scale: str, rounds: int, device: str, path: Path) -> None:
-    """Draw step times against the number of tasks."""
+    """Draw the time of a step, shared out over its tasks, against their number: level if it grows as K."""
     by_k = {k: measure(scale, k, rounds, device, only_steps=True)["median_seconds"] for k in AGAINST_K}
-    curves = {name: {k: half[name] for k, half in by_k.items()} for name in by_k[AGAINST_K[0]]}
-    against_k(path, f"One training step, scale {scale}, one thread", "seconds a step", curves)
+    curves = {name: {k: 1e3 * half[name] / k for k, half in by_k.items()} for name in by_k[AGAINST_K[0]]}
+    title, unit = f"One training step, scale {scale}, one thread", "milliseconds a step and task"
+    against_k(path, title, unit, curves, scale="linear")
 
 
 def main() -> None:

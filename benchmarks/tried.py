@@ -1,5 +1,5 @@
-"""Changes to Model Tinting that its paper does not have, for `ablations.py`: other starts, averages over
-the last steps, low-rank tints, and other ways to add up the tasks' gradients."""
+"""Changes to Model Tinting that its paper does not have, for `ablations.py`: other starts, low-rank
+tints, and other ways to add up the tasks' gradients."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,6 @@ from torch.nn.utils import parametrize
 from fusion_tinting import Adaptation, TaskVectors, TintedModel
 from fusion_tinting.storage import Rows
 
-LAST = 0.25
-"""Share of the iterations that `Averaged` averages over."""
 START = 0.3
 """λ at which the changed task vectors give the training-free merge that they come from."""
 
@@ -62,32 +60,6 @@ def polar(matrix: Tensor) -> Tensor:
 def _iso_c(deltas: Tensor) -> Tensor:
     u, s, _ = torch.linalg.svd(deltas.sum(0), full_matrices=False)
     return u @ (s.mean() / s).diag() @ u.T @ deltas
-
-
-class Averaged(Adaptation):
-    """Keeps the mean of λ and of the tints over the last steps."""
-
-    sums: dict[str, Tensor] | None = None
-    count = 0
-
-    def update(self, step: int, taught: dict) -> None:
-        super().update(step, taught)
-        if step >= (1 - LAST) * self.settings.steps:
-            self.sums = self.sums or {n: torch.zeros_like(t) for n, t in self.trained().items()}
-            self.count += 1
-            for name, tensor in self.trained().items():
-                self.sums[name] += tensor
-
-    @torch.no_grad()
-    def __exit__(self, *raised) -> None:
-        for name, tensor in self.trained().items():
-            tensor.copy_(self.sums[name] / self.count)
-        self.merged.write(self.coefficients())
-        super().__exit__(*raised)
-
-    def trained(self) -> dict[str, Tensor]:
-        tints = {name: p.detach() for name, p in self.model.tint_modules.named_parameters()}
-        return {"λ": self.coefficients.raw.detach(), **tints}
 
 
 class LowRank(nn.Module):

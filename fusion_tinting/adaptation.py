@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusion_tinting import checkpoint
+from fusion_tinting.averaging import Average
 from fusion_tinting.coefficients import Coefficients
 from fusion_tinting.history import History
 from fusion_tinting.merging import MergedWeights, coefficient_gradient
@@ -79,6 +80,8 @@ class Adaptation:
         self.sampler = resolve_sampler(settings.sampler)
         self.merged = MergedWeights(model.encoder, self.vectors, trainable=settings.lr_coefficients != 0)
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
+        averaged = settings.schedule == "averaged" and settings.steps > 0
+        self.average = Average(self._trained(), settings.steps) if averaged else None
         self.history = History.empty(model.tasks, settings.steps)
         self._figures, self._looked = self.history.values.clone().to(device), 0
         self.schedules = {
@@ -111,6 +114,8 @@ class Adaptation:
             for batches in self._passes(group, inputs):
                 taught |= self.teach(step, batches)
             self.update(step, taught)
+        if self.average is not None:
+            self.average.add(step)
 
     def _passes(self, group: list[str], inputs: Mapping[str, Iterator]) -> Iterator[dict]:
         """Task -> its batch, for as many tasks as the encoder takes at once."""
@@ -209,10 +214,18 @@ class Adaptation:
             return
         mine = {self.model.tasks.index(task) for task in self.mine}
         for name, tensor in self._tensors().items():
-            kind, place, *_ = [*name.removeprefix("optimizer.").split("."), ""]
+            kind, place, *_ = [*name.removeprefix("optimizer.").removeprefix("average.").split("."), ""]
             if kind == "tints":
                 trained = tensor if int(place) in mine else torch.zeros_like(tensor)
                 tensor.copy_(self.processes.sum(trained))
+
+    def finish(self) -> None:
+        """After the last iteration: every process knows every tint, and of `schedule: averaged` λ and the
+        tints are their means."""
+        self.share_tints()
+        if self.average is not None:
+            self.average.take()
+            self.merged.write(self.coefficients())
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next iteration depends on, as named tensors."""
@@ -273,12 +286,16 @@ class Adaptation:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Name -> everything that is trained and its optimiser's moments; themselves, not copies."""
-        tints = self.model.tint_modules.state_dict()
+        means = {} if self.average is None else self.average.means
         return {
-            "coefficients": self.coefficients.raw.detach(),
-            **{f"tints.{name}": tensor for name, tensor in tints.items()},
+            **self._trained(),
             **self.optimizers.tensors(),
+            **{f"average.{name}": tensor for name, tensor in means.items()},
         }
+
+    def _trained(self) -> dict[str, Tensor]:
+        tints = {f"tints.{name}": p.detach() for name, p in self.model.tint_modules.named_parameters()}
+        return {"coefficients": self.coefficients.raw.detach(), **tints}
 
 
 def _numbers(batches: list[Tensor]) -> int:
@@ -352,7 +369,7 @@ def adapt(
                 for seen in new if on_step is not None else ():
                     on_step(seen, adaptation.history)
                 keeper.after(step)
-        adaptation.share_tints()
+        adaptation.finish()
     model.coefficients = adaptation.coefficients.named()
     model.history = adaptation.history
     return model.requires_grad_(False)

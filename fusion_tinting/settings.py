@@ -13,7 +13,7 @@ from fusion_tinting.task_vectors import DTYPES, PRETRAININGS
 from fusion_tinting.top_predictions import ARG_MAX, TOP
 
 UPDATES = ("sequential", "joint")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "averaged")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Settings:
         lr: Adam's learning rate, β = (0.9, 0.999), no weight decay.
         lr_coefficients: another one for λ; 0 freezes λ. AdaMerging uses 1e-3.
         lr_tints: another one for the tints; 0 freezes them.
-        schedule: `constant`, or `cosine` from lr towards 0.
+        schedule: of the learning rate: `constant`; `cosine` from lr towards 0; or `averaged`, constant, and
+            the mean of λ and of the tints over the last quarter of the iterations is what is kept.
         init: the value at which every λ starts (0.3; 0.1 for 14 and 20 tasks in some released runs).
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].

@@ -75,19 +75,6 @@ def test_an_aggregation_that_is_the_sum_changes_nothing(tried):
         torch.testing.assert_close(summed[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_an_average_is_that_of_the_last_quarter(tried):
-    seen = []
-
-    class Watched(tried.Averaged):
-        def update(self, step, taught):
-            super().update(step, taught)
-            seen.append({name: tensor.clone() for name, tensor in self.trained().items()})
-
-    found = World(8).adapted(Watched)
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, (seen[-1][name] + seen[-2][name]) / 2)
-
-
 def test_tints_of_low_rank_start_at_the_nearest_and_train_what_is_added_alone(tried):
     model = World(1).model
     experts = deepcopy(model.tint_modules)

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from world import TASKS, make_world
 
 import fusion_tinting as ft
+from fusion_tinting.averaging import Average
 from fusion_tinting.objectives import resolve_objective
 from fusion_tinting.sampling import resolve_sampler
 from fusion_tinting.unlabeled import batch_schedule, task_order
@@ -194,6 +195,34 @@ def test_a_cosine_schedule_ends_with_small_steps(world):
         moves[schedule] = tinted.history.coefficient.diff(dim=0).abs().sum(1)
     assert moves["cosine"][-1] < 0.2 * moves["constant"][-1]
     assert torch.allclose(moves["cosine"][:1], moves["constant"][:1], atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", ["head", "blocks.1"])
+def test_an_averaged_schedule_keeps_the_mean_of_the_last_quarter(world, monkeypatch, layer):
+    add, seen = Average.add, []
+
+    def watched(self, step):
+        add(self, step)
+        seen.append({name: tensor.clone() for name, tensor in self.trained.items()})
+
+    monkeypatch.setattr(Average, "add", watched)
+    tinted = world.tint(schedule="averaged", steps=8, layer=layer)
+    constant = world.tint(schedule="constant", steps=8, layer=layer)  # goes the same way
+    assert torch.equal(seen[-1]["coefficients"], torch.stack([*constant.coefficients.values()]))
+    mean = {name: (tensor + seen[-2][name]) / 2 for name, tensor in seen[-1].items()}
+    lam = torch.stack([*tinted.coefficients.values()])
+    torch.testing.assert_close(lam, mean.pop("coefficients"), rtol=0, atol=1e-6)
+    for name, parameter in tinted.tint_modules.named_parameters():
+        torch.testing.assert_close(parameter, mean.pop(f"tints.{name}"), rtol=0, atol=1e-6)
+    assert not mean
+    merged = tinted.vectors.views(ft.merge(tinted.vectors, lam))
+    for name, parameter in tinted.merged.named_parameters():
+        assert torch.equal(parameter, merged[name])
+
+
+def test_no_iteration_has_no_mean(world):
+    tinted = world.tint(schedule="averaged", steps=0)
+    assert torch.equal(tinted.coefficients["stem.weight"], torch.full((3,), 0.3))
 
 
 def test_only_the_samples_that_will_be_visited_are_asked_of_the_experts(world, monkeypatch):

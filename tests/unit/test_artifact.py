@@ -63,21 +63,24 @@ def test_the_folder_reads_without_our_code(world, tmp_path):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("update", ["sequential", "joint"])
-def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, monkeypatch, layer, update):
-    options = {"layer": layer, "update": update, "steps": 9, "schedule": "cosine"}
+@pytest.mark.parametrize(("update", "schedule"), [("sequential", "cosine"), ("joint", "averaged")])
+@pytest.mark.parametrize(("every", "killed"), [(4, 5), (8, 8)])  # the second while a mean is being taken
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    world, tmp_path, monkeypatch, layer, update, schedule, every, killed
+):
+    options = {"layer": layer, "update": update, "steps": 9, "schedule": schedule}
     whole = world.tint(**options)
-    monkeypatch.setattr(checkpoint, "EVERY", 4)
+    monkeypatch.setattr(checkpoint, "EVERY", every)
 
     def die(step, history):
-        if step == 5:
+        if step == killed:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
         world.tint(**options, run_dir=tmp_path, on_step=die)
     steps = []
     resumed = world.tint(**options, run_dir=tmp_path, on_step=lambda step, _: steps.append(step))
-    assert steps == [4, 5, 6, 7, 8]
+    assert steps == list(range(every, 9))
     same(whole, resumed)
     assert torch.equal(whole.history.values, resumed.history.values)
 

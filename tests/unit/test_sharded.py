@@ -33,7 +33,8 @@ def together(folder: Path, update: str, storage: str, dtype: str = "fp32") -> li
 )
 def test_two_processes_equal_one(tmp_path, update, storage, dtype):
     found = together(tmp_path, update, storage, dtype)
-    alone = make_world().tint(update=update, layer="blocks.1", sampler="all", task_vectors={"dtype": dtype})
+    options = {"update": update, "layer": "blocks.1", "sampler": "all", "schedule": "averaged"}
+    alone = make_world().tint(**options, task_vectors={"dtype": dtype})
     expert = alone.remerged("dogs").merged
     for tensors in found:
         for name, row in alone.coefficients.items():

@@ -1,0 +1,36 @@
+"""The mean of λ and the tints over the last iterations: what they circle around at a constant rate."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+LAST = 0.25
+"""Share of the iterations that are averaged, the last ones; at least one."""
+
+
+class Average:
+    """θ̄ = 1/N Σ_t θ_t over the last N iterations (Polyak and Juditsky, 1992; stochastic weight averaging,
+    arXiv 1803.05407). Not in the paper.
+
+    Args:
+        trained: name -> tensor, of which the mean is taken.
+        steps: how many iterations there will be.
+    """
+
+    def __init__(self, trained: Mapping[str, Tensor], steps: int):
+        self.trained, self.first = trained, steps - max(1, round(LAST * steps))
+        self.means = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """Take in what iteration `step` has left."""
+        if step >= self.first:
+            for name, tensor in self.trained.items():
+                self.means[name].lerp_(tensor, 1 / (step - self.first + 1))
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Set the tensors to their means."""
+        for name, tensor in self.trained.items():
+            tensor.copy_(self.means[name])
