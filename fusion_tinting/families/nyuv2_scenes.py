@@ -46,6 +46,8 @@ class Scenes(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        if index >= self.count:
+            raise IndexError(index)  # what ends a loop over it
         image = self._read("image", index)
         return image if self.target is None else (image, self._read(FOLDER[self.target], index))
 

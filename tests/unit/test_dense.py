@@ -158,6 +158,7 @@ def test_without_a_target_no_target_is_read(folder):
         for file in (folder / "val" / kind).iterdir():
             file.unlink()
     assert torch.is_tensor(Scenes(folder, "val")[0])
+    assert len(list(Scenes(folder, "val"))) == len(Scenes(folder, "val"))
     with pytest.raises(ValueError, match="holds 0 targets of `depth` for 3 images"):
         Scenes(folder, "val", "depth")
 
