@@ -140,15 +140,26 @@ def restore(
         _restore_tint(model, tint, tint_path(run_dir, task), names)
     curves = run_dir / "curves.csv"
     if curves.is_file():
-        model.history = History.from_csv(curves.read_text(), model.tasks)
-        if len(model.history) != found.get("steps"):
-            raise ValueError(f"`{curves}` is cut short: expected {found.get('steps')} iterations.")
+        model.history = _read_curves(curves, model.tasks, found.get("steps"))
     kept = ("settings", "split", "samples", "data", "seconds", "layer_choice")
     model.info = {key: found.get(key) for key in kept}
     model.info["ids"] = {t: entry["id"] for t, entry in found["experts"].items()}
     model.info["ids"][PRETRAINED] = found["base"]["id"]
     model.info |= {"peak_memory_bytes": found.get("peak_memory_bytes"), "tensor_names": dict(names)}
     return model.requires_grad_(False)
+
+
+def _read_curves(path: Path, tasks: list[str], steps: int) -> History:
+    try:
+        history = History.from_csv(path.read_text(), tasks)
+    except (ValueError, RuntimeError):  # no text, no numbers, or not as many as there are tasks
+        history = None
+    if history is None or len(history) != steps:
+        raise ValueError(
+            f"`{path}` is cut short or damaged: expected {steps} iterations of {len(tasks)} tasks. "
+            "Delete it to load the run without its curves."
+        )
+    return history
 
 
 def check_rows(path: Path, rows: Mapping[str, Tensor], tasks: list[str]) -> None:

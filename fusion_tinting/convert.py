@@ -18,9 +18,12 @@ def main(folder: Path, out: Path, trust_pickles: bool, model_name: str | None, f
     Files are image encoders (zeroshot.pt, TASK/finetuned.pt), of which the visual tower is kept, and
     classification heads (head_TASK.pt). Use them with `modelpool.model_dir=OUT`.
     """
+    out = out.resolve()  # also `.` has a name then
     files = sorted(folder.rglob("*.pt"))
     if not files:
         raise click.ClickException(f"There is no .pt file in `{folder}`.")
+    if folder.resolve().is_relative_to(out):
+        raise click.ClickException(f"`{out}` holds `{folder}`, which would be lost. Choose another OUT.")
     if out.exists() and any(out.iterdir()) and not force:
         raise click.ClickException(f"`{out}` is not empty. Choose another folder, or add --force.")
     if not trust_pickles:

@@ -17,8 +17,12 @@ def same_tasks(tasks: list[str], **given: Iterable[str]) -> None:
     """Check that every mapping in `given` has exactly the keys `tasks`.
 
     Raises:
-        ValueError: naming the mapping, the tasks it lacks and the tasks it has too many.
+        ValueError: naming the mapping, the tasks it lacks and the tasks it has too many; or a task whose
+            name is no string.
     """
+    for task in tasks:
+        if not isinstance(task, str):
+            raise ValueError(f"The names of tasks must be strings. Found {task!r}.")
     for what, names in given.items():
         missing = [task for task in tasks if task not in names]
         extra = [name for name in names if name not in tasks]

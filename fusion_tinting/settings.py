@@ -80,6 +80,8 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
+        if not isinstance(self.clamp, bool):
+            raise ValueError(f"`clamp` must be true or false. Found {self.clamp!r}.")
         for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

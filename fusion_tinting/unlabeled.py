@@ -54,10 +54,12 @@ class Unlabeled:
     @classmethod
     def of(cls, source: "Unlabeled | DataLoader | Iterable") -> "Unlabeled":
         """From a DataLoader: its dataset, the samples that its sampler names, its collate function and
-        workers (order and batch size do not count). From another iterable of batches: read once and
-        cut into samples."""
+        workers (order and batch size do not count). From a `Dataset` with a length: its samples. From
+        another iterable of batches: read once and cut into samples."""
         if isinstance(source, Unlabeled):
             return source
+        if isinstance(source, Dataset) and hasattr(source, "__len__"):
+            return cls(source)
         if isinstance(source, DataLoader) and source.batch_size and _indexable(source):
             whole = cls(source.dataset, source.collate_fn, source.num_workers)
             # Another sampler, such as SubsetRandomSampler, says which samples there are.

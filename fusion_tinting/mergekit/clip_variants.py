@@ -48,6 +48,7 @@ class TowerRun:
         self._tower = _merged(self._base, manifest, CoefficientFile(run_dir / "coefficients.safetensors"))
         self.shared = [name for name in self._tower if name not in tinted]
         self.experts = {t: Named(Checkpoint.open(e["id"]), {}) for t, e in manifest["experts"].items()}
+        self.sources = [Path(manifest["base"]["id"]), *(e.checkpoint.folder for e in self.experts.values())]
 
     def merged(self, name: str) -> Tensor:
         """θ(λ) of one tensor."""

@@ -79,6 +79,11 @@ class MergedRun:
         self._check_shapes()
         self._check_content(manifest)
 
+    @property
+    def sources(self) -> list[Path]:
+        """The folders of the base and of the experts."""
+        return [model.checkpoint.folder for _, model, _ in self._models()]
+
     def merged(self, name: str) -> Tensor:
         """θ₀ + Σ_k λ_k (θ_k − θ₀) of one tensor, one expert at a time, in float32.
 

@@ -214,6 +214,15 @@ def test_a_folder_with_something_in_it_is_left_alone_unless_forced(heads, tmp_pa
     heads.assert_reproduced(tmp_path)
 
 
+def test_a_model_of_the_run_is_not_written_over(heads, tmp_path):
+    (tmp_path / "sst2").symlink_to(heads.experts["sst2"])
+    before = sorted(heads.experts["sst2"].iterdir())
+    said = heads.variants(tmp_path, "--force", fails=True)
+    assert "is a model of this run, which would be lost" in said
+    assert sorted(heads.experts["sst2"].iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["sst2"]
+
+
 def test_another_run_replaces_what_was_there(heads, blocks, tmp_path):
     heads.variants(tmp_path)
     shutil.copy(heads.experts["sst2"] / "model.safetensors", tmp_path / "sst2")  # would be loaded first

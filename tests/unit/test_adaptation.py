@@ -220,6 +220,19 @@ def test_an_averaged_schedule_keeps_the_mean_of_the_last_quarter(world, monkeypa
         assert torch.equal(parameter, merged[name])
 
 
+@pytest.mark.parametrize("clamp", ["no", 0, None])
+def test_clamp_is_yes_or_no(world, clamp):
+    with pytest.raises(ValueError, match="`clamp` must be true or false"):
+        world.tint(clamp=clamp)
+
+
+def test_tasks_have_names_before_any_work(world, tmp_path):
+    one = {part: {1: getattr(world, part)["cats"]} for part in ("experts", "heads", "unlabeled")}
+    with pytest.raises(ValueError, match=r"names of tasks must be strings\. Found 1"):
+        ft.tint(world.pretrained, **one, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_iteration_has_no_mean(world):
     tinted = world.tint(schedule="averaged", steps=0)
     assert torch.equal(tinted.coefficients["stem.weight"], torch.full((3,), 0.3))

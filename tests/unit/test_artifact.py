@@ -183,11 +183,16 @@ def test_a_checkpoint_of_another_run_is_refused_before_the_experts_are_asked(wor
         world.tint(run_dir=tmp_path, steps=5)
 
 
-def test_curves_cut_short_are_noticed(world, tmp_path):
+@pytest.mark.parametrize("kept", [7, 8, 0.99, None])
+def test_curves_cut_short_are_noticed(world, tmp_path, kept):
     world.tint(run_dir=tmp_path)
-    lines = (tmp_path / "curves.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "curves.csv").write_text("".join(lines[:7]))
-    with pytest.raises(ValueError, match=r"curves.csv` is cut short: expected 4 iterations"):
+    path = tmp_path / "curves.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = b"".join(lines)
+    path.write_bytes(
+        {None: b"\xff\xfe", 0.99: whole[: int(0.99 * len(whole))]}.get(kept) or b"".join(lines[:kept])
+    )
+    with pytest.raises(ValueError, match=r"curves.csv` is cut short or damaged: expected 4 iterations"):
         ft.TintedModel.load(tmp_path, **world.models())
 
 

@@ -213,6 +213,14 @@ class TestConvert:
         assert converted(folder, out, "--trust-pickles", "--force").exit_code == 0
         assert [p.name for p in out.iterdir()] == ["ViT-tiny"]
 
+    def test_the_checkpoints_themselves_are_not_replaced(self, folder):
+        before = sorted(folder.rglob("*"))
+        for out in (folder, folder.parent):
+            result = converted(folder, out, "--trust-pickles", "--force")
+            assert result.exit_code == 1
+            assert "which would be lost" in result.output
+        assert sorted(folder.rglob("*")) == before
+
     @pytest.mark.parametrize("options", [[], ["--force"]])
     def test_a_file_that_cannot_be_read_leaves_nothing_behind(self, folder, tmp_path, options):
         (folder / "ViT-tiny" / "zzz.pt").write_text("no checkpoint")

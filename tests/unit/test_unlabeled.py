@@ -73,6 +73,17 @@ def test_empty_data_is_refused(empty):
         Unlabeled.of(empty)
 
 
+def test_a_dataset_is_its_samples():
+    class Squares(torch.utils.data.Dataset):  # raises no IndexError: a loop over it would not end
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return torch.tensor([index**2.0]), 0
+
+    assert read(Unlabeled.of(Squares()), [[2, 1]]) == [[[4.0], [1.0]]]
+
+
 def test_the_schedule_is_one_shuffled_epoch_after_another():
     schedule = batch_schedule(10, 4, 5, seed=0, task="cats")
     assert schedule.shape == (5, 4)
