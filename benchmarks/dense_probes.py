@@ -4,15 +4,17 @@ import torch
 from composed import beside_the_expert, compose_run, loaded
 from fusion_bench.metrics.nyuv2.loss import loss_fn
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from fusion_tinting import predict
 from fusion_tinting.families.dense import DenseHead
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools.nyuv2 import METRIC, measure_of
+from fusion_tinting.mini.fitting import fit
 from fusion_tinting.mini.scenes_zoo import load_dataset
 
 STEPS, BATCH, LR = 600, 32, 3e-2
-"""Of the fit of a probe; beyond them scores change in the third digit."""
+"""Of the fit of a probe."""
 
 
 def scores(pool: str, zoo: int) -> dict[str, dict[str, float]]:
@@ -23,16 +25,12 @@ def scores(pool: str, zoo: int) -> dict[str, dict[str, float]]:
 
 def _of_task(family: PoolFamily, pool: str, zoo: int, task: str) -> dict[str, float]:
     inputs = {split: family.unlabeled(task, split) for split in ("train", "test")}
-    targets = {split: _targets(load_dataset(split, task, zoo, pool)) for split in inputs}
+    targets = {split: default_collate(list(load_dataset(split, task, zoo, pool)))[1] for split in inputs}
     maps = {split: predict(family.pretrained, nn.Identity(), inputs[split]) for split in inputs}
     told = predict(family.experts[task], family.heads[task], inputs["test"])
     probe = fitted(task, maps["train"], targets["train"], channels=told.shape[1])
     scored = (_score(task, outputs, targets["test"]) for outputs in (probe(maps["test"]), told))
     return beside_the_expert(METRIC[task], *scored)
-
-
-def _targets(scenes) -> Tensor:
-    return torch.stack([scenes[index][1] for index in range(len(scenes))])
 
 
 def fitted(task: str, maps: Tensor, targets: Tensor, channels: int) -> nn.Module:
@@ -50,12 +48,12 @@ def fitted(task: str, maps: Tensor, targets: Tensor, channels: int) -> nn.Module
     probe = DenseHead(nn.Sequential(standard, nn.Conv2d(maps.shape[1], channels, 1)), targets.shape[-2:])
     optimiser = torch.optim.Adam(probe.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS)
-    for _ in range(STEPS):
+
+    def loss() -> Tensor:
         rows = torch.randint(len(maps), (BATCH,))
-        optimiser.zero_grad()
-        loss_fn[task](probe(maps[rows]), targets[rows]).backward()
-        optimiser.step()
-        schedule.step()
+        return loss_fn[task](probe(maps[rows]), targets[rows])
+
+    fit(loss, optimiser, schedule, STEPS)
     return probe.requires_grad_(False)
 
 
