@@ -135,7 +135,7 @@ TWO = ("mini-signs", "mini-textures")
 WAYS = {
     "AdaMerging": {
         "layer": None, "lr_tints": None, "objective": "entropy", "lr": 1e-3, "update": "joint",
-        "schedule": "constant", "steps": 500,
+        "average": False, "steps": 500,
     },
     "tinted head": {"layer": "head", "lr_tints": None},
     "tinted block": {},

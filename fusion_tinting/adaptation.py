@@ -80,7 +80,7 @@ class Adaptation:
         self.sampler = resolve_sampler(settings.sampler)
         self.merged = MergedWeights(model.encoder, self.vectors, trainable=settings.lr_coefficients != 0)
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
-        averaged = settings.schedule == "averaged" and settings.steps > 0
+        averaged = settings.average and settings.steps > 0
         self.average = Average(self._trained(), settings.steps) if averaged else None
         self.history = History.empty(model.tasks, settings.steps)
         self._figures, self._looked = self.history.values.clone().to(device), 0
@@ -106,7 +106,6 @@ class Adaptation:
 
     def iteration(self, step: int, inputs: Mapping[str, Iterator]) -> None:
         """Visit every task once, in random order; `inputs` yields each task's next batch."""
-        self.optimizers.set_rates(step)
         order = [t for t in task_order(self.model.tasks, step, self.settings.seed) if t in self.mine]
         groups = [order] if self.settings.update == "joint" else [[task] for task in order]
         for group in groups:
@@ -220,7 +219,7 @@ class Adaptation:
                 tensor.copy_(self.processes.sum(trained))
 
     def finish(self) -> None:
-        """After the last iteration: every process knows every tint, and of `schedule: averaged` λ and the
+        """After the last iteration: every process knows every tint, and with `average` λ and the
         tints are their means."""
         self.share_tints()
         if self.average is not None:

@@ -1,7 +1,6 @@
 """Adam for λ and for each tint apart, whose steps can be left out without asking the device."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,14 @@ class Optimizers:
     Args:
         coefficients: raw λ.
         tints: task -> its tint; may be empty.
-        settings: learning rates and schedule.
+        settings: learning rates.
     """
 
     def __init__(self, coefficients: nn.Parameter, tints: Mapping[str, nn.Module], settings: Settings):
-        s = self.settings = settings
-        rate, tint_rate = (s.lr if own is None else own for own in (s.lr_coefficients, s.lr_tints))
+        own = settings.lr_coefficients, settings.lr_tints
+        rate, tint_rate = (settings.lr if lr is None else lr for lr in own)
         self._coefficients = _Adam([coefficients], rate)
         self._tints = {task: _Adam(list(tint.parameters()), tint_rate) for task, tint in tints.items()}
-
-    def set_rates(self, step: int) -> None:
-        """The learning rates of iteration `step`: constant, or lr · (1 + cos(π · step / steps)) / 2."""
-        if self.settings.schedule == "cosine":
-            for adam in self._every():
-                adam.set_rate((1 + math.cos(math.pi * step / self.settings.steps)) / 2)
 
     def step_coefficients(self, taught: Tensor) -> None:
         """Update λ if `taught` (a boolean on the device), and drop its gradient."""
@@ -54,14 +47,10 @@ class Optimizers:
             for moment, tensor in moments.items()
         }
 
-    def _every(self) -> Iterator["_Adam"]:
-        yield self._coefficients
-        yield from self._tints.values()
-
 
 class _Adam:
     def __init__(self, parameters: list[nn.Parameter], rate: float):
-        self._rate, self._parameters = rate, parameters
+        self._parameters = parameters
         self._adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.999), fused=True)
         for p in parameters:  # from the start, so that a checkpoint of any step has the same names
             self._adam.state[p] = {
@@ -72,9 +61,6 @@ class _Adam:
 
     def moments(self) -> list[dict[str, Tensor]]:
         return [self._adam.state[p] for p in self._parameters]
-
-    def set_rate(self, factor: float) -> None:
-        self._adam.param_groups[0]["lr"] = factor * self._rate
 
     def step(self, taught: Tensor) -> None:
         # What torch's gradient scaler says to a fused optimiser when a gradient is infinite.

@@ -13,7 +13,6 @@ from fusion_tinting.task_vectors import DTYPES, PRETRAININGS
 from fusion_tinting.top_predictions import ARG_MAX, TOP
 
 UPDATES = ("sequential", "joint")
-SCHEDULES = ("constant", "cosine", "averaged")
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Settings:
         lr: Adam's learning rate, β = (0.9, 0.999), no weight decay.
         lr_coefficients: another one for λ; 0 freezes λ. AdaMerging uses 1e-3.
         lr_tints: another one for the tints; 0 freezes them.
-        schedule: of the learning rate: `constant`; `cosine` from lr towards 0; or `averaged`, constant, and
-            the mean of λ and of the tints over the last quarter of the iterations is what is kept.
+        average: whether the mean of λ and of the tints over the last quarter of the iterations is what is
+            kept, and not the last ones; see `averaging`.
         init: the value at which every λ starts (0.3; 0.1 for 14 and 20 tasks in some released runs).
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
@@ -55,7 +54,7 @@ class Settings:
     lr: float = 1e-2
     lr_coefficients: float | None = None
     lr_tints: float | None = None
-    schedule: str = "constant"
+    average: bool = False
     init: float = 0.3
     granularity: str = "layer"
     clamp: bool = True
@@ -73,15 +72,12 @@ class Settings:
         for objective in self.objectives:
             resolve_objective(objective)
         object.__setattr__(self, "task_vectors", _task_vectors(self.task_vectors))
-        for name, choices in (
-            ("update", UPDATES),
-            ("schedule", SCHEDULES),
-            ("granularity", GRANULARITIES),
-        ):
+        for name, choices in (("update", UPDATES), ("granularity", GRANULARITIES)):
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
-        if not isinstance(self.clamp, bool):
-            raise ValueError(f"`clamp` must be true or false. Found {self.clamp!r}.")
+        for name in ("clamp", "average"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be true or false. Found {getattr(self, name)!r}.")
         for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -18,7 +18,7 @@ def main(rank: str, ranks: str, folder: str, update: str, storage: str, dtype: s
         update=update,
         layer="blocks.1",
         sampler="all",
-        schedule="averaged",
+        average=True,
         task_vectors={"storage": storage, "dtype": dtype},
         processes=ft.DistributedProcesses(),
     )

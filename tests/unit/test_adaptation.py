@@ -188,17 +188,8 @@ def test_the_tinted_layer_keeps_its_initial_coefficients_in_the_shared_encoder(w
         assert torch.equal(row, torch.full((3,), 0.3)) == (name in tinted.tinted_tensors)
 
 
-def test_a_cosine_schedule_ends_with_small_steps(world):
-    moves = {}
-    for schedule in ("constant", "cosine"):
-        tinted = world.tint(schedule=schedule, steps=20)
-        moves[schedule] = tinted.history.coefficient.diff(dim=0).abs().sum(1)
-    assert moves["cosine"][-1] < 0.2 * moves["constant"][-1]
-    assert torch.allclose(moves["cosine"][:1], moves["constant"][:1], atol=1e-3)
-
-
 @pytest.mark.parametrize("layer", ["head", "blocks.1"])
-def test_an_averaged_schedule_keeps_the_mean_of_the_last_quarter(world, monkeypatch, layer):
+def test_average_keeps_the_mean_of_the_last_quarter(world, monkeypatch, layer):
     add, seen = Average.add, []
 
     def watched(self, step):
@@ -206,8 +197,8 @@ def test_an_averaged_schedule_keeps_the_mean_of_the_last_quarter(world, monkeypa
         seen.append({name: tensor.clone() for name, tensor in self.trained.items()})
 
     monkeypatch.setattr(Average, "add", watched)
-    tinted = world.tint(schedule="averaged", steps=8, layer=layer)
-    constant = world.tint(schedule="constant", steps=8, layer=layer)  # goes the same way
+    tinted = world.tint(average=True, steps=8, layer=layer)
+    constant = world.tint(steps=8, layer=layer)  # goes the same way
     assert torch.equal(seen[-1]["coefficients"], torch.stack([*constant.coefficients.values()]))
     mean = {name: (tensor + seen[-2][name]) / 2 for name, tensor in seen[-1].items()}
     lam = torch.stack([*tinted.coefficients.values()])
@@ -234,7 +225,7 @@ def test_tasks_have_names_before_any_work(world, tmp_path):
 
 
 def test_no_iteration_has_no_mean(world):
-    tinted = world.tint(schedule="averaged", steps=0)
+    tinted = world.tint(average=True, steps=0)
     assert torch.equal(tinted.coefficients["stem.weight"], torch.full((3,), 0.3))
 
 
@@ -274,7 +265,7 @@ def test_adaptation_brings_the_model_nearer_to_the_experts(world):
         ({"sampler": "al"}, "Unknown sampler `al`.*`all`"),
         ({"objective": "harder"}, "Did you mean `hard`"),
         ({"update": "both"}, "`sequential`, `joint`"),
-        ({"schedule": "linear"}, "`constant`, `cosine`"),
+        ({"average": "yes"}, "`average` must be true or false"),
         ({"steps": -1}, "`steps` must be a whole number, at least 0. Found -1"),
         ({"batch_size": 0}, "`batch_size` must be a whole number, at least 1"),
         ({"lr": "fast"}, "`lr` must be a number, at least 0. Found 'fast'"),

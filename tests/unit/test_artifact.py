@@ -65,13 +65,13 @@ def test_the_folder_reads_without_our_code(world, tmp_path):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("update", ["sequential", "joint"])
 @pytest.mark.parametrize(
-    ("schedule", "every", "killed"),
-    [("cosine", 4, 5), ("averaged", 8, 8)],  # the second while the mean is being taken
+    ("average", "every", "killed"),
+    [(False, 4, 5), (True, 8, 8)],  # the second while the mean is being taken
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    world, tmp_path, monkeypatch, layer, update, schedule, every, killed
+    world, tmp_path, monkeypatch, layer, update, average, every, killed
 ):
-    options = {"layer": layer, "update": update, "steps": 9, "schedule": schedule}
+    options = {"layer": layer, "update": update, "steps": 9, "average": average}
     whole = world.tint(**options)
     monkeypatch.setattr(checkpoint, "EVERY", every)
 

@@ -33,7 +33,7 @@ def together(folder: Path, update: str, storage: str, dtype: str = "fp32") -> li
 )
 def test_two_processes_equal_one(tmp_path, update, storage, dtype):
     found = together(tmp_path, update, storage, dtype)
-    options = {"update": update, "layer": "blocks.1", "sampler": "all", "schedule": "averaged"}
+    options = {"update": update, "layer": "blocks.1", "sampler": "all", "average": True}
     alone = make_world().tint(**options, task_vectors={"dtype": dtype})
     expert = alone.remerged("dogs").merged
     for tensors in found:
