@@ -92,7 +92,7 @@ def summary(seeds: list[int], found: dict) -> dict:
         "seeds": seeds,
         "rows": rows,
         "runs": runs,
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         **about(),
     }
 
@@ -127,7 +127,7 @@ def plot(found: dict, path: Path) -> None:
             points = sorted((run["seconds"], run["accuracy"]) for run in runs)
             axes.plot(*zip(*points, strict=True), style, color=COLORS[place], label=f"{method}, {name}")
     axes.set(xlabel="seconds, expert predictions included", ylabel="accuracy %", xscale="log")
-    axes.set_title("Accuracy over time on clip-mini_8, two CPU cores")
+    axes.set_title(f"Accuracy over time on clip-mini_8; CPU cores: {found['cores']}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)

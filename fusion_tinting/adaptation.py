@@ -5,6 +5,7 @@
 Read `Adaptation.iteration` first: it is the method.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -371,4 +372,10 @@ def adapt(
         adaptation.finish()
     model.coefficients = adaptation.coefficients.named()
     model.history = adaptation.history
+    if settings.steps and model.history.skipped == model.history.kept.numel():
+        warnings.warn(
+            f"No sample taught: the sampler {settings.sampler!r} kept none in any step, so that λ and the "
+            "tints are what they were at the start. Try `sampler=all`.",
+            stacklevel=2,
+        )
     return model.requires_grad_(False)

@@ -1,6 +1,7 @@
 """The artefact folder that a run leaves behind, readable without this package.
 
-tinting.json              format version, settings, tasks in order, content hashes, versions, cost
+tinting.json              format version, settings, tasks in order, content hashes, versions, cost; and
+                          the sha256 of every file of tensors beside it
 coefficients.safetensors  merged tensor name -> (K,) float32, the effective λ
 tints/<task>.safetensors  the tinted layer of that task
 curves.csv                loss, agreement, share kept and mean λ by iteration and task
@@ -17,7 +18,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.files import read_json, read_tensors, write_json, write_tensors, write_text
+from fusion_tinting.files import read_json, read_tensors, sha256, write_json, write_tensors, write_text
 from fusion_tinting.history import History
 from fusion_tinting.merging import load_merged
 from fusion_tinting.task_vectors import PRETRAINED
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST = "tinting.json"
+COEFFICIENTS = "coefficients.safetensors"
+NEEDED = {"tasks": list, **dict.fromkeys(("base", "experts", "heads", "settings", "samples", "data"), dict)}
+"""What a manifest must have, and the kind of each."""
 PACKAGES = ("fusion-tinting", "torch", "transformers", "fusion-bench")
 
 
@@ -52,17 +56,19 @@ def save(model: "TintedModel", run_dir: Path) -> None:
     (run_dir / MANIFEST).unlink(missing_ok=True)
     coefficients = {names.get(name, name): row for name, row in model.coefficients.items()}
     columns = {"format": "pt", "tasks": json.dumps(model.tasks)}
-    write_tensors(run_dir / "coefficients.safetensors", coefficients, columns)
+    write_tensors(run_dir / COEFFICIENTS, coefficients, columns)
     for task, tint in model.tints.items():
         tensors = {_tint_name(model, name, names): t for name, t in tint.state_dict().items()}
         write_tensors(tint_path(run_dir, task), tensors, {"format": "pt"})
     if model.history is not None:
         write_text(run_dir / "curves.csv", model.history.to_csv())
-    write_json(run_dir / MANIFEST, manifest(model, names))
+    written = [run_dir / COEFFICIENTS, *(tint_path(run_dir, task) for task in model.tints)]
+    digests = {path.relative_to(run_dir).as_posix(): sha256(path) for path in written}
+    write_json(run_dir / MANIFEST, manifest(model, names) | {"files": digests})
 
 
 def manifest(model: "TintedModel", names: Mapping[str, str]) -> dict:
-    """The content of `tinting.json`."""
+    """The content of `tinting.json`, but for `files`."""
     hashes, info = model.vectors.hashes, model.info
     ids = info.get("ids", {})
     return {
@@ -101,16 +107,41 @@ def read_manifest(run_dir: Path) -> dict:
             "(a run that was interrupted continues when it is started again with this `run_dir`)."
         )
     found = read_json(path)
-    if found.get("format_version", 0) > FORMAT_VERSION:
+    newer = found.get("format_version")
+    if isinstance(newer, int) and newer > FORMAT_VERSION:
         raise ValueError(
-            f"`{path}` has format version {found['format_version']}; this version of "
-            f"fusion_tinting reads up to {FORMAT_VERSION}. Upgrade fusion_tinting."
+            f"`{path}` has format version {newer}; this version of fusion_tinting reads up to "
+            f"{FORMAT_VERSION}. Upgrade fusion_tinting."
         )
-    needed = ("tasks", "layer", "base", "experts", "heads", "settings", "samples", "data")
-    lacking = [key for key in needed if key not in found]
+    lacking = [key for key, kind in NEEDED.items() if not isinstance(found.get(key), kind)]
+    lacking += ["layer"] * (not isinstance(found.get("layer", 0), str | None))
+    if not lacking:
+        models = {"base": found["base"], **found["experts"]}
+        lacking = [f"sha256 of {n}" for n, entry in models.items() if not _tells_content(entry)]
+        lacking += [f"expert {task}" for task in found["tasks"] if task not in found["experts"]]
     if lacking:
-        raise ValueError(f"`{path}` is no manifest of fusion_tinting: it lacks {lacking}.")
+        raise ValueError(
+            f"`{path}` is no manifest of fusion_tinting: it lacks {lacking}, or they are wrong."
+        )
     return found
+
+
+def _tells_content(entry: object) -> bool:
+    return isinstance(entry, dict) and "id" in entry and isinstance(entry.get("sha256"), str)
+
+
+def check_files(run_dir: Path, found: dict) -> None:
+    """Refuse an artefact whose λ or tints are not those that its manifest was written for.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for name, digest in found.get("files", {}).items():
+        if sha256(run_dir / name) != digest:
+            raise ValueError(
+                f"`{run_dir / name}` has changed since the run was finished: its sha256 is not the one in "
+                f"`{MANIFEST}`. Restore the file, or adapt again into another folder."
+            )
 
 
 def identity(found: dict) -> dict:
@@ -129,7 +160,7 @@ def restore(
     names = names or {}
     check_hashes(run_dir, found, model.vectors.hashes)
     check_heads(run_dir, found, model)
-    path = run_dir / "coefficients.safetensors"
+    path = run_dir / COEFFICIENTS
     stored, _ = read_tensors(path)
     wanted = [names.get(name, name) for name in model.vectors.slots]
     _check_names(path, wanted, stored)
@@ -138,6 +169,7 @@ def restore(
     load_merged(model.encoder, model.vectors, torch.stack(list(model.coefficients.values())))
     for task, tint in model.tints.items():
         _restore_tint(model, tint, tint_path(run_dir, task), names)
+    check_files(run_dir, found)
     curves = run_dir / "curves.csv"
     if curves.is_file():
         model.history = _read_curves(curves, model.tasks, found.get("steps"))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EVERY = 50
 """Iterations between checkpoints. One is a few megabytes (λ, tints, Adam's moments)."""
+PARTS = ("settings", "models", "heads", "samples", "data")
+"""Of a run's identity, beside the tasks' names."""
 
 
 class Keeper:
@@ -54,7 +56,7 @@ class Keeper:
         if self.path is None or not self.path.is_file():
             return 0
         state, metadata = read_tensors(self.path)
-        check_identity(self.path.parents[1], json.loads(metadata["run"]), self._identity())
+        check_identity(self.path.parents[1], _run_of(self.path, metadata), self._identity())
         step = int(metadata["next_step"])
         self.adaptation.load_state(state, step)
         torch.set_num_threads(min(int(metadata["threads"]), os.cpu_count() or 1))  # same bits
@@ -112,23 +114,51 @@ def check_folder(run_dir: Path, mine: dict) -> None:
     """Refuse a run folder whose checkpoint is another run's; see `check_identity`."""
     path = run_dir / "checkpoint" / "state.safetensors"
     if path.is_file():
-        check_identity(run_dir, json.loads(read_metadata(path)["run"]), mine)
+        check_identity(run_dir, _run_of(path, read_metadata(path)), mine)
+
+
+def _run_of(path: Path, metadata: Mapping[str, str]) -> dict:
+    """Whose checkpoint it is."""
+    try:
+        return require_identity(path, json.loads(metadata["run"]))
+    except (KeyError, json.JSONDecodeError) as error:
+        raise _no_identity(path) from error
+
+
+def require_identity(path: Path, found: object) -> dict:
+    """`found`, which a file of a run says of itself, if it is what `identity` returns.
+
+    Raises:
+        ValueError: it is not; the file is named.
+    """
+    parts = {"tasks": list, **dict.fromkeys(PARTS, dict)}
+    if isinstance(found, dict) and all(isinstance(found.get(part), kind) for part, kind in parts.items()):
+        return found
+    raise _no_identity(path)
+
+
+def _no_identity(path: Path) -> ValueError:
+    return ValueError(f"`{path}` is damaged: it does not say whose run it is. Delete it to start anew.")
 
 
 def check_identity(run_dir: Path, found: dict, mine: dict) -> None:
     """Refuse the run folder of another run.
 
     Raises:
-        ValueError: naming each difference.
+        ValueError: naming each difference. Which samples are visited follows from the settings, so that
+            samples and data are named only where nothing else differs.
     """
-    differences = [
-        f"{part}.{key} is {found[part].get(key)!r} there and {mine[part].get(key)!r} here"
-        for part in ("settings", "models", "heads", "samples", "data")
-        for key in {**found[part], **mine[part]}
-        if found[part].get(key) != mine[part].get(key)
-    ]
+    differences = []
     if found["tasks"] != mine["tasks"]:
         differences.append(f"tasks are {found['tasks']} there and {mine['tasks']} here")
+    for part in PARTS:
+        if differences and part in ("samples", "data"):
+            continue
+        differences += [
+            f"{part}.{key} is {found[part].get(key)!r} there and {mine[part].get(key)!r} here"
+            for key in {**found[part], **mine[part]}
+            if found[part].get(key) != mine[part].get(key)
+        ]
     if differences:
         raise ValueError(
             f"`{run_dir}` holds another run: {'; '.join(differences)}. "

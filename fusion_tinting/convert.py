@@ -9,7 +9,7 @@ import click
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--trust-pickles", is_flag=True, help="Load pickles, which can run any code put there.")
+@click.option("--trust-pickles", is_flag=True, help="Needed: pickles can run any code put there.")
 @click.option("--model-name", help="open_clip's name of the architecture, where no folder's name tells it.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 def main(folder: Path, out: Path, trust_pickles: bool, model_name: str | None, force: bool) -> None:

@@ -124,7 +124,46 @@ def outputs(
 def _require_finite(predictions: Predictions) -> None:
     values = predictions.log_probs if isinstance(predictions, TopPredictions) else predictions
     if not torch.isfinite(values).all():
-        raise ValueError("An expert's prediction is NaN or infinite; check its checkpoint and head.")
+        raise ValueError(
+            "The expert's prediction is NaN or infinite; check its inputs, checkpoint and head."
+        )
+
+
+@torch.no_grad()
+def require_fitting(
+    encoder: nn.Module,
+    heads: Mapping[str, nn.Module],
+    unlabeled: Mapping[str, Unlabeled],
+    processes: Processes,
+) -> None:
+    """Try one sample of every task, so that the last task's misfit is no surprise after hours.
+
+    Args:
+        encoder: any model of the experts' architecture.
+
+    Raises:
+        ValueError: the task whose inputs the encoder or the head cannot take, and why.
+    """
+    encoder = deepcopy(encoder).to(processes.device).float().eval()
+    for task, inputs in unlabeled.items():
+        head = deepcopy(heads[task]).to(processes.device).float().eval()
+        sample = input_of(inputs.collate([inputs.dataset[0]]))
+        try:
+            with processes.autocast():
+                head(call(encoder, to_device(sample, processes.device)))
+        except Exception as error:  # whatever a model raises
+            raise ValueError(
+                f"Task `{task}`: the model and its head cannot take this task's inputs, of which the first "
+                f"is {_described(sample)}: {error}"
+            ) from error
+
+
+def _described(inputs: object) -> str:
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{key}: {_described(value)}" for key, value in inputs.items())
+    if isinstance(inputs, Tensor):
+        return f"a tensor {tuple(inputs.shape)} of {inputs.dtype}"
+    return f"of type {type(inputs).__name__}"
 
 
 def predict_experts(
@@ -146,7 +185,7 @@ def predict_experts(
             (see `Unlabeled.content`) is predicted anew.
 
     Raises:
-        ValueError: a file in the cache that is damaged or another's.
+        ValueError: a file in the cache that is damaged or another's; predictions that are not finite.
         OSError: the cache cannot be written.
     """
     processes = processes or Processes()
@@ -165,7 +204,10 @@ def predict_experts(
                 predictions[task] = found
                 bar.update(len(found))
                 continue
-            made = predict(*models, unlabeled[task], processes=processes, progress=bar, top=amount)
+            try:
+                made = predict(*models, unlabeled[task], processes=processes, progress=bar, top=amount)
+            except ValueError as error:
+                raise ValueError(f"Task `{task}`: {error}") from error
             predictions[task] = made
             if key is not None and processes.rank == 0 and made.nbytes <= CACHED_BYTES:
                 remember(KIND, key, made if isinstance(made, Tensor) else made.tensors())

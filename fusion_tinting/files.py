@@ -1,5 +1,6 @@
 """Files that are whole or not there at all."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -41,11 +42,22 @@ def require_writable(folder: Path) -> None:
     """Find out before the work, not after it, that nothing can be written.
 
     Raises:
-        OSError: as `write_atomically`.
+        OSError: as `write_atomically`; or a file is there.
     """
+    require_no_file(folder)
     probe = folder / "checkpoint" / ".probe"
     write_text(probe, "x" * 4096)
     probe.unlink()
+
+
+def require_no_file(folder: Path) -> None:
+    """Refuse a file where a folder will be written.
+
+    Raises:
+        NotADirectoryError: a file is there.
+    """
+    if folder.is_file():
+        raise NotADirectoryError(f"`{folder}` is a file; expected a folder, or a name that is free.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -93,19 +105,28 @@ def _opened(path: Path) -> Iterator:
         raise ValueError(f"`{path}` is cut short or no safetensors file: {error}.") from error
 
 
+def sha256(path: Path) -> str:
+    """Of a file's bytes, as `sha256sum` tells it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path) -> dict:
-    """A JSON file.
+    """A JSON file that holds an object.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is cut short or no JSON.
+        ValueError: it is cut short, no JSON, or another kind of it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing.")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"`{path}` is cut short or no JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"`{path}` must hold a JSON object. Found {str(found)[:80]}.")
+    return found
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -50,7 +50,7 @@ def resolve_objective(objective: str | Objective) -> Objective:
     """An objective from its name; callables pass through."""
     if callable(objective):
         return objective
-    if objective not in OBJECTIVES:
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     return OBJECTIVES[objective]
 

@@ -86,7 +86,9 @@ class Settings:
             value = getattr(self, name)
             given = value is not None or name in ("lr", "init")
             if given and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-                raise ValueError(f"`{name}` must be a number, at least 0. Found {value!r}.")
+                hint = " YAML takes a number without a point for text: write 1.0e-3, not 1e-3."
+                text = hint if isinstance(value, str) else ""
+                raise ValueError(f"`{name}` must be a number, at least 0. Found {value!r}.{text}")
 
     @classmethod
     def from_options(cls, options: dict) -> "Settings":
@@ -128,6 +130,8 @@ class Settings:
 
 
 def _task_vectors(given: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`task_vectors` must map settings to values, as dtype: fp16. Found {given!r}.")
     choices = {"dtype": DTYPES, "storage": STORAGES, "pretraining": PRETRAININGS}
     found = {"dtype": "fp32", "storage": "memory", "pretraining": "same", **given}
     for name, value in found.items():

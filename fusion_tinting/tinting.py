@@ -10,7 +10,7 @@ from torch import nn
 from fusion_tinting import artifact, checkpoint, layer_choice
 from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
-from fusion_tinting.experts import predict_experts
+from fusion_tinting.experts import predict_experts, require_fitting
 from fusion_tinting.files import read_json, require_writable, write_json
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
@@ -58,7 +58,8 @@ def tint(
         OSError: `run_dir` cannot be written.
     """
     options = Settings.from_options(settings)
-    same_tasks(list(experts), heads=heads, unlabeled=unlabeled)
+    each = {"objective": options.objective} if isinstance(options.objective, Mapping) else {}
+    same_tasks(list(experts), heads=heads, unlabeled=unlabeled, **each)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
     if options.update == "sequential" and processes.count > options.batch_size:
         raise ValueError(
@@ -82,6 +83,7 @@ def tint(
         if processes.rank == 0:
             require_writable(Path(run_dir))
     start = time.perf_counter()
+    require_fitting(pretrained, heads, inputs, processes)
     top = {task: options.kept_of(task) for task in experts}
     predictions = predict_experts(
         experts, heads, inputs, processes=processes, progress=progress, cache=True, top=top
@@ -126,7 +128,7 @@ def _choose(model, experts, inputs, predictions, options, run_dir, processes, pr
     run = checkpoint.identity(model, options, inputs)
     if path is not None and path.is_file():
         found = read_json(path)
-        checkpoint.check_identity(path.parents[1], found["run"], run)
+        checkpoint.check_identity(path.parents[1], checkpoint.require_identity(path, found.get("run")), run)
     else:
         layer, agreements = layer_choice.choose_layer(
             model, inputs, predictions, options, processes=processes, progress=progress

@@ -70,6 +70,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             raise unknown("adapt_split", adapt_split, SPLITS)
         self.settings = {**settings, "seed": seed or 0}
         Settings.from_options(self.settings)
+        if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
+            raise ValueError(f"`num_workers` must be a whole number, at least 0. Found {num_workers!r}.")
         self.adapt_split = adapt_split
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self.run_dir, self.artifact = run_dir, artifact
@@ -97,6 +99,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         """The pool's family, once everything that can be seen to fail before loading has been looked at."""
         family = family_of(modelpool, self.num_workers)
         checks.modelpool(modelpool)
+        checks.save_path(self._program)
         family.check()
         checks.taskpool(self._taskpool, family)
         FabricProcesses(self.fabric)
@@ -156,10 +159,10 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
                 "tensor_names": family.tensor_names,
             },
             model_class=family.model_class,
-            **self._settings_for(family, changes),
+            **self._settings_for(family, tasks, changes),
         )
 
-    def _settings_for(self, family: PoolFamily, changes: Mapping) -> dict:
+    def _settings_for(self, family: PoolFamily, tasks: list[str], changes: Mapping) -> dict:
         settings = {**self.settings, **changes, **({"steps": 1} if self.is_debug_mode else {})}
         layer = settings.get("layer", Settings.layer)
         family.check_layer(layer)
@@ -167,9 +170,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if not family.objectives:
             return settings
         common = settings.get("objective", Settings.objective)
-        return settings | {
-            "objective": {task: family.objectives.get(task, common) for task in family.tasks}
-        }
+        return settings | {"objective": {task: family.objectives.get(task, common) for task in tasks}}
 
     def _show_agreement(self, model, family, columns, processes) -> None:
         table = tables.agreement_table(

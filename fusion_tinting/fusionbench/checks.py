@@ -1,5 +1,8 @@
 """What can be seen to fail before a model is loaded, whatever the kind of models."""
 
+from pathlib import Path
+
+from fusion_tinting.files import require_no_file
 from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 
@@ -23,6 +26,12 @@ def split(pool, name: str) -> None:
             f"The model pool has no `{name}_datasets` for {missing}. "
             f"`method.adapt_split` can be one of {usable} with this pool."
         )
+
+
+def save_path(program) -> None:
+    """Refuse a `merged_model_save_path` that is a file: a tinted model is saved as a folder."""
+    if path := getattr(program, "merged_model_save_path", None):
+        require_no_file(Path(path))
 
 
 def taskpool(pool, family: PoolFamily) -> None:

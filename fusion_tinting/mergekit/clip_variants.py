@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 from transformers.utils import cached_file
 
-from fusion_tinting.artifact import tint_path
+from fusion_tinting.artifact import COEFFICIENTS, tint_path
 from fusion_tinting.families import clip as family
 from fusion_tinting.files import read_json, read_tensors, write_text
 from fusion_tinting.mergekit.checkpoints import Checkpoint
@@ -45,7 +45,7 @@ class TowerRun:
         self._heads = {task: _head(run_dir, task) for task in manifest["tasks"]}
         tinted = manifest["tinted_tensors"]
         self._blocks = {task: _tint(run_dir, task, tinted) for task in manifest["tasks"]}
-        self._tower = _merged(self._base, manifest, CoefficientFile(run_dir / "coefficients.safetensors"))
+        self._tower = _merged(self._base, manifest, CoefficientFile(run_dir / COEFFICIENTS))
         self.shared = [name for name in self._tower if name not in tinted]
         self.experts = {t: Named(Checkpoint.open(e["id"]), {}) for t, e in manifest["experts"].items()}
         self.sources = [Path(manifest["base"]["id"]), *(e.checkpoint.folder for e in self.experts.values())]

@@ -67,6 +67,7 @@ def pytorch_command() -> click.Command:
         require_empty(out, force)
         paths = filter(None, (config.base_model, *(model.model for model in config.models)))
         files = {ModelReference(model={"path": path}): Checkpoint.open(path) for path in paths}
+        preflight.require_other(out, files)
         tasks = merge_raw_pytorch.plan_flat_merge(
             config, str(out), tensor_union, tensor_intersection, options
         )

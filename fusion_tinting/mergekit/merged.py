@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion_tinting.artifact import MANIFEST, tint_path
+from fusion_tinting.artifact import COEFFICIENTS, MANIFEST, tint_path
 from fusion_tinting.files import read_json, write_json
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
@@ -70,7 +70,7 @@ class MergedRun:
         self._names = ModelNames(experts[tasks[0]].folder)
         self._base = Named(base, self._names.of(base.files))
         self.experts = {task: Named(found, self._names.of(found.files)) for task, found in experts.items()}
-        self._file = CoefficientFile(run_dir / "coefficients.safetensors")
+        self._file = CoefficientFile(run_dir / COEFFICIENTS)
         self._rows = self._names.of(self._file.rows)
         tinted = self._names.of(manifest["tinted_tensors"])
         self.shared = [name for name in self._rows if name not in tinted]

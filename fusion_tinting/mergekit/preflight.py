@@ -17,6 +17,13 @@ from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
+def require_other(out: Path, checkpoints: Mapping[object, Checkpoint]) -> None:
+    """Refuse to write where one of the models is: its weights would be removed first."""
+    for model, checkpoint in checkpoints.items():
+        if checkpoint.folder.resolve() == out.resolve():
+            raise ValueError(f"`{out}` is the folder of the model `{model}`. Choose another folder.")
+
+
 def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
     """Everything that can be seen to fail before a merge.
 
@@ -24,9 +31,7 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
         FileNotFoundError, ValueError: naming the model, task, tensor or file.
     """
     checkpoints = {model: opened(model, options) for model in config.referenced_models()}
-    for model, checkpoint in checkpoints.items():
-        if checkpoint.folder.resolve() == out.resolve():
-            raise ValueError(f"`{out}` is the folder of the model `{model}`. Choose another folder.")
+    require_other(out, checkpoints)
     if config.merge_method != NAME:
         return
     models = sorted(checkpoints, key=lambda model: (model != config.base_model, str(model)))

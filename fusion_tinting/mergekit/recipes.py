@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from fusion_tinting.artifact import COEFFICIENTS
 from fusion_tinting.files import write_text
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.method import NAME
@@ -38,7 +39,7 @@ def write(run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str]
         base, experts: paths or hub ids; folders become absolute, for mergekit asks the hub about others.
         tasks: in the order of the columns.
     """
-    coefficients = run_dir.resolve() / "coefficients.safetensors"
+    coefficients = run_dir.resolve() / COEFFICIENTS
     paths = {model: absolute(model) for model in (base, *experts.values())}
     if use is FILES:
         paths = {model: _file(model, coefficients) for model in paths}

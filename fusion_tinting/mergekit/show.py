@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from fusion_tinting.artifact import read_manifest
+from fusion_tinting.artifact import COEFFICIENTS, check_files, read_manifest
 from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.run_files import CoefficientFile
 from fusion_tinting.reporting import plots
@@ -25,7 +25,8 @@ FEW = 24
 def command(run_dir: Path, tensors: bool) -> None:
     """Show the settings of a run and its coefficients by layer."""
     manifest = read_manifest(run_dir)
-    file = CoefficientFile(run_dir / "coefficients.safetensors")
+    file = CoefficientFile(run_dir / COEFFICIENTS)
+    check_files(run_dir, manifest)
     for what, text in _facts(manifest):
         click.echo(f"{what:<12}{text}")
     mark = set(manifest.get("tinted_tensors") or ())

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fusion_tinting.artifact import MANIFEST, read_manifest
+from fusion_tinting.artifact import COEFFICIENTS, MANIFEST, check_files, read_manifest
 from fusion_tinting.errors import unknown
 from fusion_tinting.files import read_json, write_atomically, write_json
 from fusion_tinting.mergekit.checkpoints import INDEX, Checkpoint, require_same
@@ -68,6 +68,7 @@ def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = F
     require_empty(out, force)
     towers = (run_dir / HEADS).is_dir()  # of CLIP: the heads are no part of the experts' checkpoints
     run = TowerRun(run_dir, manifest) if towers else MergedRun(run_dir, manifest)
+    check_files(run_dir, manifest)
     _require_others(run, [out / SHARED, *(out / folder_of(task) for task in chosen)])
     shared = _shared(run, out / SHARED, _digest(run_dir))
     return [_variant(run, task, out / folder_of(task), shared) for task in chosen]
@@ -170,5 +171,5 @@ def _copy_rest(expert: Path, folder: Path) -> None:
 
 def _digest(run_dir: Path) -> str:
     """Names what a run's shared model is made of: models by content, coefficients, tinted layer."""
-    files = (run_dir / MANIFEST, run_dir / "coefficients.safetensors")
+    files = (run_dir / MANIFEST, run_dir / COEFFICIENTS)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -51,6 +51,12 @@ class RecipeWorld:
         models = [{"model": str(path), "parameters": {"weight": weight}} for path, weight in pairs]
         return self.recipe(**{"models": models, "parameters": None, **changes})
 
+    def of_files(self, **changes) -> dict:
+        """A recipe of files for `mergekit-tint pytorch`."""
+        recipe = self.recipe(base_model=str(self.base / "model.safetensors"), **changes)
+        recipe["models"] = [{**m, "model": f"{m['model']}/model.safetensors"} for m in recipe["models"]]
+        return recipe
+
     def merge(self, recipe: Mapping | list, *options: str, command: str = "yaml") -> Path:
         """Run the command to its end; the folder it wrote."""
         out = self.folder / f"out{self.count}"

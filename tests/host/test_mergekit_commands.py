@@ -70,22 +70,15 @@ def test_multi(world, tmp_path, monkeypatch):
     assert_equal(tensors(tmp_path / "out"), halfway)
 
 
-def files(world, **changes):
-    """A recipe of files for `mergekit-tint pytorch`."""
-    recipe = world.recipe(base_model=str(world.base / "model.safetensors"), **changes)
-    recipe["models"] = [{**m, "model": f"{m['model']}/model.safetensors"} for m in recipe["models"]]
-    return recipe
-
-
 def test_pytorch(world):
-    assert_equal(tensors(world.merge(files(world), command="pytorch")), world.by_hand())
+    assert_equal(tensors(world.merge(world.of_files(), command="pytorch")), world.by_hand())
 
 
 @pytest.mark.parametrize("option", ["--tensor-union", "--tensor-intersection"])
 def test_pytorch_with_tensors_that_one_expert_lacks(world, tmp_path, option):
     path, gone = tmp_path / "less.safetensors", "lm_head.weight"
     write_tensors(path, {n: t for n, t in tensors(world.experts["owls"]).items() if n != gone}, {})
-    recipe = files(world)
+    recipe = world.of_files()
     recipe["models"][2]["model"] = str(path)
     refused = world.run(recipe, out=tmp_path / "refused", command="pytorch")
     assert refused.exit_code == 1 and "Missing tensors" in refused.output

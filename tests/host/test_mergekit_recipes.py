@@ -242,9 +242,23 @@ def test_a_folder_that_is_not_empty(world, refused, tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_a_model_is_not_written_over(world, refused):
-    said = refused(world.recipe(), "--force", out=world.base)
-    assert "is the folder of the model" in said
+@pytest.mark.parametrize("command", ["yaml", "pytorch"])
+def test_a_model_is_not_written_over(world, refused, command):
+    for folder in (world.base, world.experts["dogs"]):
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        recipe = world.of_files() if command == "pytorch" else world.recipe()
+        said = refused(recipe, "--force", command=command, out=folder)
+        assert "is the folder of the model" in said
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_multi_does_not_write_over_a_model(world, tmp_path):
+    before = {path.name: path.read_bytes() for path in world.base.iterdir()}
+    (tmp_path / "recipes.yml").write_text(yaml.safe_dump_all([world.recipe()]))
+    arguments = ["multi", str(tmp_path / "recipes.yml"), "-I", str(tmp_path), "--no-lazy", "--force"]
+    result = CliRunner().invoke(main, [*arguments, "--out-path", str(world.base), "--quiet"])
+    assert result.exit_code == 1 and "is the folder of the model" in result.output
+    assert {path.name: path.read_bytes() for path in world.base.iterdir()} == before
 
 
 def test_multi_is_refused_before_its_first_recipe_is_merged(world, tmp_path):

@@ -373,6 +373,11 @@ def _tint_cut_short(run):
     return ["mnli.safetensors", "cut short"]
 
 
+def _tint_changed(run):
+    _change(tint_path(run.folder, "mnli"), lambda found: next(iter(found.values())).add_(1e-3))
+    return ["mnli.safetensors", "has changed since the run was finished"]
+
+
 def _tint_gone(run):
     tint_path(run.folder, "mnli").unlink()
     return ["mnli.safetensors", "missing"]
@@ -402,6 +407,7 @@ def _made_in_python(run):
         _tint_not_finite,
         _tint_of_another_task,
         _tint_cut_short,
+        _tint_changed,
         _tint_gone,
         _unfinished,
         _made_in_python,

@@ -116,6 +116,19 @@ def test_the_saved_model_loads_in_transformers_and_in_fusionbench(fuse, tmp_path
     fuse("method=dummy", f"modelpool.models={{_pretrained_: {tmp_path / 'saved'}}}")
 
 
+def test_where_a_model_cannot_be_saved_is_known_before_any_work(fuse, tmp_path, monkeypatch):
+    monkeypatch.setattr("fusion_tinting.fusionbench.algorithm.tint", None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="file` is a file; expected a folder"):
+        fuse(*SHORT, f"merged_model_save_path={tmp_path / 'file'}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_number_of_workers_that_is_none(fuse):
+    with pytest.raises(Exception, match=r"`num_workers` must be a whole number, at least 0. Found -1"):
+        fuse(*SHORT, "method.num_workers=-1")
+
+
 def test_the_split_is_the_one_asked_for(fuse):
     samples = {
         split: fuse(

@@ -152,7 +152,8 @@ def test_one_expert_alone_is_enough():
 
 
 def test_a_sampler_that_keeps_nothing_skips_the_step_and_is_counted(world):
-    tinted = world.tint(sampler=lambda output, expert: torch.zeros(len(output), dtype=torch.bool))
+    with pytest.warns(UserWarning, match="No sample taught"):
+        tinted = world.tint(sampler=lambda output, expert: torch.zeros(len(output), dtype=torch.bool))
     assert tinted.history.skipped == 4 * 3
     assert all(torch.equal(row, torch.full((3,), 0.3)) for row in tinted.coefficients.values())
     for task, tint in tinted.tints.items():
@@ -269,7 +270,14 @@ def test_adaptation_brings_the_model_nearer_to_the_experts(world):
         ({"steps": -1}, "`steps` must be a whole number, at least 0. Found -1"),
         ({"batch_size": 0}, "`batch_size` must be a whole number, at least 1"),
         ({"lr": "fast"}, "`lr` must be a number, at least 0. Found 'fast'"),
+        ({"lr": "1e-3"}, "Found '1e-3'. YAML takes .* write 1.0e-3"),
         ({"init": float("nan")}, "`init` must be a number"),
+        ({"objective": ["hard"]}, "Unknown objective"),
+        (
+            {"objective": dict.fromkeys(["cats", "dogs", "owls", "bees"], "hard")},
+            r"`objective`.*\['bees'\]",
+        ),
+        ({"task_vectors": "fp16"}, "`task_vectors` must map settings to values.* Found 'fp16'"),
         ({"stepz": 3}, "Unknown setting `stepz`. Did you mean `steps`"),
         ({"layer": "bodies.1"}, "Unknown layer"),
         ({"layer": 0}, "`layer` must be a layer's name or None. Found 0"),
@@ -343,8 +351,19 @@ def test_empty_data_names_its_task(world):
 
 def test_a_head_that_gives_nan_is_found_before_adaptation(world):
     world.heads["cats"].bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"Task `cats`.*NaN or infinite; check its inputs"):
         world.tint()
+
+
+def test_inputs_that_a_model_cannot_take_are_found_before_any_expert_is_asked(world, monkeypatch):
+    monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
+    world.unlabeled["owls"] = [torch.randn(10, 4)]
+    with pytest.raises(ValueError, match=r"Task `owls`: .*the first is a tensor \(1, 4\) of torch.float32"):
+        world.tint()
+    world.unlabeled["owls"] = [torch.randn(10, 5)]
+    world.heads["dogs"] = torch.nn.Linear(7, 3)
+    with pytest.raises(ValueError, match="Task `dogs`: the model and its head cannot take"):
+        world.tint(layer="blocks.1")
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,39 @@ class TestDamage:
         self.refused("tinting.json` is cut short or no JSON")
 
     def test_some_other_json(self):
-        (self.run_dir / "tinting.json").write_text("{}")
+        path = self.run_dir / "tinting.json"
+        whole = json.loads(path.read_text())
+        for other in ([], None, "run", 3):
+            path.write_text(json.dumps(other))
+            self.refused("tinting.json` must hold a JSON object")
+        path.write_text("{}")
         self.refused("no manifest of fusion_tinting: it lacks")
+        for key in ("tasks", "layer", "base", "experts", "heads", "settings", "samples", "data"):
+            path.write_text(json.dumps({**whole, key: 1}))
+            self.refused(f"it lacks .*'{key}'")
+        path.write_text(json.dumps({**whole, "base": {"id": None}}))
+        self.refused("it lacks .*sha256 of base")
+        path.write_text(json.dumps({**whole, "tasks": ["cats", "bees"]}))
+        self.refused("it lacks .*expert bees")
+
+    @pytest.mark.parametrize("name", ["coefficients.safetensors", "tints/dogs.safetensors"])
+    def test_one_bit(self, name):
+        path = self.run_dir / name
+        flipped = bytearray(path.read_bytes())
+        flipped[-3] ^= (
+            1  # of the last number's fraction: neither its shape nor whether it is finite changes
+        )
+        path.write_bytes(flipped)
+        self.refused(f"{name}` has changed since the run was finished")
+
+    def test_an_older_manifest_without_hashes_of_files(self):
+        path = self.run_dir / "tinting.json"
+        found = json.loads(path.read_text())
+        assert sorted(found.pop("files")) == sorted(
+            ["coefficients.safetensors", *(f"tints/{task}.safetensors" for task in self.world.experts)]
+        )
+        path.write_text(json.dumps(found))
+        ft.TintedModel.load(self.run_dir, **self.world.models())
 
     @pytest.mark.parametrize("name", ["coefficients.safetensors", "tints/dogs.safetensors"])
     def test_a_tensor_file_cut_short_or_missing(self, name):
@@ -277,6 +308,14 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"state.safetensors` is cut short"):
             self.world.tint(run_dir=self.run_dir)
 
+    @pytest.mark.parametrize("metadata", [None, {"run": "{"}, {"run": "[]"}, {"run": '{"tasks": []}'}])
+    def test_a_checkpoint_that_is_nobodys(self, metadata):
+        (self.run_dir / "tinting.json").unlink()
+        path = self.run_dir / "checkpoint" / "state.safetensors"
+        save_file(load_file(path), path, metadata)
+        with pytest.raises(ValueError, match=r"state.safetensors` is damaged.*Delete it to start anew"):
+            self.world.tint(run_dir=self.run_dir)
+
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
@@ -294,6 +333,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(world, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
+    with pytest.raises(NotADirectoryError, match=r"file` is a file; expected a folder"):
+        world.tint(run_dir=tmp_path / "file")
     with pytest.raises(OSError, match="Could not write"):
         world.tint(run_dir=tmp_path / "file" / "run")
 
