@@ -87,6 +87,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         family = self._checked(modelpool)
         family.load()
         if self.artifact is not None:
+            log.info(f"Applying {self.artifact}: its own settings count, the method's are not used.")
             models = {"pretrained": family.pretrained, "experts": family.experts, "heads": family.heads}
             return family.model_class.load(self.artifact, **models, tensor_names=family.tensor_names)
         return self._adapt(family)

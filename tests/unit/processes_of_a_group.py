@@ -30,6 +30,8 @@ def main(rank: str, ranks: str, folder: str, update: str, storage: str, dtype: s
     tensors |= {f"expert.{name}": p.data for name, p in tinted.remerged("dogs").merged.named_parameters()}
     tensors |= {"history": tinted.history.values, "held": torch.tensor(tinted.vectors.deltas.shape[1])}
     save_file({name: t.contiguous() for name, t in tensors.items()}, Path(folder) / f"{rank}.safetensors")
+    distributed.barrier()
+    distributed.destroy_process_group()  # or one that ends first can abort the other
 
 
 if __name__ == "__main__":
