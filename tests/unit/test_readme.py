@@ -68,7 +68,7 @@ def test_the_committed_results_show_what_is_claimed(quality):
     assert share["Model Tinting, transductive"] >= 93
     assert share["Model Tinting, inductive"] >= 88
     assert share["recommended, inductive"] >= 96
-    assert len(quality["zoos"]) == len(quality["seeds_on_first_zoo"]) == 3
+    assert len(quality["zoos"]) == 3
 
 
 @pytest.fixture
@@ -201,13 +201,13 @@ def test_what_the_ablations_found_is_told(benchmark):
     assert set(gain) == set(benchmark("ablations").CHANGES) - {
         "soft labels",
         "a step an iteration",
+        "averaged",
     }  # as it is
-    assert told("the tint nearly all, λ half a point") == []
     assert gain["λ alone"] < -5
-    assert -0.75 < gain["tints alone"] < -0.25
-    said = told(r"adds #, a start from TSV-M #, both #; \[to the.*?, on two zoos, #, # and #;")
-    kinds = ("averaged", "TSV-M start", "averaged, TSV-M start")
-    assert said == rounded(*map(gain.get, kinds), *map(of_recommended.get, kinds))
+    said = told("the tint nearly all, λ # points, the mean of the last quarter #.*? TSV-M would add #\\.")
+    assert said == rounded(-gain["tints alone"], -gain["last iteration"], gain["TSV-M start"])
+    said = told("on two zoos, the mean is worth #, and such a start would add #\\.")
+    assert said == rounded(-of_recommended["last iteration"], of_recommended["TSV-M start"])
     for name in ("UPGrad", "PCGrad", "CAGrad", "Nash-MTL", "MGDA"):
         assert -0.25 < gain[name] < 0.25
 
