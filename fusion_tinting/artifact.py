@@ -140,7 +140,7 @@ def check_files(run_dir: Path, found: dict) -> None:
         if sha256(run_dir / name) != digest:
             raise ValueError(
                 f"`{run_dir / name}` has changed since the run was finished: its sha256 is not the one in "
-                f"`{MANIFEST}`. Restore the file, or adapt again into another folder."
+                f"`{MANIFEST}`. Restore the file; or, if you changed it yourself, take `files` out of that."
             )
 
 
