@@ -220,9 +220,9 @@ def test_what_corrupted_images_do_is_told():
     on_clean = {name: rows[name, "adapted on clean images"] for name in kinds}
     assert all(on_clean[name] > rows[name, "Task Arithmetic"] for name in kinds)
     gains = {name: rows[name, "adapted on corrupted images"] - on_clean[name] for name in kinds}
-    gained, lost = told("gains # points with motion blur and loses # with contrast")
+    gained, lost = told("gains # points with motion blur and loses # with impulse noise")
     assert rounded(max(gains.values()), -min(gains.values())) == [gained, lost]
-    assert (max(gains, key=gains.get), min(gains, key=gains.get)) == ("motion_blur", "contrast")
+    assert (max(gains, key=gains.get), min(gains, key=gains.get)) == ("motion_blur", "impulse_noise")
 
 
 @pytest.mark.parametrize("tasks", [14, 20])
