@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MANIFEST = "tinting.json"
 COEFFICIENTS = "coefficients.safetensors"
-NEEDED = {"tasks": list, **dict.fromkeys(("base", "experts", "heads", "settings", "samples", "data"), dict)}
+NEEDED = {
+    "tasks": list,
+    "layer": str | None,
+    **dict.fromkeys(("base", "experts", "heads", "settings", "samples", "data"), dict),
+}
 """What a manifest must have, and the kind of each."""
 PACKAGES = ("fusion-tinting", "torch", "transformers", "fusion-bench")
 
@@ -107,14 +111,13 @@ def read_manifest(run_dir: Path) -> dict:
             "(a run that was interrupted continues when it is started again with this `run_dir`)."
         )
     found = read_json(path)
-    newer = found.get("format_version")
-    if isinstance(newer, int) and newer > FORMAT_VERSION:
+    written = found.get("format_version")
+    if isinstance(written, int) and written > FORMAT_VERSION:
         raise ValueError(
-            f"`{path}` has format version {newer}; this version of fusion_tinting reads up to "
+            f"`{path}` has format version {written}; this version of fusion_tinting reads up to "
             f"{FORMAT_VERSION}. Upgrade fusion_tinting."
         )
-    lacking = [key for key, kind in NEEDED.items() if not isinstance(found.get(key), kind)]
-    lacking += ["layer"] * (not isinstance(found.get("layer", 0), str | None))
+    lacking = [k for k, kind in NEEDED.items() if k not in found or not isinstance(found[k], kind)]
     if not lacking:
         models = {"base": found["base"], **found["experts"]}
         lacking = [f"sha256 of {n}" for n, entry in models.items() if not _tells_content(entry)]

@@ -13,7 +13,7 @@ from fusion_tinting.cache import recall, remember
 from fusion_tinting.processes import Processes, sensible_threads
 from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.top_predictions import ClassIds, Predictions, TopPredictions, joined, kept, mapped, read
-from fusion_tinting.unlabeled import Unlabeled, call, input_of, to_device
+from fusion_tinting.unlabeled import Unlabeled, call, to_device
 
 KIND = "predictions"
 
@@ -115,7 +115,7 @@ def outputs(
         with processes.autocast():
             return model(to_device(inputs, processes.device)).float()
 
-    one = run(input_of(unlabeled.collate([unlabeled.dataset[0]])))
+    one = run(unlabeled.first())
     size = max(1, min(batch_size, BATCH_BYTES // max(1, one.nbytes)))
     schedule = [rows[start : start + size] for start in range(0, len(rows), size)]
     yield from map(run, unlabeled.batches(schedule))
@@ -127,43 +127,6 @@ def _require_finite(predictions: Predictions) -> None:
         raise ValueError(
             "The expert's prediction is NaN or infinite; check its inputs, checkpoint and head."
         )
-
-
-@torch.no_grad()
-def require_fitting(
-    encoder: nn.Module,
-    heads: Mapping[str, nn.Module],
-    unlabeled: Mapping[str, Unlabeled],
-    processes: Processes,
-) -> None:
-    """Try one sample of every task, so that the last task's misfit is no surprise after hours.
-
-    Args:
-        encoder: any model of the experts' architecture.
-
-    Raises:
-        ValueError: the task whose inputs the encoder or the head cannot take, and why.
-    """
-    encoder = deepcopy(encoder).to(processes.device).float().eval()
-    for task, inputs in unlabeled.items():
-        head = deepcopy(heads[task]).to(processes.device).float().eval()
-        sample = input_of(inputs.collate([inputs.dataset[0]]))
-        try:
-            with processes.autocast():
-                head(call(encoder, to_device(sample, processes.device)))
-        except Exception as error:  # whatever a model raises
-            raise ValueError(
-                f"Task `{task}`: the model and its head cannot take this task's inputs, of which the first "
-                f"is {_described(sample)}: {error}"
-            ) from error
-
-
-def _described(inputs: object) -> str:
-    if isinstance(inputs, Mapping):
-        return ", ".join(f"{key}: {_described(value)}" for key, value in inputs.items())
-    if isinstance(inputs, Tensor):
-        return f"a tensor {tuple(inputs.shape)} of {inputs.dtype}"
-    return f"of type {type(inputs).__name__}"
 
 
 def predict_experts(

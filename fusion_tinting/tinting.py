@@ -5,19 +5,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_tinting import artifact, checkpoint, layer_choice
 from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
-from fusion_tinting.experts import predict_experts, require_fitting
+from fusion_tinting.experts import predict_experts
 from fusion_tinting.files import read_json, require_writable, write_json
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
 from fusion_tinting.storage import refuse_device
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.tints import AUTO
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule
+from fusion_tinting.unlabeled import Unlabeled, batch_schedule, to_device
 
 
 def tint(
@@ -83,7 +83,7 @@ def tint(
         if processes.rank == 0:
             require_writable(Path(run_dir))
     start = time.perf_counter()
-    require_fitting(pretrained, heads, inputs, processes)
+    _require_fitting(model, inputs, processes)
     top = {task: options.kept_of(task) for task in experts}
     predictions = predict_experts(
         experts, heads, inputs, processes=processes, progress=progress, cache=True, top=top
@@ -113,6 +113,30 @@ def tint(
         model.save(run_dir)
         plots.write_all(model, Path(run_dir))
     return model
+
+
+@torch.no_grad()
+def _require_fitting(model: TintedModel, unlabeled: Mapping[str, Unlabeled], processes: Processes) -> None:
+    """Try one sample of every task, so that the last task's misfit is no surprise after hours."""
+    model.to(processes.device)
+    for task, inputs in unlabeled.items():
+        sample = inputs.first()
+        try:
+            with processes.autocast():
+                model(to_device(sample, processes.device), task)
+        except Exception as error:  # whatever a model raises
+            raise ValueError(
+                f"Task `{task}`: the model and its head cannot take this task's inputs, of which the first "
+                f"is {_described(sample)}: {error}"
+            ) from error
+
+
+def _described(inputs: object) -> str:
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{key}: {_described(value)}" for key, value in inputs.items())
+    if isinstance(inputs, Tensor):
+        return f"a tensor {tuple(inputs.shape)} of {inputs.dtype}"
+    return f"of type {type(inputs).__name__}"
 
 
 def _finished(run_dir: str | Path | None) -> dict | None:

@@ -76,6 +76,10 @@ class Unlabeled:
         version = None if self.version is None else _digest(f"{self.version} {indices}".encode())
         return Unlabeled(Subset(self.dataset, indices), self.collate, self.num_workers, version)
 
+    def first(self) -> Any:
+        """The input of the first sample, as a batch of one."""
+        return input_of(self.collate([self.dataset[0]]))
+
     def fingerprint(self) -> str:
         """Hash of the number of samples and of three of them: tells other data, not every change."""
         three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
@@ -117,7 +121,7 @@ class Unlabeled:
 
     def _keep_in_memory(self) -> bool:
         if self._cached is None:
-            first = input_of(self.collate([self.dataset[0]]))
+            first = self.first()
             if not isinstance(first, Tensor) or first.nbytes * len(self) > CACHE_BYTES:
                 return False
             every = range(len(self))
