@@ -31,7 +31,7 @@ SHARDED = {"dtype": "fp16", "storage": "sharded"}
 TWO = "ours, fp16, sharded over 2"
 WAYS: dict[str, Callable[[World], object]] = {
     "FusionBench AdaMerging": lambda world: fusionbench_steps(world, 1),
-    "paper's loop": lambda world: Paper(world, joint=False).step(),
+    "paper's loop": lambda world: Paper(world, "sequential").step(),
     "ours": lambda world: Ours(world, update="joint").step(),
     "ours, fp16": lambda world: Ours(world, update="joint", task_vectors=LEAN).step(),
     "ours, fp16, mmap": lambda world: Ours(world, update="joint", task_vectors=MAPPED).step(),

@@ -1,8 +1,13 @@
 """What the benchmarks of cost compare: random models and inputs, our steps, and the peers' steps on them.
 
 The peers: FusionBench's layer-wise AdaMerging class as it is; and the paper's training loop, written
-anew as the released code has it: θ(λ) in Python sums for every task, task vectors that require
-gradients; but with the experts' labels computed beforehand, where theirs asks the experts at every step.
+anew as the code released with versions 1 and 2 has it: θ(λ) in Python sums for every task, of θ₀ times
+one and the task vectors, all of which require gradients; but with the experts' labels computed
+beforehand, where theirs asks the experts at every step. Version 3's code, which has the sequential loop
+alone, dropped those gradients: the kind `v3`.
+
+Peers run CLIP's tower as its library does; ours as our CLIP family does, without what nobody reads of
+the last block.
 """
 
 import time
@@ -10,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from io import StringIO
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import fusion_tinting as ft
+from fusion_tinting.families.clip import CLIPImageEncoder
 from fusion_tinting.unlabeled import batch_schedule, task_order
 
 SCALES = {
@@ -26,23 +33,24 @@ SCALES = {
           "image_size": 224, "patch_size": 32},
 }  # fmt: skip
 BATCH = {"S": 32, "B": 16}
-KINDS = {"S": ("joint", "sequential"), "B": ("sequential",)}
+KINDS = {"S": ("joint", "sequential", "v3"), "B": ("sequential", "v3")}
 """Of the paper's loop; joint, its K graphs and merged models of scale B do not fit in 24 GB."""
 CLASSES, SEED, LR = 10, 0, 1e-3
 AGAINST_K = (2, 4, 8, 14, 20)
 
 
-class Encoder(nn.Module):
-    """A CLIP vision tower that returns normalised embeddings."""
-
-    def __init__(self, scale: str):
-        super().__init__()
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
-        self.tower = CLIPVisionModel(CLIPVisionConfig(**SCALES[scale]))
+class EveryToken(CLIPImageEncoder):
+    """The encoder as its library runs it, which computes every token of the last block too."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.tower(images).pooler_output, dim=-1)
+        return F.normalize(self.visual_projection(self.vision_model(images).pooler_output), dim=-1)
+
+
+def encoder(scale: str) -> CLIPImageEncoder:
+    """A CLIP vision tower that returns normalised embeddings."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return CLIPImageEncoder(CLIPVisionModel(CLIPVisionConfig(**SCALES[scale])), nn.Identity())
 
 
 class Experts(Mapping):
@@ -76,7 +84,8 @@ class World:
         self.tasks = [f"task{k:02d}" for k in range(tasks)]
         self.batch, self.kinds = BATCH[scale], KINDS[scale]
         self.steps, self.device = steps, torch.device(device)
-        self.pretrained = Encoder(scale).to(device).eval()
+        self.pretrained = encoder(scale).to(device).eval()
+        self.peers_pretrained = EveryToken(self.pretrained.vision_model, nn.Identity()).eval()
         self.experts = Experts(self.pretrained, self.tasks)
         width = SCALES[scale]["hidden_size"]
         self.heads = {task: nn.Linear(width, CLASSES).to(device) for task in self.tasks}
@@ -134,29 +143,26 @@ class Ours:
 
 
 class Paper:
-    """The paper's loop as released; `joint` sums the K losses before one backward."""
+    """The paper's loop as released; the kind `joint` sums the K losses before one backward."""
 
-    def __init__(self, world: World, joint: bool):
-        self.world, self.joint, self.done = world, joint, 0
-        self.base = {n: p.detach() for n, p in world.pretrained.named_parameters()}
-        self.vectors = [
-            {
-                n: (p.detach() - self.base[n]).requires_grad_()
-                for n, p in world.experts[task].named_parameters()
-            }
-            for task in world.tasks
-        ]
-        self.raw = nn.Parameter(torch.full((len(self.base), len(world.tasks)), 0.3, device=world.device))
+    def __init__(self, world: World, kind: str):
+        self.world, self.joint, self.done = world, kind == "joint", 0
+        base = {n: p.detach() for n, p in world.pretrained.named_parameters()}
+        experts = (world.experts[task].named_parameters() for task in world.tasks)
+        self.terms = [base, *({n: p.detach() - base[n] for n, p in expert} for expert in experts)]
+        for tensor in chain.from_iterable(term.values() for term in self.terms):
+            tensor.requires_grad_(kind != "v3")
+        self.raw = nn.Parameter(torch.full((len(base), len(world.tasks)), 0.3, device=world.device))
         self.heads = deepcopy(nn.ModuleList(world.heads.values()))
         self.labels = {t: rows.argmax(1) for t, rows in world.predictions.items()}
         self.schedules = {task: world.schedule(task) for task in world.tasks}
         self.optimizer = torch.optim.Adam([self.raw, *self.heads.parameters()], lr=LR)
 
     def merged(self) -> dict[str, Tensor]:
-        lam = self.raw.clamp(0, 1)
+        lam = torch.cat([torch.ones_like(self.raw[:, :1]), self.raw.clamp(0, 1)], 1)
         return {
-            name: base + sum(lam[place, k] * vector[name] for k, vector in enumerate(self.vectors))
-            for place, (name, base) in enumerate(self.base.items())
+            name: sum(weight * term[name] for weight, term in zip(lam[place], self.terms, strict=True))
+            for place, name in enumerate(self.terms[0])
         }
 
     def step(self) -> None:
@@ -164,7 +170,7 @@ class Paper:
         for task in task_order(self.world.tasks, self.done, SEED):
             rows = self.schedules[task][self.done]
             images = self.world.inputs[task][rows].to(self.world.device)
-            features = functional_call(self.world.pretrained, self.merged(), (images,))
+            features = functional_call(self.world.peers_pretrained, self.merged(), (images,))
             logits = self.heads[self.world.tasks.index(task)](features)
             loss = F.cross_entropy(logits, self.labels[task][rows].to(self.world.device))
             if self.joint:
@@ -222,7 +228,7 @@ def fusionbench_steps(
     count = len(list(world.pretrained.parameters()))
     merged = LayerWiseMergedModel(
         get_layer_wise_weights(len(world.tasks), count, 0.3),
-        deepcopy(world.pretrained),
+        deepcopy(world.peers_pretrained),
         list(world.experts.values()),
         tie_weights=True,  # these two as in their configuration for CLIP
         strict=False,

@@ -1,4 +1,4 @@
-"""One small helper for the errors that users see: name near misses, list the choices."""
+"""Small helpers for the errors that users see: name near misses, list the choices."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -28,7 +28,7 @@ def same_tasks(tasks: list[str], **given: Iterable[str]) -> None:
         extra = [name for name in names if name not in tasks]
         if missing or extra:
             parts = [f"has none for {missing}"] * bool(missing)
-            parts += [f"has {extra}, for which there is no expert"] * bool(extra)
+            parts += [f"has {extra}, which is none of them"] * bool(extra)
             raise ValueError(
-                f"`{what}` must have one entry for each expert {tasks}, but it " + " and ".join(parts) + "."
+                f"`{what}` must have one entry for each task {tasks}, but it " + " and ".join(parts) + "."
             )

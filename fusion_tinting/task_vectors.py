@@ -83,7 +83,9 @@ class TaskVectors:
             raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
         if PRETRAINED in experts:
             raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
-        shared = _shared(pretrained, experts[next(iter(experts))])
+        require_module("The pre-trained model", pretrained)
+        first = next(iter(experts))
+        shared = _shared(pretrained, first, experts[first])
         reference = {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
         slots = _slots(reference)
         base = _flatten(reference, slots, "the pre-trained model")
@@ -92,7 +94,7 @@ class TaskVectors:
         hashes = {PRETRAINED: content_hash(reference)}
         for k, task in enumerate(experts):
             expert = experts[task]
-            if _shared(pretrained, expert) != shared:
+            if _shared(pretrained, task, expert) != shared:
                 raise ValueError(
                     f"The expert `{task}` shares other parameter objects with the pre-trained model than "
                     "the expert before it. Give every expert its own copy of what was fine-tuned."
@@ -155,11 +157,30 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _shared(pretrained: nn.Module, expert: nn.Module) -> set[str]:
+def require_module(what: str, found: object) -> None:
+    """Refuse what is no module, such as a state dict or a function.
+
+    Raises:
+        ValueError: naming `what` and what was found.
+    """
+    if not isinstance(found, nn.Module):
+        raise ValueError(
+            f"{what} must be a `torch.nn.Module`. Found {type(found).__name__}; load a state dict into a "
+            "model, make a function the `forward` of one."
+        )
+
+
+def _shared(pretrained: nn.Module, task: str, expert: nn.Module) -> set[str]:
     """Names of parameters that are one object in both, and of those that are not floating-point."""
-    theirs = dict(expert.named_parameters())
-    ours = pretrained.named_parameters()
-    return {name for name, p in ours if theirs.get(name) is p or not p.is_floating_point()}
+    require_module(f"The expert `{task}`", expert)
+    ours, theirs = dict(pretrained.named_parameters()), dict(expert.named_parameters())
+    same = {name for name, p in ours.items() if theirs.get(name) is p}
+    if ours and len(same) == len(ours):
+        raise ValueError(
+            f"The expert `{task}` is the pre-trained model itself: all their parameters are the same "
+            "objects. Give the expert a copy of its own."
+        )
+    return same | {name for name, p in ours.items() if not p.is_floating_point()}
 
 
 def _warn_of_buffers(task: str, pretrained: nn.Module, expert: nn.Module) -> None:

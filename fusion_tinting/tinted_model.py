@@ -12,7 +12,7 @@ from fusion_tinting import artifact
 from fusion_tinting.errors import same_tasks, unknown
 from fusion_tinting.history import History
 from fusion_tinting.merging import load_merged
-from fusion_tinting.task_vectors import TaskVectors, content_hash
+from fusion_tinting.task_vectors import TaskVectors, content_hash, require_module
 from fusion_tinting.tints import HEAD, active, make_tints, part_of_head, resolve_layer
 from fusion_tinting.unlabeled import call
 
@@ -71,6 +71,8 @@ class TintedModel(nn.Module):
                 other tasks than there are experts.
         """
         same_tasks(list(experts), heads=heads)
+        for task in experts:
+            require_module(f"The head of `{task}`", heads[task])
         vectors = TaskVectors.from_models(pretrained, experts, **(task_vectors or {}))
         layer = resolve_layer(pretrained, layer)
         encoder = deepcopy(pretrained).float().requires_grad_(False).eval()

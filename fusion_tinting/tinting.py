@@ -15,6 +15,7 @@ from fusion_tinting.files import read_json, require_writable, write_json
 from fusion_tinting.processes import Processes
 from fusion_tinting.settings import Settings
 from fusion_tinting.storage import refuse_device
+from fusion_tinting.task_vectors import require_module
 from fusion_tinting.tinted_model import TintedModel
 from fusion_tinting.tints import AUTO
 from fusion_tinting.unlabeled import Unlabeled, batch_schedule, to_device
@@ -57,6 +58,7 @@ def tint(
             `run_dir` of another run; always before any work is done.
         OSError: `run_dir` cannot be written.
     """
+    require_module("`pretrained`", pretrained)
     options = Settings.from_options(settings)
     each = {"objective": options.objective} if isinstance(options.objective, Mapping) else {}
     same_tasks(list(experts), heads=heads, unlabeled=unlabeled, **each)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.cache import recall, remember
+from fusion_tinting.families.first_token import last_block_of
 from fusion_tinting.families.loading import require_complete
 from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.tinted_model import TintedModel
@@ -28,8 +30,23 @@ class CLIPImageEncoder(nn.Module):
         self.visual_projection = visual_projection
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        pooled = self.vision_model(pixel_values=pixel_values).pooler_output
+        with last_block_of(self.vision_model, "encoder.layers", first_token):
+            pooled = self.vision_model(pixel_values=pixel_values).pooler_output
         return nn.functional.normalize(self.visual_projection(pooled), dim=-1)
+
+
+def first_token(block: nn.Module, states: Tensor) -> Tensor:
+    """The first token, (B, 1, d), that a `CLIPEncoderLayer` makes of `states`, (B, N, d)."""
+    attention, normed = block.self_attn, block.layer_norm1(states)
+
+    def heads(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    queries = heads(attention.q_proj(normed[:, :1]))
+    keys, values = heads(attention.k_proj(normed)), heads(attention.v_proj(normed))
+    attended = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
+    first = states[:, :1] + attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return first + block.mlp(block.layer_norm2(first))
 
 
 class TintedCLIP(TintedModel):

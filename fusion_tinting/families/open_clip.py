@@ -11,9 +11,11 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families.first_token import last_block_of
 from fusion_tinting.files import write_tensors
 from fusion_tinting.tinted_model import TintedModel
 
@@ -74,11 +76,34 @@ class VisualEncoder(nn.Module):
         self.train_preprocess, self.val_preprocess = (preprocessing(architecture, t) for t in (True, False))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model["visual"](images)
+        visual = self.model["visual"]
+        if not reads_first_token(visual):
+            return visual(images)
+        with last_block_of(visual, "transformer.resblocks", first_token):
+            return visual(images)
 
     def save(self, path: Path) -> None:
         """Write the tensors with the architecture in the header, as `load_encoder` reads them."""
         _write(path, self.state_dict(), asdict(self.architecture))
+
+
+def reads_first_token(visual: nn.Module) -> bool:
+    """Whether a tower is a plain vision transformer, as OpenAI's are, that pools its class token."""
+    return (
+        isinstance(visual, VisionTransformer)
+        and getattr(visual.transformer, "batch_first", False)  # older releases put the tokens first
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and not visual.output_tokens
+        and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
+    )
+
+
+def first_token(block: ResidualAttentionBlock, states: Tensor) -> Tensor:
+    """The first token, (B, 1, d), that a block makes of `states`, (B, N, d)."""
+    normed = block.ln_1(states)
+    first = states[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
+    return first + block.ls_2(block.mlp(block.ln_2(first)))
 
 
 class ClassificationHead(nn.Linear):

@@ -339,7 +339,26 @@ def test_a_task_without_head_or_data_is_named(world, what):
 
 def test_heads_without_expert_are_named(world):
     world.heads["bats"] = torch.nn.Linear(6, 2)
-    with pytest.raises(ValueError, match=r"has \['bats'\], for which there is no expert"):
+    with pytest.raises(ValueError, match=r"has \['bats'\], which is none of them"):
+        world.tint()
+
+
+def test_a_state_dict_or_a_function_in_place_of_a_model_is_named(world):
+    world.heads["dogs"] = world.heads["dogs"].forward
+    with pytest.raises(ValueError, match=r"The head of `dogs` must be .*Module`\. Found method"):
+        world.tint()
+    world.heads["dogs"] = torch.nn.Linear(6, 2)
+    world.experts["owls"] = world.experts["owls"].state_dict()
+    with pytest.raises(ValueError, match=r"The expert `owls` must be .*Module`\. Found OrderedDict"):
+        world.tint()
+    world.pretrained = world.pretrained.state_dict()
+    with pytest.raises(ValueError, match=r"`pretrained` must be .*Module`\. Found OrderedDict"):
+        world.tint()
+
+
+def test_an_expert_that_is_the_pretrained_model_itself_is_named(world):
+    world.experts["owls"] = world.pretrained
+    with pytest.raises(ValueError, match=r"expert `owls` is the pre-trained model itself"):
         world.tint()
 
 
