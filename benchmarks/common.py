@@ -56,6 +56,8 @@ def against_k(
     axes.set(xlabel="tasks K", ylabel=unit, title=title, xscale="log", yscale=scale)
     axes.set_xticks(counts, counts)
     axes.minorticks_off()
+    if scale == "linear":
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)

@@ -151,10 +151,10 @@ def main() -> None:
         return
     found = measure(scale, options.tasks, options.more_tasks)
     print(table(found))
-    if options.plot is not None:
-        plot(scale, options.plot)
     if options.json is not None:
         save(options.json, {**found, **about()})
+    if options.plot is not None:
+        plot(scale, options.plot)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def test_speed(benchmark, tmp_path, capsys):
     benchmark("speed", "--tasks", "2", "--rounds", "1", "--json", str(path))
     found = json.loads(path.read_text())
     ratios = ["merge_forward_ratio", "lambda_gradient_ratio", "step_ratio_entropy", "step_ratio_paper"]
-    for name in (*ratios, "step_ratio_paper_sequential"):
+    for name in (*ratios, "step_ratio_paper_sequential", "step_ratio_paper_v3"):
         assert found[name] > 0
     assert found["tasks"] == 2
     assert found["hardware"]

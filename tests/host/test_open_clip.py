@@ -116,8 +116,8 @@ def test_every_released_file_of_every_pool_loads(short, checkpoints, converted):
         pool, taskpool = instantiate(config.modelpool), instantiate(config.taskpool)
         assert pool.model_names == TASKS == taskpool.tasks
         models = [output(pool.load_model(name)) for name in ("_pretrained_", *TASKS)]
-        assert torch.equal(models[0], output(released.encoder()))
-        assert not torch.equal(models[1], models[0])
+        torch.testing.assert_close(models[0], output(released.encoder()))
+        assert not torch.allclose(models[1], models[0], atol=1e-3)
         for task in TASKS:
             head = pool.load_classification_head(task)
             assert (head.out_features, head.normalize) == (get_num_classes(task), task != "dtd")
@@ -132,7 +132,7 @@ def test_ours_compute_what_fusionbenchs_own_classes_do(checkpoints, converted, m
     ours = load_encoder(converted / "ViT-B-32" / "DTD" / "finetuned.pt", None)
     kept = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert kept.unexpected_keys == []
-    assert torch.equal(output(theirs), output(ours))
+    torch.testing.assert_close(output(ours), output(theirs))
     for name, normalize in (("DTD", False), ("MNIST", True)):
         head = load_head(checkpoints / "ViT-B-32" / f"head_{name}.pt", trust_pickles=True)
         stock = ClassificationHead(normalize, head.weight, head.bias)
