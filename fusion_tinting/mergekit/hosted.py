@@ -15,7 +15,7 @@ from mergekit.scripts import merge_raw_pytorch, multimerge, run_yaml
 from fusion_tinting.mergekit import outputs, plan, preflight, reading
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.method import NAME, register
-from fusion_tinting.mergekit.recipes import require_empty
+from fusion_tinting.mergekit.recipes import require_empty, require_other
 from fusion_tinting.mergekit.writer import streamed
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
@@ -67,7 +67,7 @@ def pytorch_command() -> click.Command:
         require_empty(out, force)
         paths = filter(None, (config.base_model, *(model.model for model in config.models)))
         files = {ModelReference(model={"path": path}): Checkpoint.open(path) for path in paths}
-        preflight.require_other(out, files)
+        require_other(out, (checkpoint.folder for checkpoint in files.values()))
         tasks = merge_raw_pytorch.plan_flat_merge(
             config, str(out), tensor_union, tensor_intersection, options
         )

@@ -12,16 +12,10 @@ from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.method import NAME, coefficient
 from fusion_tinting.mergekit.outputs import BY_NAME, LAYER, opened, vocabulary_may_change, when_loaded
 from fusion_tinting.mergekit.plan import Checkpoints, Merge, merges_of, planned
+from fusion_tinting.mergekit.recipes import require_other
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-def require_other(out: Path, checkpoints: Mapping[object, Checkpoint]) -> None:
-    """Refuse to write where one of the models is: its weights would be removed first."""
-    for model, checkpoint in checkpoints.items():
-        if checkpoint.folder.resolve() == out.resolve():
-            raise ValueError(f"`{out}` is the folder of the model `{model}`. Choose another folder.")
 
 
 def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
@@ -31,7 +25,7 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
         FileNotFoundError, ValueError: naming the model, task, tensor or file.
     """
     checkpoints = {model: opened(model, options) for model in config.referenced_models()}
-    require_other(out, checkpoints)
+    require_other(out, (checkpoint.folder for checkpoint in checkpoints.values()))
     if config.merge_method != NAME:
         return
     models = sorted(checkpoints, key=lambda model: (model != config.base_model, str(model)))

@@ -116,6 +116,14 @@ def require_empty(out: Path, force: bool) -> None:
         raise ValueError(f"`{out}` is not empty. Choose another folder, or add `--force` to write into it.")
 
 
+def require_other(out: Path, models: Iterable[Path]) -> None:
+    """Refuse a folder that is one of the models': its weights would be removed first."""
+    if out.resolve() in {model.resolve() for model in models}:
+        raise ValueError(
+            f"`{out}` is itself one of the models, which would be lost. Choose another folder."
+        )
+
+
 def _dtype(models: Iterable[str], coefficients: Path) -> str:
     """The data type that holds those of the models, as mergekit writes it."""
     names, found = coefficient_file(str(coefficients)).rows, []

@@ -29,7 +29,7 @@ from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.clip_towers import HEADS
 from fusion_tinting.mergekit.clip_variants import TowerRun
 from fusion_tinting.mergekit.merged import MergedRun
-from fusion_tinting.mergekit.recipes import require_empty
+from fusion_tinting.mergekit.recipes import require_empty, require_other
 
 SHARED = "shared"
 OWN = "model-task.safetensors"
@@ -69,17 +69,10 @@ def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = F
     towers = (run_dir / HEADS).is_dir()  # of CLIP: the heads are no part of the experts' checkpoints
     run = TowerRun(run_dir, manifest) if towers else MergedRun(run_dir, manifest)
     check_files(run_dir, manifest)
-    _require_others(run, [out / SHARED, *(out / folder_of(task) for task in chosen)])
+    for folder in (out / SHARED, *(out / folder_of(task) for task in chosen)):
+        require_other(folder, run.sources)
     shared = _shared(run, out / SHARED, _digest(run_dir))
     return [_variant(run, task, out / folder_of(task), shared) for task in chosen]
-
-
-def _require_others(run: MergedRun, folders: list[Path]) -> None:
-    """Refuse to write where one of the run's own models is: its weights would be removed first."""
-    taken = {source.resolve() for source in run.sources}
-    for folder in folders:
-        if folder.resolve() in taken:
-            raise ValueError(f"`{folder}` is a model of this run, which would be lost. Choose another OUT.")
 
 
 def folder_of(task: str) -> str:

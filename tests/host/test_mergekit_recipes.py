@@ -248,7 +248,7 @@ def test_a_model_is_not_written_over(world, refused, command):
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         recipe = world.of_files() if command == "pytorch" else world.recipe()
         said = refused(recipe, "--force", command=command, out=folder)
-        assert "is the folder of the model" in said
+        assert "is itself one of the models" in said
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -257,7 +257,7 @@ def test_multi_does_not_write_over_a_model(world, tmp_path):
     (tmp_path / "recipes.yml").write_text(yaml.safe_dump_all([world.recipe()]))
     arguments = ["multi", str(tmp_path / "recipes.yml"), "-I", str(tmp_path), "--no-lazy", "--force"]
     result = CliRunner().invoke(main, [*arguments, "--out-path", str(world.base), "--quiet"])
-    assert result.exit_code == 1 and "is the folder of the model" in result.output
+    assert result.exit_code == 1 and "is itself one of the models" in result.output
     assert {path.name: path.read_bytes() for path in world.base.iterdir()} == before
 
 

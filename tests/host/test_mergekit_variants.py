@@ -218,7 +218,7 @@ def test_a_model_of_the_run_is_not_written_over(heads, tmp_path):
     (tmp_path / "sst2").symlink_to(heads.experts["sst2"])
     before = sorted(heads.experts["sst2"].iterdir())
     said = heads.variants(tmp_path, "--force", fails=True)
-    assert "is a model of this run, which would be lost" in said
+    assert "is itself one of the models, which would be lost" in said
     assert sorted(heads.experts["sst2"].iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["sst2"]
 
