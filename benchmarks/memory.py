@@ -32,6 +32,7 @@ TWO = "ours, fp16, sharded over 2"
 WAYS: dict[str, Callable[[World], object]] = {
     "FusionBench AdaMerging": lambda world: fusionbench_steps(world, 1),
     "paper's loop": lambda world: Paper(world, "sequential").step(),
+    "paper's loop, third version": lambda world: Paper(world, "v3").step(),
     "ours": lambda world: Ours(world, update="joint").step(),
     "ours, fp16": lambda world: Ours(world, update="joint", task_vectors=LEAN).step(),
     "ours, fp16, mmap": lambda world: Ours(world, update="joint", task_vectors=MAPPED).step(),

@@ -1,12 +1,13 @@
 """What the benchmarks of cost compare: random models and inputs, our steps, and the peers' steps on them.
 
 The peers: FusionBench's layer-wise AdaMerging class as it is; and the paper's training loop, written
-anew as the code released with versions 1 and 2 has it: θ(λ) in Python sums for every task, of θ₀ times
-one and the task vectors, all of which require gradients; but with the experts' labels computed
-beforehand, where theirs asks the experts at every step. Version 3's code, which has the sequential loop
-alone, dropped those gradients: the kind `v3`.
+anew after the released code. That of versions 1 and 2, here `sequential`: before every task's optimiser
+step θ(λ) in Python sums, of θ₀ times one and the task vectors, all of which require gradients. That of
+version 3, here `v3`: the same without those gradients. And `joint`, which no release has: the first loop,
+but one step for the sum of the K losses, which is how AdaMerging's habit would look in that code. All are
+given the experts' labels, where the released code asks the experts at every step.
 
-Peers run CLIP's tower as its library does; ours as our CLIP family does, without what nobody reads of
+Peers run CLIP's tower as transformers does; ours as our CLIP family does, without what nobody reads of
 the last block.
 """
 
@@ -143,7 +144,7 @@ class Ours:
 
 
 class Paper:
-    """The paper's loop as released; the kind `joint` sums the K losses before one backward."""
+    """The paper's loop, of one of the three kinds above."""
 
     def __init__(self, world: World, kind: str):
         self.world, self.joint, self.done = world, kind == "joint", 0

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from fusion_tinting.cache import recall, remember
 from fusion_tinting.processes import Processes, sensible_threads
-from fusion_tinting.task_vectors import content_hash
+from fusion_tinting.task_vectors import content_hash, require_module
 from fusion_tinting.top_predictions import ClassIds, Predictions, TopPredictions, joined, kept, mapped, read
 from fusion_tinting.unlabeled import Unlabeled, call, to_device
 
@@ -71,8 +71,10 @@ def predict(
         top: how much of a class distribution is kept, see `top_predictions.kept`. None keeps all.
 
     Raises:
-        ValueError: an output that is not finite.
+        ValueError: an output that is not finite, or an encoder or head that is no module.
     """
+    require_module("The expert", encoder)
+    require_module("The head", head)
     processes = processes or Processes()
     count = len(unlabeled)
     # With too few samples to share every process predicts them all.

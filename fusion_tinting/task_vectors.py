@@ -75,17 +75,17 @@ class TaskVectors:
 
         Raises:
             OSError: no room for the file of `mmap`.
-            ValueError: `mmap` on another device than the CPU; `sharded` in a single process; no expert; or
-                a tensor missing, added, of another shape or dtype, or not finite, named with its task; an
-                expert of another pre-training, unless that is allowed.
+            ValueError: `mmap` on another device than the CPU; `sharded` in a single process; no expert, or
+                one that is no module or the pre-trained model itself; a tensor missing, added, of another
+                shape or dtype, or not finite, named with its task; an expert of another pre-training,
+                unless that is allowed.
         """
         if not experts:
             raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
         if PRETRAINED in experts:
             raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
         require_module("The pre-trained model", pretrained)
-        first = next(iter(experts))
-        shared = _shared(pretrained, first, experts[first])
+        shared = _shared(pretrained, _expert(pretrained, experts, next(iter(experts))))
         reference = {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
         slots = _slots(reference)
         base = _flatten(reference, slots, "the pre-trained model")
@@ -93,8 +93,8 @@ class TaskVectors:
         scales = torch.ones(len(slots), len(experts), device=base.device)
         hashes = {PRETRAINED: content_hash(reference)}
         for k, task in enumerate(experts):
-            expert = experts[task]
-            if _shared(pretrained, task, expert) != shared:
+            expert = _expert(pretrained, experts, task)
+            if _shared(pretrained, expert) != shared:
                 raise ValueError(
                     f"The expert `{task}` shares other parameter objects with the pre-trained model than "
                     "the expert before it. Give every expert its own copy of what was fine-tuned."
@@ -164,23 +164,29 @@ def require_module(what: str, found: object) -> None:
         ValueError: naming `what` and what was found.
     """
     if not isinstance(found, nn.Module):
-        raise ValueError(
-            f"{what} must be a `torch.nn.Module`. Found {type(found).__name__}; load a state dict into a "
-            "model, make a function the `forward` of one."
-        )
+        hint = "; load the state dict into a model" if isinstance(found, Mapping) else ""
+        hint = "; make the function the `forward` of one" if callable(found) else hint
+        raise ValueError(f"{what} must be a `torch.nn.Module`. Found {type(found).__name__}{hint}.")
 
 
-def _shared(pretrained: nn.Module, task: str, expert: nn.Module) -> set[str]:
-    """Names of parameters that are one object in both, and of those that are not floating-point."""
+def _expert(pretrained: nn.Module, experts: Mapping[str, nn.Module], task: str) -> nn.Module:
+    """The expert of a task, which must be a model of its own."""
+    expert = experts[task]
     require_module(f"The expert `{task}`", expert)
     ours, theirs = dict(pretrained.named_parameters()), dict(expert.named_parameters())
-    same = {name for name, p in ours.items() if theirs.get(name) is p}
-    if ours and len(same) == len(ours):
+    if ours and ours.keys() == theirs.keys() and all(theirs[name] is p for name, p in ours.items()):
         raise ValueError(
             f"The expert `{task}` is the pre-trained model itself: all their parameters are the same "
             "objects. Give the expert a copy of its own."
         )
-    return same | {name for name, p in ours.items() if not p.is_floating_point()}
+    return expert
+
+
+def _shared(pretrained: nn.Module, expert: nn.Module) -> set[str]:
+    """Names of parameters that are one object in both, and of those that are not floating-point."""
+    theirs = dict(expert.named_parameters())
+    ours = pretrained.named_parameters()
+    return {name for name, p in ours if theirs.get(name) is p or not p.is_floating_point()}
 
 
 def _warn_of_buffers(task: str, pretrained: nn.Module, expert: nn.Module) -> None:

@@ -11,10 +11,13 @@ from transformers import AutoConfig, CLIPModel, CLIPVisionModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.cache import recall, remember
-from fusion_tinting.families.first_token import last_block_of
+from fusion_tinting.families.class_token import unobserved
 from fusion_tinting.families.loading import require_complete
 from fusion_tinting.task_vectors import content_hash
 from fusion_tinting.tinted_model import TintedModel
+
+CLIP = CLIPVisionModel.__module__
+"""Where transformers keeps its classes of CLIP."""
 
 
 class CLIPImageEncoder(nn.Module):
@@ -30,12 +33,24 @@ class CLIPImageEncoder(nn.Module):
         self.visual_projection = visual_projection
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        with last_block_of(self.vision_model, "encoder.layers", first_token):
+        if _is_as_made(self.vision_model):
+            pooled = class_token(self.vision_model, pixel_values)
+        else:
             pooled = self.vision_model(pixel_values=pixel_values).pooler_output
         return nn.functional.normalize(self.visual_projection(pooled), dim=-1)
 
 
-def first_token(block: nn.Module, states: Tensor) -> Tensor:
+def class_token(vision_model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The `pooler_output` of CLIP's tower, (B, d), without what nobody reads of its last block."""
+    tower = _tower(vision_model)
+    states = tower.pre_layrnorm(tower.embeddings(pixel_values))
+    *blocks, last = tower.encoder.layers
+    for block in blocks:
+        states = block(states, attention_mask=None)
+    return tower.post_layernorm(_first_token(last, states)[:, 0])
+
+
+def _first_token(block: nn.Module, states: Tensor) -> Tensor:
     """The first token, (B, 1, d), that a `CLIPEncoderLayer` makes of `states`, (B, N, d)."""
     attention, normed = block.self_attn, block.layer_norm1(states)
 
@@ -47,6 +62,20 @@ def first_token(block: nn.Module, states: Tensor) -> Tensor:
     attended = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
     first = states[:, :1] + attention.out_proj(attended.transpose(1, 2).flatten(2))
     return first + block.mlp(block.layer_norm2(first))
+
+
+def _tower(vision_model: nn.Module) -> nn.Module:
+    return getattr(vision_model, "vision_model", vision_model)  # one level more before transformers 5.6
+
+
+def _is_as_made(vision_model: nn.Module) -> bool:
+    """Whether a tower, and what may be around it, is transformers' own of CLIP, in evaluation."""
+    tower = _tower(vision_model)
+    if type(tower).__module__ != CLIP:
+        return False
+    last = tower.encoder.layers[-1]
+    own = vision_model, tower, tower.encoder, last, last.self_attn, last.mlp
+    return all(type(module).__module__ == CLIP for module in own) and unobserved(*own, *last.modules())
 
 
 class TintedCLIP(TintedModel):

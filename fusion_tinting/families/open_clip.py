@@ -15,7 +15,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families.first_token import last_block_of
+from fusion_tinting.families.class_token import unobserved
 from fusion_tinting.files import write_tensors
 from fusion_tinting.tinted_model import TintedModel
 
@@ -77,33 +77,42 @@ class VisualEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         visual = self.model["visual"]
-        if not reads_first_token(visual):
-            return visual(images)
-        with last_block_of(visual, "transformer.resblocks", first_token):
-            return visual(images)
+        return class_token(visual, images) if _is_as_made(visual) else visual(images)
 
     def save(self, path: Path) -> None:
         """Write the tensors with the architecture in the header, as `load_encoder` reads them."""
         _write(path, self.state_dict(), asdict(self.architecture))
 
 
-def reads_first_token(visual: nn.Module) -> bool:
-    """Whether a tower is a plain vision transformer, as OpenAI's are, that pools its class token."""
-    return (
-        isinstance(visual, VisionTransformer)
-        and getattr(visual.transformer, "batch_first", False)  # older releases put the tokens first
-        and visual.attn_pool is None
-        and visual.pool_type == "tok"
-        and not visual.output_tokens
-        and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
-    )
+def class_token(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """The image embedding, (B, d), without what nobody reads of the last block."""
+    states = visual._embeds(images)
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        states = block(states)
+    pooled, _ = visual._pool(_first_token(last, states))
+    return pooled if visual.proj is None else pooled @ visual.proj
 
 
-def first_token(block: ResidualAttentionBlock, states: Tensor) -> Tensor:
+def _first_token(block: ResidualAttentionBlock, states: Tensor) -> Tensor:
     """The first token, (B, 1, d), that a block makes of `states`, (B, N, d)."""
     normed = block.ln_1(states)
     first = states[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
     return first + block.ls_2(block.mlp(block.ln_2(first)))
+
+
+def _is_as_made(visual: nn.Module) -> bool:
+    """Whether a tower is a plain vision transformer, as OpenAI's are, that pools its class token, in
+    evaluation; and of a release that keeps `_embeds` and `_pool` apart and puts the batch first."""
+    if type(visual) is not VisionTransformer or not {"_embeds", "_pool"} <= set(dir(visual)):
+        return False
+    transformer, last = visual.transformer, visual.transformer.resblocks[-1]
+    return (
+        (visual.attn_pool, visual.pool_type, visual.output_tokens) == (None, "tok", False)
+        and (transformer.batch_first, transformer.grad_checkpointing) == (True, False)
+        and (type(last), type(last.attn)) == (ResidualAttentionBlock, nn.MultiheadAttention)
+        and unobserved(visual, transformer, *last.modules())
+    )
 
 
 class ClassificationHead(nn.Linear):

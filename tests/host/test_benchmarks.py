@@ -35,10 +35,13 @@ def test_speed(benchmark, tmp_path, capsys):
         assert found[name] > 0
     assert found["tasks"] == 2
     assert found["hardware"]
-    assert "tinting step, paper, joint" in capsys.readouterr().out
+    assert "tinting step, paper's loop" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", ["FusionBench AdaMerging", "paper's loop", "ours", "ours, fp16, mmap"])
+@pytest.mark.parametrize(
+    "way",
+    ["FusionBench AdaMerging", "paper's loop", "paper's loop, third version", "ours", "ours, fp16, mmap"],
+)
 def test_memory_of_each_way(monkeypatch, way):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import memory

@@ -280,8 +280,8 @@ def test_the_committed_costs_show_what_is_claimed():
     theirs = half["FusionBench entropy"] / half["every token alone"]
     page = (ROOT / "benchmarks" / "README.md").read_text()
     said = told(
-        "what is above them is # % at scale B, where FusionBench's step is # % above its own, so that an "
-        "engine could be ahead there # times at most",
+        "at scale B # % more, where FusionBench's step is # % above its own, so that an engine alone could "
+        "be ahead there # times at most",
         page,
     )
     assert said == [round(100 * (ours - 1)), round(100 * (theirs - 1)), pytest.approx(theirs, abs=0.005)]

@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
+from fusion_tinting.families import clip
+from fusion_tinting.families import open_clip as family
 from fusion_tinting.families.clip import CLIPImageEncoder
-from fusion_tinting.families.first_token import last_block_of
-from fusion_tinting.families.open_clip import NO_TEXT, reads_first_token
-from fusion_tinting.families.open_clip import first_token as open_clip_first_token
 from fusion_tinting.tints import active
 
 SMALL = {
@@ -30,7 +29,7 @@ def clip_tower(**config) -> CLIPVisionModel:
 def open_clip_tower(**config) -> nn.Module:
     torch.manual_seed(0)
     vision = {"image_size": 16, "patch_size": 4, "width": 24, "head_width": 8, "layers": 3, **config}
-    return open_clip.CLIP(12, vision, NO_TEXT).visual.double().eval()
+    return open_clip.CLIP(12, vision, family.NO_TEXT).visual.double().eval()
 
 
 def gradients(model: nn.Module, output: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -59,11 +58,9 @@ def test_clips_embedding_and_gradients_are_the_whole_towers(config):
 @pytest.mark.parametrize("config", [{}, {"layers": 1}, {"ls_init_value": 0.1}], ids=str)
 def test_open_clips_embedding_and_gradients_are_the_whole_towers(config):
     visual = open_clip_tower(**config)
-    assert reads_first_token(visual)
+    assert family._is_as_made(visual)
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
-    with last_block_of(visual, "transformer.resblocks", open_clip_first_token):
-        ours = visual(images)
-    equal_in_value_and_gradient(visual, ours, visual(images))
+    equal_in_value_and_gradient(visual, family.class_token(visual, images), visual(images))
 
 
 @pytest.mark.parametrize(
@@ -76,8 +73,73 @@ def test_open_clips_embedding_and_gradients_are_the_whole_towers(config):
     ],
     ids=str,
 )
-def test_a_tower_that_reads_more_than_the_first_token_is_left_whole(config):
-    assert not reads_first_token(open_clip_tower(**config))
+def test_an_open_clip_tower_that_reads_more_than_the_class_token_is_run_whole(config):
+    assert not family._is_as_made(open_clip_tower(**config))
+
+
+class Louder(nn.Module):
+    """A user's own attention around CLIP's."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, *args, **kwargs):
+        output, weights = self.attention(*args, **kwargs)
+        return 2 * output, weights
+
+
+class Shifted(CLIPVisionModel):
+    """A user's own tower, of CLIP's parts."""
+
+    def forward(self, **kwargs):
+        output = super().forward(**kwargs)
+        output.pooler_output = output.pooler_output + 1
+        return output
+
+
+def with_own_attention() -> CLIPVisionModel:
+    tower = clip_tower()
+    tower.encoder.layers[-1].self_attn = Louder(tower.encoder.layers[-1].self_attn)
+    return tower
+
+
+def with_hook() -> CLIPVisionModel:
+    tower = clip_tower()
+    tower.encoder.layers[-1].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return tower
+
+
+def of_another_class() -> CLIPVisionModel:
+    return Shifted(clip_tower().config).double().eval()
+
+
+def of_another_family() -> nn.Module:
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(**SMALL, num_hidden_layers=2, num_channels=3)
+    return SiglipVisionModel(config).double().eval()
+
+
+@pytest.mark.parametrize("make", [with_own_attention, with_hook, of_another_class, of_another_family])
+def test_a_tower_that_somebody_changed_is_run_whole(make):
+    tower, images = make(), torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    whole = nn.functional.normalize(tower(pixel_values=images).pooler_output, dim=-1)
+    assert torch.equal(CLIPImageEncoder(tower, nn.Identity())(images), whole)
+
+
+def test_a_tower_in_training_is_run_whole():
+    assert clip._is_as_made(clip_tower())
+    assert not clip._is_as_made(clip_tower().train())
+
+
+def test_a_tower_inside_another_level_as_transformers_had_it_is_found():
+    """Until 5.6 a `CLIPVisionModel` held its tower as `vision_model`."""
+    outer = clip_tower()
+    inner = clip_tower()
+    outer.vision_model = inner
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(clip.class_token(outer, images), inner(pixel_values=images).pooler_output)
+    assert clip._is_as_made(outer)
 
 
 def test_a_tinted_last_block_is_the_one_that_is_asked():
@@ -94,12 +156,9 @@ def test_a_tinted_last_block_is_the_one_that_is_asked():
     assert not torch.allclose(encoder(images), tinted)
 
 
-def test_a_tower_is_as_it_was_after_an_error():
-    tower = clip_tower()
-    blocks = list(tower.encoder.layers)
+def test_images_of_another_size_are_refused_as_the_tower_refuses_them():
     with pytest.raises(ValueError, match="image size"):
-        CLIPImageEncoder(tower, nn.Identity())(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
-    assert list(tower.encoder.layers) == blocks
+        CLIPImageEncoder(clip_tower(), nn.Identity())(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
 
 
 FOUR_LAYERS = {
