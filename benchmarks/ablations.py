@@ -25,7 +25,7 @@ from runs import shown, spread
 from study_world import World
 
 from fusion_tinting import Adaptation, Settings, TintedModel, predict_experts
-from fusion_tinting.files import read_json, write_json
+from fusion_tinting.run.files import read_json, write_json
 
 
 @dataclass(frozen=True)

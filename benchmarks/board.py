@@ -7,7 +7,7 @@ from common import save
 from rows import PUBLISHED
 from runs import shown
 
-from fusion_tinting.files import write_text
+from fusion_tinting.run.files import write_text
 
 HEAD = (
     "method", "adapted on", "accuracy %", "% of experts", "worst task", "data", "steps", "images a task",

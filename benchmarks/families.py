@@ -22,8 +22,8 @@ from statistics import mean
 from common import RESULTS, about, save
 from runs import Runner, shown, spread
 
-from fusion_tinting.files import read_json
 from fusion_tinting.reporting.tables import Metric
+from fusion_tinting.run.files import read_json
 
 MINIS = {
     "clip-mini_8": ("method=model_tinting_recommended",),

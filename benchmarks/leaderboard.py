@@ -26,8 +26,8 @@ from rows import ROWS, UNLABELLED, Row
 from runs import RunFailed, Runner
 
 import fusion_tinting
-from fusion_tinting.files import read_json
 from fusion_tinting.mini import recipe
+from fusion_tinting.run.files import read_json
 
 PROTOCOLS = {"inductive": "val", "transductive": "test"}
 """Name -> the split adapted on; both are scored on `test`."""

@@ -6,7 +6,7 @@ from statistics import mean
 from rows import TRAIN, Row
 from runs import spread
 
-from fusion_tinting.files import read_tensors
+from fusion_tinting.run.files import read_tensors
 
 EXAMPLES = ("num_regmean_examples", "num_fisher_examples")
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 import fusion_tinting as ft
 from fusion_tinting.families.clip import CLIPImageEncoder
-from fusion_tinting.unlabeled import batch_schedule, task_order
+from fusion_tinting.run.unlabeled import batch_schedule, task_order
 
 SCALES = {
     "S": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,

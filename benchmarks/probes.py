@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fusion_tinting import predict
 from fusion_tinting.families.sequence_classification import Features
-from fusion_tinting.files import read_json
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.reporting.tables import Metric
+from fusion_tinting.run.files import read_json
 
 POOLS = ("openclip-mini_3", "resnet-mini_3", "roberta-mini_4", "nyuv2-mini_3")
 CLASSES, VALUES = Metric("accuracy", "accuracy %"), Metric("pearson", "Pearson %")

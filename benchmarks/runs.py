@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from fusion_tinting.cache import cache_folder
-from fusion_tinting.files import read_json, write_json
+from fusion_tinting.run.cache import cache_folder
+from fusion_tinting.run.files import read_json, write_json
 
 FUSION_BENCH = str(Path(sys.executable).parent / "fusion_bench")
 READABLE = {"COLUMNS": "200", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}

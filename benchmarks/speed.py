@@ -23,7 +23,7 @@ from peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps, now,
 from torch import Tensor, nn
 
 import fusion_tinting as ft
-from fusion_tinting.processes import freed_memory_kept
+from fusion_tinting.run.processes import freed_memory_kept
 
 RATIO = {
     "joint": "step_ratio_paper",

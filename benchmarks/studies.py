@@ -25,7 +25,7 @@ from corruptions import CORRUPTIONS
 from study_world import Pair, World
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from fusion_tinting.unlabeled import stable_seed
+from fusion_tinting.run.unlabeled import stable_seed
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
 STEPS = (10, 20, 40, 100, 200, 500)

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
-from fusion_tinting.experts import LoadedExperts
-from fusion_tinting.tinted_model import OneTask
-from fusion_tinting.unlabeled import InMemory, batch_schedule
+from fusion_tinting.method.tinted_model import OneTask
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import InMemory, batch_schedule
 
 
 class World:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fusion_tinting import Adaptation, TaskVectors, TintedModel
-from fusion_tinting.storage import Rows
+from fusion_tinting.run.storage import Rows
 
 START = 0.3
 """λ at which the changed task vectors give the training-free merge that they come from."""

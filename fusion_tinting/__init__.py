@@ -17,26 +17,26 @@ torch.Size([2, 3])
 >>> tinted.coefficients["0.weight"]  # one λ per task
 tensor([0.3000, 0.3000])
 
-The files read in this order: `task_vectors`, `coefficients`, `merging`, `tints`, `sampling`,
-`objectives`, `adaptation`, `tinted_model`; `tinting.tint` puts them together.
+Read `method/` first: `task_vectors`, `coefficients`, `merging`, `tints`, `sampling`, `objectives`,
+`adaptation`, `tinted_model`. `tinting.tint` puts them together with what `run/` adds.
 """
 
 import importlib
 
 _NAMES = {
-    "adaptation": ("Adaptation", "adapt"),
-    "coefficients": ("Coefficients",),
-    "experts": ("predict", "predict_experts"),
-    "history": ("History",),
-    "merging": ("coefficient_gradient", "load_merged", "merge", "merge_reference"),
-    "objectives": ("OBJECTIVES", "agreement"),
-    "processes": ("DistributedProcesses", "Processes"),
-    "sampling": ("SAMPLERS",),
-    "settings": ("Settings",),
-    "task_vectors": ("TaskVectors",),
-    "tinted_model": ("TintedModel",),
+    "method.adaptation": ("Adaptation", "adapt"),
+    "method.coefficients": ("Coefficients",),
+    "run.experts": ("predict", "predict_experts"),
+    "run.history": ("History",),
+    "method.merging": ("coefficient_gradient", "load_merged", "merge", "merge_reference"),
+    "method.objectives": ("OBJECTIVES", "agreement"),
+    "run.processes": ("DistributedProcesses", "Processes"),
+    "method.sampling": ("SAMPLERS",),
+    "method.settings": ("Settings",),
+    "method.task_vectors": ("TaskVectors",),
+    "method.tinted_model": ("TintedModel",),
     "tinting": ("tint",),
-    "unlabeled": ("Unlabeled",),
+    "run.unlabeled": ("Unlabeled",),
 }
 """Module -> the public names in it, imported on first use: `--help` of our commands does not need torch."""
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting import artifact, checkpoint, layer_choice
-from fusion_tinting.adaptation import adapt
 from fusion_tinting.errors import same_tasks
-from fusion_tinting.experts import predict_experts
-from fusion_tinting.files import read_json, require_writable, write_json
-from fusion_tinting.processes import Processes
-from fusion_tinting.settings import Settings
-from fusion_tinting.storage import refuse_device
-from fusion_tinting.task_vectors import require_module
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tints import AUTO
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule, to_device
+from fusion_tinting.method.adaptation import adapt
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.task_vectors import require_module
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.tints import AUTO
+from fusion_tinting.run import artifact, checkpoint, layer_choice
+from fusion_tinting.run.experts import predict_experts
+from fusion_tinting.run.files import read_json, require_writable, write_json
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.storage import refuse_device
+from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule, to_device
 
 
 def tint(

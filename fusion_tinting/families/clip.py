@@ -10,11 +10,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, CLIPModel, CLIPVisionModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from fusion_tinting.cache import recall, remember
 from fusion_tinting.families.class_token import unobserved
 from fusion_tinting.families.loading import require_complete
-from fusion_tinting.task_vectors import content_hash
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.method.task_vectors import content_hash
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.cache import recall, remember
 
 CLIP = CLIPVisionModel.__module__
 """Where transformers keeps its classes of CLIP."""

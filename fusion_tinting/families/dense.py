@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
-from fusion_tinting.files import read_tensors, write_tensors
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tints import part_of_head
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.tints import part_of_head
+from fusion_tinting.run.files import read_tensors, write_tensors
 
 CLASSES, VALUES = "hard", "l1"
 OBJECTIVE = {"segmentation": CLASSES, "depth": VALUES, "normal": VALUES}

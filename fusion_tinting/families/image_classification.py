@@ -11,7 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
 from fusion_tinting.families.loading import require_complete
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.method.tinted_model import TintedModel
 
 HEADS = ("classifier", "fc")
 """What transformers and torchvision call a classifier's last layer."""

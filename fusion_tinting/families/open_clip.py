@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.class_token import unobserved
-from fusion_tinting.files import write_tensors
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.files import write_tensors
 
 VISUAL = "model.visual."
 INFO = "open_clip"

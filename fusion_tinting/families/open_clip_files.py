@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fusion_tinting.families.open_clip import INFO, VISUAL, Architecture, ClassificationHead, VisualEncoder
 from fusion_tinting.families.pickles import unpickled
-from fusion_tinting.files import read_tensors
-from fusion_tinting.task_vectors import some
+from fusion_tinting.method.task_vectors import some
+from fusion_tinting.run.files import read_tensors
 
 CONVERTED = ".safetensors"
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.loading import whole
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.unlabeled import Unlabeled
 
 RATINGS = [tenths / 10 for tenths in range(51)]
 """Every rating of STS-B, as its template writes them."""

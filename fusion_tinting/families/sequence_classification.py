@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families.loading import require_complete
+from fusion_tinting.run.experts import LoadedExperts
 
 
 class Features(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class TintedText(TintedModel):

@@ -10,19 +10,19 @@ from fusion_bench.mixins import LightningFabricMixin
 from fusion_bench.utils.hydra_utils import get_hydra_output_dir
 from torch import nn
 
-from fusion_tinting.artifact import Reordered, read_manifest
 from fusion_tinting.errors import unknown
 from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily, family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
-from fusion_tinting.history import History
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting import tables
-from fusion_tinting.settings import Settings
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.run.artifact import Reordered, read_manifest
+from fusion_tinting.run.history import History
+from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule
 from fusion_tinting.tinting import tint
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from fusion_tinting.files import require_no_file
 from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.run.files import require_no_file
 
 
 def modelpool(pool) -> None:

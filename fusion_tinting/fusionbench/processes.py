@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from lightning import Fabric
 from torch import Tensor
 
-from fusion_tinting.processes import Processes
+from fusion_tinting.run.processes import Processes
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import clip as family
-from fusion_tinting.files import write_json, write_tensors
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.config import Config
 from fusion_tinting.mergekit.images import Images, prompts_of
 from fusion_tinting.mergekit.recipes import FILES
 from fusion_tinting.mergekit.rows import Inputs, Rows, reachable
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.files import write_json, write_tensors
 
 HEADS = "heads"
 PROJECTION = "visual_projection.weight"

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.settings import Settings
+from fusion_tinting.method.settings import Settings
 
 FAMILIES = ("auto", "sequence_classification", "causal_lm", "clip")
 

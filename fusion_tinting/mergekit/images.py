@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.clip import content_version
 from fusion_tinting.mergekit.rows import Rows
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.unlabeled import Unlabeled
 
 TEMPLATE = "a photo of a {}."
 FUSION_BENCH = "fusion_bench:"

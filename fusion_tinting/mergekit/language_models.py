@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import causal_lm as family
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.config import Config
@@ -12,7 +11,8 @@ from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.recipes import YAML
 from fusion_tinting.mergekit.rows import Inputs, Rows, reachable
 from fusion_tinting.mergekit.texts import shared_tokenizer
-from fusion_tinting.tints import resolve_layer
+from fusion_tinting.method.tints import resolve_layer
+from fusion_tinting.run.experts import LoadedExperts
 
 
 class LanguageModels:

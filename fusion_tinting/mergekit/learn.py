@@ -13,12 +13,12 @@ from fusion_tinting.mergekit.cli import FILE, FOLDER
 from fusion_tinting.mergekit.config import FAMILIES, Config, read
 from fusion_tinting.mergekit.quiet import quiet as quiet_libraries
 from fusion_tinting.mergekit.rows import Inputs, reachable
-from fusion_tinting.processes import Processes
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import show
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.unlabeled import batch_schedule
 from fusion_tinting.tinting import tint
-from fusion_tinting.unlabeled import batch_schedule
 
 FAMILY = {
     "sequence_classification": "classifiers:Classifiers",

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion_tinting.artifact import COEFFICIENTS, MANIFEST, tint_path
-from fusion_tinting.files import read_json, write_json
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
-from fusion_tinting.task_vectors import content_hash
+from fusion_tinting.method.task_vectors import content_hash
+from fusion_tinting.run.artifact import COEFFICIENTS, MANIFEST, tint_path
+from fusion_tinting.run.files import read_json, write_json
 
 Shapes = dict[str, tuple[int, ...]]
 ADVICE = "The run was learned from other models: give it those, or learn anew."

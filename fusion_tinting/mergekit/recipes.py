@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from fusion_tinting.artifact import COEFFICIENTS
-from fusion_tinting.files import write_text
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.method import NAME
 from fusion_tinting.mergekit.run_files import coefficient_file
+from fusion_tinting.run.artifact import COEFFICIENTS
+from fusion_tinting.run.files import write_text
 
 
 class Commands(NamedTuple):

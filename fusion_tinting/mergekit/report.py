@@ -7,11 +7,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from fusion_tinting.experts import outputs
 from fusion_tinting.mergekit.rows import Inputs
-from fusion_tinting.objectives import agreement, divergence
-from fusion_tinting.processes import Processes, sensible_threads
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.method.objectives import agreement, divergence
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.experts import outputs
+from fusion_tinting.run.processes import Processes, sensible_threads
 
 
 class Measured(NamedTuple):

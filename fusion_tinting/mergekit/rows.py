@@ -9,7 +9,7 @@ from torch import Tensor
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.texts import labels_of
 from fusion_tinting.mergekit.config import Data, Expert
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.unlabeled import Unlabeled
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusion_tinting.artifact import MANIFEST, check_rows
 from fusion_tinting.errors import unknown
-from fusion_tinting.files import read_json, read_tensors
+from fusion_tinting.run.artifact import MANIFEST, check_rows
+from fusion_tinting.run.files import read_json, read_tensors
 
 
 class CoefficientFile:

@@ -9,11 +9,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from fusion_tinting.artifact import COEFFICIENTS, check_files, read_manifest
 from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.run_files import CoefficientFile
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
+from fusion_tinting.run.artifact import COEFFICIENTS, check_files, read_manifest
 
 FEW = 24
 """So many tensors are shown one by one; more are gathered by their block."""

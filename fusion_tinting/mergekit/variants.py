@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fusion_tinting.artifact import COEFFICIENTS, MANIFEST, check_files, read_manifest
 from fusion_tinting.errors import unknown
-from fusion_tinting.files import read_json, write_atomically, write_json
 from fusion_tinting.mergekit.checkpoints import INDEX, Checkpoint, require_same
 from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.clip_towers import HEADS
 from fusion_tinting.mergekit.clip_variants import TowerRun
 from fusion_tinting.mergekit.merged import MergedRun
 from fusion_tinting.mergekit.recipes import require_empty, require_other
+from fusion_tinting.run.artifact import COEFFICIENTS, MANIFEST, check_files, read_manifest
+from fusion_tinting.run.files import read_json, write_atomically, write_json
 
 SHARED = "shared"
 OWN = "model-task.safetensors"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusion_tinting.cache import cache_folder
+from fusion_tinting.run.cache import cache_folder
 
 UNFINISHED = ".unfinished"
 """Ends the names of folders that are not complete yet."""

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.dense import MODEL_FILE, DenseHead
 from fusion_tinting.families.nyuv2_scenes import FOLDER, Scenes, as_seen
-from fusion_tinting.files import read_tensors, write_tensors
 from fusion_tinting.mini import scenes
 from fusion_tinting.mini.fitting import fit
 from fusion_tinting.mini.once import built_once, reproducible
 from fusion_tinting.mini.tiny_dense import TinyDilatedResNet, decoder
+from fusion_tinting.run.files import read_tensors, write_tensors
 
 VERSION = 2
 """Raise it whenever a zoo built by the new code would differ from one built by the old."""

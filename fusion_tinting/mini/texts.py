@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_tinting.files import write_text
 from fusion_tinting.mini.text_zoo import TextTask, make_models, rows
 from fusion_tinting.mini.tiny_roberta import Row
+from fusion_tinting.run.files import write_text
 
 UNLABELLED = 1600
 

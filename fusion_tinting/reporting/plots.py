@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fusion_tinting.files import write_atomically
-from fusion_tinting.history import History
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.files import write_atomically
+from fusion_tinting.run.history import History
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999", "#B8A900")
 """Eight colours that colour-blind readers tell apart; with more tasks the line style changes too."""

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from fusion_tinting.files import write_json, write_text
 from fusion_tinting.reporting import plots
+from fusion_tinting.run.files import write_json, write_text
 
 NAMED = 25
 """More marks than that have no room for their names: the best of them are named."""

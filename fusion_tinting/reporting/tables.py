@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from fusion_tinting.experts import predict
-from fusion_tinting.objectives import agreement
-from fusion_tinting.processes import Processes
-from fusion_tinting.tinted_model import OneTask, TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.objectives import agreement
+from fusion_tinting.method.tinted_model import OneTask, TintedModel
+from fusion_tinting.run.experts import predict
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 def show(table: Table) -> None:

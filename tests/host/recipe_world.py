@@ -11,8 +11,8 @@ from checkpoints import expert, llama, tensors
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from fusion_tinting.files import write_tensors
 from fusion_tinting.mergekit.cli import main
+from fusion_tinting.run.files import write_tensors
 
 TASKS = ("cats", "dogs", "owls")
 

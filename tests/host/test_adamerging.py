@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import fusion_tinting as ft
-from fusion_tinting.unlabeled import batch_schedule, task_order
+from fusion_tinting.run.unlabeled import batch_schedule, task_order
 
 TASKS = ["a", "b", "c"]
 STEPS, BATCH, SEED = 12, 8, 5

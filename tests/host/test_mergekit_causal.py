@@ -26,16 +26,16 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from fusion_tinting.artifact import tint_path
 from fusion_tinting.families.causal_lm import LanguageModel, blocks_of, load
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.config import read
 from fusion_tinting.mergekit.language_models import LanguageModels
 from fusion_tinting.mergekit.learn import family_of, learn
 from fusion_tinting.mergekit.reading import read as read_recipe
-from fusion_tinting.objectives import divergence
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tints import resolve_layer
+from fusion_tinting.method.objectives import divergence
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.tints import resolve_layer
+from fusion_tinting.run.artifact import tint_path
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 TASKS = ("news", "tales")

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from mergekit.merge_methods import merge_state_dicts
 from recipe_world import TASKS, assert_equal, make, merged, weights_by_hand
 
-from fusion_tinting.files import write_tensors
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.method import model_tinting
+from fusion_tinting.run.files import write_tensors
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from recipe_world import TASKS, assert_equal, make, merged, weights_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusion_tinting.files import write_tensors
 from fusion_tinting.mergekit import recipes
 from fusion_tinting.mergekit.cli import main
+from fusion_tinting.run.files import write_tensors
 
 PROGRAMS = Path(sys.executable).parent
 

@@ -13,8 +13,8 @@ from checkpoints import WORDS, classifier, expert, llama, masked_lm, tensors
 from click.testing import CliRunner
 from recipe_world import TASKS, make, write_coefficients
 
-from fusion_tinting.files import write_tensors
 from fusion_tinting.mergekit.cli import main
+from fusion_tinting.run.files import write_tensors
 
 COMMAND = Path(sys.executable).parent / "mergekit-tint"
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from fusion_tinting.families.clip import TintedCLIP
-from fusion_tinting.history import History
+from fusion_tinting.run.history import History
 
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 SHORT = ("method=model_tinting", "method.steps=3")

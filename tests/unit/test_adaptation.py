@@ -10,10 +10,10 @@ from torch.func import functional_call
 from world import TASKS, make_world
 
 import fusion_tinting as ft
-from fusion_tinting.averaging import Average
-from fusion_tinting.objectives import resolve_objective
-from fusion_tinting.sampling import resolve_sampler
-from fusion_tinting.unlabeled import batch_schedule, task_order
+from fusion_tinting.method.averaging import Average
+from fusion_tinting.method.objectives import resolve_objective
+from fusion_tinting.method.sampling import resolve_sampler
+from fusion_tinting.run.unlabeled import batch_schedule, task_order
 
 
 def plain_loop(world, *, layer, sampler, objective, update, steps, lr=1e-2, batch_size=8, seed=0):
@@ -399,9 +399,9 @@ def test_several_tasks_share_a_pass_of_the_encoder_and_nothing_changes(
     world, monkeypatch, layer, update, at_once, passes
 ):
     options = {"layer": layer, "update": update, "steps": 3}
-    monkeypatch.setattr("fusion_tinting.adaptation.ON_A_CPU", 0)
+    monkeypatch.setattr("fusion_tinting.method.adaptation.ON_A_CPU", 0)
     apart = world.tint(**options)
-    monkeypatch.setattr("fusion_tinting.adaptation.ON_A_CPU", at_once)
+    monkeypatch.setattr("fusion_tinting.method.adaptation.ON_A_CPU", at_once)
     calls = []
     taught = ft.Adaptation.teach
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from world import make_world
 
 import fusion_tinting as ft
-from fusion_tinting import checkpoint, files
+from fusion_tinting.run import checkpoint, files
 
 LAYERS = ["head", "block:1", None]
 
@@ -101,7 +101,7 @@ import sys
 sys.path.insert(0, {folder!r})
 import torch
 from world import make_world
-from fusion_tinting import checkpoint
+from fusion_tinting.run import checkpoint
 checkpoint.EVERY = 1000
 def tell(step, history):
     if step == 3:

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from fusion_tinting.families import clip
 from fusion_tinting.families import open_clip as family
 from fusion_tinting.families.clip import CLIPImageEncoder
-from fusion_tinting.tints import active
+from fusion_tinting.method.tints import active
 
 SMALL = {
     "hidden_size": 24,

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import fusion_tinting as ft
 from fusion_tinting.families import dense
 from fusion_tinting.families.nyuv2_scenes import FOLDER, Scenes
-from fusion_tinting.files import write_tensors
 from fusion_tinting.mini import scenes
 from fusion_tinting.mini.tiny_dense import TinyDilatedResNet, decoder
+from fusion_tinting.run.files import write_tensors
 
 SIZE = (16, 24)
 

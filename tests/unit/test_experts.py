@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from world import World
 
 import fusion_tinting as ft
-from fusion_tinting.cache import cache_folder
+from fusion_tinting.run.cache import cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def asked(monkeypatch):
         seen.append(encoder)
         return predict(encoder, *args, **kwargs)
 
-    monkeypatch.setattr("fusion_tinting.experts.predict", count)
+    monkeypatch.setattr("fusion_tinting.run.experts.predict", count)
     return seen
 
 
@@ -93,13 +93,13 @@ def test_another_activation_is_another_expert(world, asked):
 
 
 def test_data_of_unknown_content_is_not_remembered(world, monkeypatch):
-    monkeypatch.setattr("fusion_tinting.unlabeled.CACHE_BYTES", 0)
+    monkeypatch.setattr("fusion_tinting.run.unlabeled.CACHE_BYTES", 0)
     predictions(world)
     assert files() == []
 
 
 def test_data_with_a_version_is_remembered_by_it(world, monkeypatch, asked):
-    monkeypatch.setattr("fusion_tinting.unlabeled.CACHE_BYTES", 0)
+    monkeypatch.setattr("fusion_tinting.run.unlabeled.CACHE_BYTES", 0)
     images = torch.cat(world.unlabeled["cats"])
     expert = {"cats": world.experts["cats"]}
     for version, known in (("a", 1), ("a", 1), ("b", 2)):
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_nothing_half_written(world, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fusion_tinting.files.save_file", full)
+    monkeypatch.setattr("fusion_tinting.run.files.save_file", full)
     with pytest.raises(OSError, match=r"No space left.*nothing half-written"):
         predictions(world)
     assert files() == []

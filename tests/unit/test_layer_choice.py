@@ -9,9 +9,10 @@ import torch
 from world import make_world
 
 import fusion_tinting as ft
-from fusion_tinting import layer_choice, tinting
-from fusion_tinting.layer_choice import SHARE, choose_layer
-from fusion_tinting.tints import resolve_layer, tintable
+from fusion_tinting import tinting
+from fusion_tinting.method.tints import resolve_layer, tintable
+from fusion_tinting.run import layer_choice
+from fusion_tinting.run.layer_choice import SHARE, choose_layer
 
 OPTIONS = {"layer": "auto", "steps": 60, "update": "joint"}
 

@@ -5,7 +5,7 @@ import torch
 from world import TASKS
 
 import fusion_tinting as ft
-from fusion_tinting.cache import cache_folder
+from fusion_tinting.run.cache import cache_folder
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ class TestLeanTaskVectors:
     @staticmethod
     def shrink_pieces(monkeypatch):
         """So that these small tensors are cut as large ones are."""
-        monkeypatch.setattr("fusion_tinting.storage.PIECE", 7)
-        monkeypatch.setattr("fusion_tinting.storage.HELD", 10)
+        monkeypatch.setattr("fusion_tinting.run.storage.PIECE", 7)
+        monkeypatch.setattr("fusion_tinting.run.storage.HELD", 10)
 
     @pytest.mark.parametrize("pieces", ["whole", "small"])
     @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

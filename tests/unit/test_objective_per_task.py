@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_tinting.artifact import read_manifest
-from fusion_tinting.objectives import hard, l1
-from fusion_tinting.processes import Processes
+from fusion_tinting.method.objectives import hard, l1
+from fusion_tinting.method.settings import Settings
 from fusion_tinting.reporting.tables import agreement_table
-from fusion_tinting.settings import Settings
-from fusion_tinting.top_predictions import ARG_MAX, TOP, ClassIds, dense, joined, kept, read
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.artifact import read_manifest
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.top_predictions import ARG_MAX, TOP, ClassIds, dense, joined, kept, read
+from fusion_tinting.run.unlabeled import Unlabeled
 
 EACH = {"cats": "hard", "dogs": "l1", "owls": "soft"}
 

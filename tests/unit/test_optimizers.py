@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import fusion_tinting as ft
-from fusion_tinting.optimizers import Optimizers
+from fusion_tinting.method.optimizers import Optimizers
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 

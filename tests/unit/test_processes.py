@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusion_tinting as ft
-from fusion_tinting import processes
-from fusion_tinting.processes import SMALL_MODEL, sensible_threads
+from fusion_tinting.run import processes
+from fusion_tinting.run.processes import SMALL_MODEL, sensible_threads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -94,7 +94,7 @@ def test_no_iteration_waits_for_the_device(world, update, sampler, objective):
 
 FAULTS = """
 import resource, torch
-from fusion_tinting.processes import freed_memory_kept
+from fusion_tinting.run.processes import freed_memory_kept
 
 with freed_memory_kept(1000, torch.device("cpu")):
     for _ in range(5):

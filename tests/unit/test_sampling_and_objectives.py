@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fusion_tinting.objectives import OBJECTIVES, agreement, resolve_objective
-from fusion_tinting.sampling import SAMPLERS, resolve_sampler
+from fusion_tinting.method.objectives import OBJECTIVES, agreement, resolve_objective
+from fusion_tinting.method.sampling import SAMPLERS, resolve_sampler
 
 # Row by row: they agree; they disagree and the expert is surer; they disagree and the model is surer;
 # they disagree and are equally sure.

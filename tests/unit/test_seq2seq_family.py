@@ -27,7 +27,7 @@ from fusion_tinting.families.seq2seq import (
     prompts,
     with_answers,
 )
-from fusion_tinting.task_vectors import TaskVectors
+from fusion_tinting.method.task_vectors import TaskVectors
 
 CLASSES = {"input_text": "Is '{text}' like '{other}'?", "target_text": {"0": "no", "1": "yes"}}
 RATED = {"input_text": "Rate '{text}'.", "target_text": "{:.1f}"}

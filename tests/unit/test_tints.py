@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fusion_tinting as ft
-from fusion_tinting.tints import active, make_tints, resolve_layer, tintable
+from fusion_tinting.method.tints import active, make_tints, resolve_layer, tintable
 
 
 @pytest.mark.parametrize(

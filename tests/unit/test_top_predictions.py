@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fusion_tinting as ft
-from fusion_tinting import objectives, top_predictions
-from fusion_tinting.cache import cache_folder
-from fusion_tinting.processes import Processes
-from fusion_tinting.top_predictions import TOP, TopPredictions, dense
+from fusion_tinting.method import objectives
+from fusion_tinting.run import top_predictions
+from fusion_tinting.run.cache import cache_folder
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.top_predictions import TOP, TopPredictions, dense
 
 N, V, T = 40, 2000, 24
 TASKS = ("cats", "dogs")
@@ -145,7 +146,7 @@ def test_predictions_keep_the_top(language):
 
 @pytest.mark.parametrize("objective", ["soft", "hard"])
 def test_a_tinting_by_all_of_the_top_is_that_by_the_whole(language, monkeypatch, objective):
-    monkeypatch.setattr("fusion_tinting.settings.TOP", V)
+    monkeypatch.setattr("fusion_tinting.method.settings.TOP", V)
     by_top = tint(language, objective=objective)
     monkeypatch.setattr(top_predictions, "MANY_CLASSES", V)
     by_whole = tint(language, objective=objective)
@@ -179,14 +180,14 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_tensor_ever_holds_the_vocabulary_for_all_samples(language, monkeypatch):
-    monkeypatch.setattr("fusion_tinting.experts.BATCH_BYTES", 4 * 4 * V * T)  # four samples at a time
+    monkeypatch.setattr("fusion_tinting.run.experts.BATCH_BYTES", 4 * 4 * V * T)  # four samples at a time
     with Largest() as largest:
         tint(language)
     assert largest.numbers == 4 * V * T  # a batch, of teacher or pupil: a tenth of them all
 
 
 def test_a_sample_larger_than_a_batch_may_be_goes_alone(language, monkeypatch):
-    monkeypatch.setattr("fusion_tinting.experts.BATCH_BYTES", 1)
+    monkeypatch.setattr("fusion_tinting.run.experts.BATCH_BYTES", 1)
     with Largest() as largest:
         kept = predict(language)
     assert largest.numbers == max(V * T, N * TOP * T)
@@ -230,7 +231,7 @@ def test_a_second_run_takes_them_from_disk(language, monkeypatch):
     asked = []
     predict = ft.predict
     monkeypatch.setattr(
-        "fusion_tinting.experts.predict", lambda *a, **k: asked.append(a) or predict(*a, **k)
+        "fusion_tinting.run.experts.predict", lambda *a, **k: asked.append(a) or predict(*a, **k)
     )
     second = remembered(language)
     assert asked == []
@@ -261,7 +262,7 @@ def _of_another_length(tensors):
 def test_a_file_of_other_content_is_named(language, harm):
     from safetensors.torch import save_file
 
-    from fusion_tinting.files import read_tensors
+    from fusion_tinting.run.files import read_tensors
 
     remembered(language)
     path = next((cache_folder() / "predictions").glob("*"))

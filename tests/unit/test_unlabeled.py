@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule, input_of, task_order
+from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule, input_of, task_order
 
 ROWS = torch.arange(20.0).view(10, 2)
 
@@ -29,7 +29,7 @@ def test_every_sample_has_its_index_whatever_the_source(source):
 
 
 def test_a_pool_too_large_for_memory_is_read_batch_by_batch(monkeypatch):
-    monkeypatch.setattr("fusion_tinting.unlabeled.CACHE_BYTES", 8)
+    monkeypatch.setattr("fusion_tinting.run.unlabeled.CACHE_BYTES", 8)
     unlabeled = Unlabeled.of(DataLoader(TensorDataset(ROWS)))
     assert read(unlabeled, [[3, 1], [9]]) == [[[6, 7], [2, 3]], [[18, 19]]]
     assert unlabeled._cached is None

@@ -7,8 +7,8 @@ from typing import ClassVar
 from fusion_bench import BaseModelPool
 from torch import nn
 
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.unlabeled import Unlabeled
 
 FAMILY = {
     "CLIPVisionModelPool": "clip:ClipPool",

@@ -6,13 +6,13 @@ from functools import cached_property
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import causal_lm as family
 from fusion_tinting.families import texts
 from fusion_tinting.fusionbench.pools import PoolFamily
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.tints import AUTO, HEAD, resolve_layer
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.method.tints import AUTO, HEAD, resolve_layer
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import Unlabeled
 
 TEXT_LENGTH = 256
 """Tokens of the blocks that texts are cut into, where the tokenizer names no smaller `model_max_length`."""

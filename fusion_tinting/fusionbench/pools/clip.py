@@ -5,12 +5,12 @@ from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from torch import nn
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import clip
 from fusion_tinting.fusionbench.pools import PoolFamily, stock_taskpool
 from fusion_tinting.fusionbench.taskpools.clip import TintedCLIPVisionModelTaskPool as TintedTaskPool
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class ClipPool(PoolFamily):

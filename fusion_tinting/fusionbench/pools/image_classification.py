@@ -11,13 +11,13 @@ from fusion_bench.tasks.clip_classification import get_num_classes
 from safetensors.torch import load_file
 from torch import nn
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import image_classification
 from fusion_tinting.families.clip import content_version
 from fusion_tinting.fusionbench.pools import PoolFamily
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class _TaskSwitch(SwitchModule):

@@ -13,14 +13,14 @@ from fusion_bench.models.nyuv2.resnet_dilated import resnet_dilated
 from torch import nn
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import dense
 from fusion_tinting.families.nyuv2_scenes import Scenes
-from fusion_tinting.files import write_tensors
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools.nyuv2 import TintedNYUv2TaskPool, decoder_head
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.files import write_tensors
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class NYUv2ModelPool(StockModelPool):

@@ -8,14 +8,14 @@ from fusion_bench.taskpool import OpenCLIPVisionModelTaskPool
 from torch import nn
 from torch.utils.data import Dataset
 
-from fusion_tinting.experts import LoadedExperts
 from fusion_tinting.families import open_clip, open_clip_files
 from fusion_tinting.fusionbench.pools import PoolFamily, stock_taskpool
 from fusion_tinting.fusionbench.taskpools.open_clip import (
     TintedOpenCLIPVisionModelTaskPool as TintedTaskPool,
 )
-from fusion_tinting.task_vectors import PRETRAINED, some
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED, some
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import Unlabeled
 
 PATHS = ("pickle_path", "state_dict_path")
 

@@ -15,9 +15,9 @@ from fusion_tinting.families import causal_lm, texts
 from fusion_tinting.families import seq2seq as family
 from fusion_tinting.fusionbench.pools.causal_lm import CausalLMFamily
 from fusion_tinting.fusionbench.pools.text_classification import TextClassifierPool
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.tints import HEAD
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.method.tints import HEAD
+from fusion_tinting.run.unlabeled import Unlabeled
 
 TEXT_LENGTH = 512
 """Tokens of a prompt, as FusionBench cuts them, or the tokenizer's `model_max_length` if that is less."""

@@ -13,8 +13,8 @@ from fusion_tinting.families import sequence_classification as family
 from fusion_tinting.families import texts
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
-from fusion_tinting.task_vectors import PRETRAINED
-from fusion_tinting.unlabeled import LABEL_KEYS, Unlabeled
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.run.unlabeled import LABEL_KEYS, Unlabeled
 
 
 class TextClassifierPool(PoolFamily):

@@ -10,16 +10,16 @@ from fusion_bench import BaseModelPool
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fusion_tinting.artifact import installed_versions
 from fusion_tinting.fusionbench.algorithm import ModelTinting
 from fusion_tinting.fusionbench.closing import show_last
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting import studies as report
 from fusion_tinting.reporting.studies import Grid
 from fusion_tinting.reporting.tables import Metric
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.artifact import installed_versions
+from fusion_tinting.run.unlabeled import Unlabeled
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from scipy import stats
 
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.studies import Study
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.tints import AUTO
 from fusion_tinting.reporting.studies import Grid, heat_map, scatter
-from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tints import AUTO
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.unlabeled import Unlabeled
 
 STATES = ("before", "after")
 """Tinting."""

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.studies import Study
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.tints import part_of_head, resolve_layer, tintable
 from fusion_tinting.reporting.studies import Grid, by_parameters
-from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tints import part_of_head, resolve_layer, tintable
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.unlabeled import Unlabeled
 
 NO_TINT = "no tint"
 

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.studies import Study, coefficients_of
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.tints import AUTO
 from fusion_tinting.reporting.studies import Grid, heat_map
-from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.tints import AUTO
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.unlabeled import Unlabeled
 
 ENCODERS = ("Task Arithmetic", "AdaMerging", "Model Tinting")
 ORIGINAL = "original layers"

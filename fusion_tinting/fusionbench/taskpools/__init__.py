@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
-from fusion_tinting.files import write_json
 from fusion_tinting.fusionbench.closing import show_last
+from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import ACCURACY, Metric, score_table
-from fusion_tinting.tinted_model import TintedModel
+from fusion_tinting.run.files import write_json
 
 
 class TintedEvaluation:

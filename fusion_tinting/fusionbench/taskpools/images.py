@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch.utils.data import DataLoader
 
-from fusion_tinting.unlabeled import InMemory
+from fusion_tinting.run.unlabeled import InMemory
 
 
 class ImagesInMemory:

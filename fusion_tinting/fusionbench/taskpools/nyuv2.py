@@ -16,8 +16,8 @@ from fusion_tinting.families.dense import DenseHead
 from fusion_tinting.families.nyuv2_scenes import Scenes
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
+from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import Metric
-from fusion_tinting.tinted_model import TintedModel
 
 METRIC = {
     "segmentation": Metric("mIoU", "mIoU %"),

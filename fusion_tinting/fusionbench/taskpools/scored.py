@@ -8,7 +8,7 @@ from fusion_bench import BaseTaskPool, LightningFabricMixin
 from fusion_bench.utils import count_parameters
 from torch import nn
 
-from fusion_tinting.files import write_json
+from fusion_tinting.run.files import write_json
 
 
 class ScoredTaskPool(LightningFabricMixin, BaseTaskPool):

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.experts import predict
 from fusion_tinting.families import seq2seq as family
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools.text_classification import SCORES, TextClassificationTaskPool
-from fusion_tinting.tinted_model import OneTask, TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.tinted_model import OneTask, TintedModel
+from fusion_tinting.run.experts import predict
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class Inputs(NamedTuple):

@@ -10,15 +10,15 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.experts import predict
 from fusion_tinting.families import sequence_classification as family
 from fusion_tinting.fusionbench.pools import family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
+from fusion_tinting.method.tinted_model import OneTask, TintedModel
 from fusion_tinting.reporting.tables import ACCURACY, Metric
-from fusion_tinting.tinted_model import OneTask, TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.run.experts import predict
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class Score(NamedTuple):

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting import artifact
 from fusion_tinting.errors import same_tasks, unknown
-from fusion_tinting.history import History
-from fusion_tinting.merging import load_merged
-from fusion_tinting.task_vectors import TaskVectors, content_hash, require_module
-from fusion_tinting.tints import HEAD, active, make_tints, part_of_head, resolve_layer
-from fusion_tinting.unlabeled import call
+from fusion_tinting.method.merging import load_merged
+from fusion_tinting.method.task_vectors import TaskVectors, content_hash, require_module
+from fusion_tinting.method.tints import HEAD, active, make_tints, part_of_head, resolve_layer
+from fusion_tinting.run import artifact
+from fusion_tinting.run.history import History
+from fusion_tinting.run.unlabeled import call
 
 
 class TintedModel(nn.Module):

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from fusion_tinting.coefficients import GRANULARITIES
 from fusion_tinting.errors import unknown
-from fusion_tinting.objectives import OBJECTIVES, OF_CLASSES, Objective, hard, resolve_objective
-from fusion_tinting.sampling import Sampler, every_sample, resolve_sampler
-from fusion_tinting.storage import STORAGES
-from fusion_tinting.task_vectors import DTYPES, PRETRAININGS
-from fusion_tinting.top_predictions import ARG_MAX, TOP
+from fusion_tinting.method.coefficients import GRANULARITIES
+from fusion_tinting.method.objectives import OBJECTIVES, OF_CLASSES, Objective, hard, resolve_objective
+from fusion_tinting.method.sampling import Sampler, every_sample, resolve_sampler
+from fusion_tinting.method.task_vectors import DTYPES, PRETRAININGS
+from fusion_tinting.run.storage import STORAGES
+from fusion_tinting.run.top_predictions import ARG_MAX, TOP
 
 UPDATES = ("sequential", "joint")
 

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fusion_tinting import checkpoint
-from fusion_tinting.averaging import Average
-from fusion_tinting.coefficients import Coefficients
-from fusion_tinting.history import History
-from fusion_tinting.merging import MergedWeights, coefficient_gradient
-from fusion_tinting.objectives import agreement, l1
-from fusion_tinting.optimizers import Optimizers
-from fusion_tinting.processes import Processes, freed_memory_kept, sensible_threads
-from fusion_tinting.sampling import resolve_sampler
-from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.top_predictions import Predictions, dense
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule, resident, task_order, to_device
+from fusion_tinting.method.averaging import Average
+from fusion_tinting.method.coefficients import Coefficients
+from fusion_tinting.method.merging import MergedWeights, coefficient_gradient
+from fusion_tinting.method.objectives import agreement, l1
+from fusion_tinting.method.optimizers import Optimizers
+from fusion_tinting.method.sampling import resolve_sampler
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run import checkpoint
+from fusion_tinting.run.history import History
+from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
+from fusion_tinting.run.top_predictions import Predictions, dense
+from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule, resident, task_order, to_device
 
 LOOK = 10
 """Iterations between two looks at a GPU's figures, each of which waits for it; a divisor of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.storage import STORAGES, Rows
+from fusion_tinting.run.storage import STORAGES, Rows
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -28,7 +28,7 @@ PRETRAINED = "_pretrained_"
 class TaskVectors:
     """θ₀ and the K task vectors of L tensors, P numbers in all, in two flat buffers.
 
-    The flat layout is what makes the merge fast: see `fusion_tinting.merging`.
+    The flat layout is what makes the merge fast: see `fusion_tinting.method.merging`.
 
     Attributes:
         tasks: the K task names; row k of `deltas` belongs to `tasks[k]`.

@@ -18,13 +18,13 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.files import read_json, read_tensors, sha256, write_json, write_tensors, write_text
-from fusion_tinting.history import History
-from fusion_tinting.merging import load_merged
-from fusion_tinting.task_vectors import PRETRAINED
+from fusion_tinting.method.merging import load_merged
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.run.files import read_json, read_tensors, sha256, write_json, write_tensors, write_text
+from fusion_tinting.run.history import History
 
 if TYPE_CHECKING:
-    from fusion_tinting.tinted_model import TintedModel
+    from fusion_tinting.method.tinted_model import TintedModel
 
 FORMAT_VERSION = 1
 MANIFEST = "tinting.json"

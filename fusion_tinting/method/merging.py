@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.task_vectors import TaskVectors
+from fusion_tinting.method.task_vectors import TaskVectors
 
 
 def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.settings import Settings
+from fusion_tinting.method.settings import Settings
 
 
 class Optimizers:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, distributed
 
-from fusion_tinting.cache import cache_folder
+from fusion_tinting.run.cache import cache_folder
 
 PIECE = 1 << 16
 """Columns converted to float32 at a time: K times this stays in the processor's cache."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fusion_tinting.files import read_tensors, write_tensors
+from fusion_tinting.run.files import read_tensors, write_tensors
 
 
 def cache_folder() -> Path:

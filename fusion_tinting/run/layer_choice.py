@@ -11,15 +11,15 @@ from dataclasses import replace
 from torch import nn
 from tqdm.auto import tqdm
 
-from fusion_tinting.adaptation import adapt
-from fusion_tinting.experts import LoadedExperts, predict
-from fusion_tinting.objectives import agreement, l1
-from fusion_tinting.processes import Processes
-from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import OneTask, TintedModel
-from fusion_tinting.tints import HEAD, make_tints, resolve_layer, tintable
-from fusion_tinting.top_predictions import Predictions, dense
-from fusion_tinting.unlabeled import Unlabeled, batch_schedule
+from fusion_tinting.method.adaptation import adapt
+from fusion_tinting.method.objectives import agreement, l1
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import OneTask, TintedModel
+from fusion_tinting.method.tints import HEAD, make_tints, resolve_layer, tintable
+from fusion_tinting.run.experts import LoadedExperts, predict
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.top_predictions import Predictions, dense
+from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule
 
 SHARE = 1 / 3
 """What the choice may take of the iterations of the adaptation that follows: a third of its time."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_tinting.files import read_metadata, read_tensors, write_tensors
-from fusion_tinting.settings import Settings
-from fusion_tinting.tinted_model import TintedModel
-from fusion_tinting.unlabeled import Unlabeled
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.files import read_metadata, read_tensors, write_tensors
+from fusion_tinting.run.unlabeled import Unlabeled
 
 if TYPE_CHECKING:
-    from fusion_tinting.adaptation import Adaptation
+    from fusion_tinting.method.adaptation import Adaptation
 
 EVERY = 50
 """Iterations between checkpoints. One is a few megabytes (λ, tints, Adam's moments)."""

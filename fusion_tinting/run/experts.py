@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fusion_tinting.cache import recall, remember
-from fusion_tinting.processes import Processes, sensible_threads
-from fusion_tinting.task_vectors import content_hash, require_module
-from fusion_tinting.top_predictions import ClassIds, Predictions, TopPredictions, joined, kept, mapped, read
-from fusion_tinting.unlabeled import Unlabeled, call, to_device
+from fusion_tinting.method.task_vectors import content_hash, require_module
+from fusion_tinting.run.cache import recall, remember
+from fusion_tinting.run.processes import Processes, sensible_threads
+from fusion_tinting.run.top_predictions import (
+    ClassIds,
+    Predictions,
+    TopPredictions,
+    joined,
+    kept,
+    mapped,
+    read,
+)
+from fusion_tinting.run.unlabeled import Unlabeled, call, to_device
 
 KIND = "predictions"
 

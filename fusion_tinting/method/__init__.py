@@ -1,0 +1,1 @@
+"""The paper: Model Tinting, one idea a file."""
