@@ -7,20 +7,12 @@ from fusion_bench.scripts.cli import main
 import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before the tests import more of it)
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """One cache folder for zoos and zero-shot heads."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("FUSION_TINTING_CACHE", str(folder))
-        yield folder
-
-
 @pytest.fixture
 def fuse(cache, tmp_path, monkeypatch):
     """Run FusionBench's program as its command does, faster: without a process of its own.
 
-    Returns the program's result: `merged_model` and `report`.
+    Images are loaded by this process, unless `method.num_workers` says otherwise. Returns the program's
+    result: `merged_model` and `report`.
     """
     monkeypatch.chdir(tmp_path)
     module = "fusion_bench.programs.fabric_fusion_program"
@@ -30,6 +22,8 @@ def fuse(cache, tmp_path, monkeypatch):
         quiet = ("print_config=false", "print_function_call=false", "fabric.accelerator=cpu")
         paths = (f"path.log_dir={tmp_path}", "path.work_dir=.", f"fabric.loggers.root_dir={tmp_path}")
         pools = ("modelpool=clip-micro_3", "taskpool=clip-micro_3")
-        return main(composed(*pools, *quiet, *paths, *overrides))
+        tinting = any(override.startswith("method=model_tinting") for override in overrides)
+        loading = ("method.num_workers=0",) if tinting else ()
+        return main(composed(*pools, *quiet, *paths, *loading, *overrides))
 
     return run
