@@ -223,34 +223,21 @@ def test_the_returned_model_is_a_tinted_clip(fuse):
     assert isinstance(model.merged, CLIPVisionModel)
 
 
-class TestCommand:
-    """Through the real command, in processes of its own."""
-
-    OVERRIDES = (
-        "modelpool=clip-micro_3",
-        "taskpool=clip-micro_3",
-        "method=model_tinting_pp",
-        "method.steps=4",
+def test_the_command_in_two_processes_ends_with_the_table_and_the_one_process_result(fuse, tmp_path):
+    """`fusion_bench` as it was installed; `tests/unit/test_sharded.py` has other settings."""
+    settings = ("method=model_tinting_pp", "method.steps=4", "method.update=joint")
+    two_processes = ("fabric.devices=2", "fabric.accelerator=cpu", "method.run_dir=run2")
+    result = run(
+        *(FUSION_BENCH, "modelpool=clip-micro_3", "taskpool=clip-micro_3", *settings, *two_processes),
+        cwd=tmp_path,
     )
-
-    def test_it_ends_with_the_table(self, cache, tmp_path):
-        result = run(FUSION_BENCH, *self.OVERRIDES, cwd=tmp_path)
-        tail = result.stdout[result.stdout.index("Accuracy %") :]
-        for word in ("pre-trained", "Arithmetic", "expert", "tinted", *TASKS, "average", "transductive"):
-            assert word in tail
-
-    @pytest.mark.parametrize("update", ["sequential", "joint"])
-    def test_two_processes_give_the_one_process_result(self, cache, tmp_path, update):
-        for devices in (1, 2):
-            run(
-                FUSION_BENCH, *self.OVERRIDES, f"method.update={update}", f"method.run_dir=run{devices}",
-                f"fabric.devices={devices}", "fabric.accelerator=cpu", "taskpool=dummy", cwd=tmp_path,
-            )  # fmt: skip
-        for name in ("coefficients", *(f"tints/{task}" for task in TASKS)):
-            one, two = (load_file(tmp_path / f"run{d}" / f"{name}.safetensors") for d in (1, 2))
-            for key, value in one.items():
-                torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
-        curves = [
-            History.from_csv((tmp_path / f"run{d}" / "curves.csv").read_text(), TASKS) for d in (1, 2)
-        ]
-        torch.testing.assert_close(curves[1].values, curves[0].values, rtol=1e-3, atol=1e-4)
+    tail = result.stdout[result.stdout.index("Accuracy %") :]
+    for word in ("pre-trained", "Arithmetic", "expert", "tinted", *TASKS, "average", "transductive"):
+        assert word in tail
+    fuse(*settings, "method.run_dir=run1", "method.num_workers=2")
+    for name in ("coefficients", *(f"tints/{task}" for task in TASKS)):
+        one, two = (load_file(tmp_path / f"run{d}" / f"{name}.safetensors") for d in (1, 2))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
+    curves = [History.from_csv((tmp_path / f"run{d}" / "curves.csv").read_text(), TASKS) for d in (1, 2)]
+    torch.testing.assert_close(curves[1].values, curves[0].values, rtol=1e-3, atol=1e-4)

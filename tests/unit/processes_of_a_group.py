@@ -1,27 +1,37 @@
 """Runs in each of two processes of one gloo group; see test_sharded.py."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from lightning import Fabric
 from safetensors.torch import save_file
 from torch import distributed
 from world import make_world
 
 import fusion_tinting as ft
+from fusion_tinting.fusionbench.processes import FabricProcesses
 
 
-def main(rank: str, ranks: str, folder: str, update: str, storage: str, dtype: str) -> None:
+def main(rank: str, ranks: str, folder: str, cases: str) -> None:
+    """Adapt once for each case, and write what this process ended with to `<folder>/<case>-<rank>`."""
     store = distributed.FileStore(f"{folder}/store", int(ranks))
     distributed.init_process_group("gloo", rank=int(rank), world_size=int(ranks), store=store)
-    tinted = make_world().tint(
-        update=update,
-        layer="blocks.1",
-        sampler="all",
-        average=True,
-        task_vectors={"storage": storage, "dtype": dtype},
-        processes=ft.DistributedProcesses(),
-    )
+    os.environ |= {"LOCAL_RANK": rank, "WORLD_SIZE": ranks}  # as Lightning's launcher starts processes
+    fabric = Fabric(accelerator="cpu", devices=int(ranks), strategy="ddp")
+    fabric.launch()
+    processes = {"torch": ft.DistributedProcesses(), "fabric": FabricProcesses(fabric)}
+    for number, (host, options) in enumerate(json.loads(cases)):
+        tinted = make_world().tint(**options, processes=processes[host])
+        save_file(tensors_of(tinted), Path(folder) / f"{number}-{rank}.safetensors")
+    distributed.barrier()
+    distributed.destroy_process_group()  # or one that ends first can abort the other
+
+
+def tensors_of(tinted: ft.TintedModel) -> dict[str, torch.Tensor]:
+    """What a process ends with: coefficients, tints, merged parameters, history, task vectors held."""
     tensors = {
         **tinted.coefficients,
         **{f"tints.{n}": t for n, t in tinted.tint_modules.state_dict().items()},
@@ -29,9 +39,7 @@ def main(rank: str, ranks: str, folder: str, update: str, storage: str, dtype: s
     tensors |= {f"merged.{name}": p.data for name, p in tinted.merged.named_parameters()}
     tensors |= {f"expert.{name}": p.data for name, p in tinted.remerged("dogs").merged.named_parameters()}
     tensors |= {"history": tinted.history.values, "held": torch.tensor(tinted.vectors.deltas.shape[1])}
-    save_file({name: t.contiguous() for name, t in tensors.items()}, Path(folder) / f"{rank}.safetensors")
-    distributed.barrier()
-    distributed.destroy_process_group()  # or one that ends first can abort the other
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two processes of torch.distributed against one: the work shared out, and the task vectors too."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,31 +11,43 @@ from safetensors.torch import load_file
 from world import make_world
 
 SCRIPT = Path(__file__).with_name("processes_of_a_group.py")
+CASES = [
+    ("torch", "joint", "memory", "fp32"),
+    ("torch", "joint", "sharded", "fp32"),
+    ("torch", "sequential", "sharded", "fp32"),
+    ("torch", "joint", "sharded", "fp16"),
+    ("fabric", "joint", "memory", "fp32"),
+    ("fabric", "sequential", "sharded", "fp32"),
+]
 
 
-def together(folder: Path, update: str, storage: str, dtype: str = "fp32") -> list[dict]:
-    """What each of two processes ended with."""
-    commands = [[sys.executable, SCRIPT, str(r), "2", folder, update, storage, dtype] for r in (0, 1)]
+def options(update: str, storage: str, dtype: str) -> dict:
+    """Settings of a run."""
+    task_vectors = {"storage": storage, "dtype": dtype}
+    return {
+        "update": update, "layer": "blocks.1", "sampler": "all", "average": True,
+        "task_vectors": task_vectors,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Path:
+    """What each of two processes ended with in every case: `<number of the case>-<rank>.safetensors`."""
+    folder = tmp_path_factory.mktemp("group")
+    cases = json.dumps([(host, options(*settings)) for host, *settings in CASES])
+    commands = [[sys.executable, SCRIPT, str(rank), "2", folder, cases] for rank in (0, 1)]
     started = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    return [load_file(folder / f"{rank}.safetensors") for rank in (0, 1)]
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("update", "storage", "dtype"),
-    [
-        ("joint", "memory", "fp32"),
-        ("joint", "sharded", "fp32"),
-        ("sequential", "sharded", "fp32"),
-        ("joint", "sharded", "fp16"),
-    ],
-)
-def test_two_processes_equal_one(tmp_path, update, storage, dtype):
-    found = together(tmp_path, update, storage, dtype)
-    options = {"update": update, "layer": "blocks.1", "sampler": "all", "average": True}
-    alone = make_world().tint(**options, task_vectors={"dtype": dtype})
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_two_processes_equal_one(together, case):
+    _, update, storage, dtype = case
+    found = [load_file(together / f"{CASES.index(case)}-{rank}.safetensors") for rank in (0, 1)]
+    alone = make_world().tint(**options(update, "memory", dtype))
     expert = alone.remerged("dogs").merged
     for tensors in found:
         for name, row in alone.coefficients.items():
