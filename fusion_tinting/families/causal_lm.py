@@ -1,13 +1,21 @@
 """Causal language models: the whole model is merged, and its next-token distributions are taught."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from fusion_tinting.families.loading import whole
+from fusion_tinting.families.family import BY_ARCHITECTURE
+from fusion_tinting.families.loading import load_whole
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.texts import TextFamily
+from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.method.tints import AUTO, HEAD, resolve_layer
+from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.unlabeled import Unlabeled
 
 
@@ -19,22 +27,92 @@ class LanguageModel(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the logits of every position."""
         return self.model(input_ids=input_ids, use_cache=False).logits.transpose(1, 2)
 
 
+class WholeModels(TextFamily):
+    """Models that are merged whole, their LM head too: the heads of the tasks are the identity.
+
+    Class attributes:
+        auto: of transformers, which loads such a model.
+        encoder: the module around it, with the model as its only child, `model`.
+    """
+
+    auto: ClassVar[type]
+    encoder: ClassVar[type[nn.Module]]
+    defaults: ClassVar[Mapping[str, Any]] = {"sampler": "all", "objective": "soft", "batch_size": 4}
+
+    def load(self) -> None:
+        """Load the pre-trained model; the experts are loaded one at a time."""
+        self.pretrained = self._encoder(PRETRAINED)
+        self.experts = LoadedExperts(self.models.tasks, self._encoder)
+        self.heads = {task: nn.Identity() for task in self.models.tasks}
+        self.names = names_on_disk(self.pretrained.model)
+
+    @cached_property
+    def layers(self) -> Mapping[str, str]:
+        """`head` is the LM head, a layer of the model itself."""
+        return {HEAD: head_name(self.pretrained.model)}
+
+    def check_layer(self, layer: str | None) -> None:
+        """Refuse a layer that shares a tensor with the LM head, and `auto`."""
+        if layer == AUTO:
+            raise ValueError("`layer=auto` is not for language models: name a layer, as `block:-1`.")
+        named = resolve_layer(self.pretrained, self.layers.get(layer, layer))
+        if named not in (None, self.layers[HEAD]):
+            require_untied(self.pretrained.model, named)
+
+    def _encoder(self, name: str) -> nn.Module:
+        model = self.models.opened(name)
+        return self.encoder(load_whole(self.auto, self.models.paths[name]) if model is None else model)
+
+
+class CausalLM(WholeModels):
+    """Language models that are taught each next token of a text by the expert's distribution of it."""
+
+    keys: ClassVar[tuple[str, ...]] = ("text", "max_length")
+    recipes = BY_ARCHITECTURE
+    positions: ClassVar[bool] = True
+    auto, encoder = AutoModelForCausalLM, LanguageModel
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return the texts one after another, in blocks of `max_length` tokens.
+
+        Raises:
+            ValueError: a row without text, or too few tokens in all.
+        """
+        try:
+            return inputs_of(
+                self.tokenizer, rows.texts("text"), self.pretrained.model.config, rows.max_length
+            )
+        except ValueError as error:
+            raise ValueError(f"{rows.where}: {error}") from error
+
+
 def load(path: str) -> PreTrainedModel:
-    """A causal language model from a folder or hub id, in float32, with dropout off.
+    """Load a causal language model in float32, with dropout off.
+
+    Args:
+        path: folder or hub id.
 
     Raises:
+        FileNotFoundError: a model that cannot be reached.
         ValueError: tensors that the checkpoint lacks, named.
     """
-    return whole(AutoModelForCausalLM, path)
+    return load_whole(AutoModelForCausalLM, path)
 
 
 def head_name(model: PreTrainedModel) -> str:
-    """The name, in `LanguageModel`, of the layer that gives the logits: what `layer: head` tints.
+    """Return the name, in `LanguageModel`, of the layer that gives the logits: what `layer: head` tints.
 
     Where it shares its weight with the embeddings, its tint has a weight of its own.
+
+    Args:
+        model: of transformers.
+
+    Raises:
+        ValueError: a model without such a layer.
     """
     head = model.get_output_embeddings()
     names = [f"model.{name}" for name, module in model.named_modules() if module is head]
@@ -44,7 +122,11 @@ def head_name(model: PreTrainedModel) -> str:
 
 
 def require_untied(model: PreTrainedModel, layer: str) -> None:
-    """Refuse to tint a layer, named as in `LanguageModel`, that shares a tensor with the LM head.
+    """Refuse to tint a layer that shares a tensor with the LM head.
+
+    Args:
+        model: of transformers.
+        layer: its name in `LanguageModel`.
 
     Raises:
         ValueError: the embedding of a model that computes its logits with it, or a layer around it.
@@ -57,8 +139,14 @@ def require_untied(model: PreTrainedModel, layer: str) -> None:
         )
 
 
-def inputs_of(tokenizer, texts: Sequence[str], config: PreTrainedConfig, max_length: int) -> Unlabeled:
-    """Texts one after another, in blocks of `max_length` tokens, or as many as the model can read.
+def inputs_of(tokenizer: Any, texts: Sequence[str], config: PreTrainedConfig, max_length: int) -> Unlabeled:
+    """Return texts one after another, in blocks of tokens.
+
+    Args:
+        tokenizer: of the experts.
+        texts: of any lengths.
+        config: of the base, which may read fewer tokens.
+        max_length: tokens of a block.
 
     Raises:
         ValueError: a token that the model does not know, or too few of them; see `blocks_of`.
@@ -74,7 +162,7 @@ def inputs_of(tokenizer, texts: Sequence[str], config: PreTrainedConfig, max_len
 
 
 def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
-    """Parameter name in `LanguageModel` -> tensor name in a checkpoint as transformers writes it."""
+    """Return parameter name in `LanguageModel` -> tensor name in a checkpoint as transformers writes it."""
     names = {}
     for name, tensor in model.named_parameters():
         (names[f"model.{name}"],) = revert_weight_conversion(model, {name: tensor})
@@ -82,10 +170,11 @@ def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
 
 
 def blocks_of(tokens: list[list[int]], length: int, separator: int | None) -> list[Tensor]:
-    """Texts one after another, cut into blocks of `length` tokens; no padding: every position counts.
+    """Cut texts, one after another, into blocks of tokens; no padding: every position counts.
 
     Args:
         tokens: token ids of each text.
+        length: tokens of a block.
         separator: the end-of-text id that stands after every text, if there is one.
 
     Raises:

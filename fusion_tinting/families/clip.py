@@ -1,20 +1,35 @@
 """CLIP image classifiers with zero-shot heads: features, folded heads, names on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, CLIPModel, CLIPVisionModel
+from transformers import AutoConfig, CLIPModel, CLIPProcessor, CLIPVisionModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from fusion_tinting.families import images
 from fusion_tinting.families.class_token import unobserved
-from fusion_tinting.families.loading import require_complete
-from fusion_tinting.method.task_vectors import content_hash
+from fusion_tinting.families.family import BY_FILE, Family
+from fusion_tinting.families.loading import load_partly, reachable, require_complete
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.method.task_vectors import PRETRAINED, content_hash
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.cache import recall, remember
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.files import write_json, write_tensors
+from fusion_tinting.run.unlabeled import Unlabeled
+
+HEADS = "heads"
+PROJECTION = "visual_projection.weight"
+LOGITS = f"weight · z + bias, where z = normalize({PROJECTION} · pooler_output of the CLIPVisionModel)"
+SAME = ("hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "patch_size")
+"""What two towers must agree in beside the shapes of their tensors, which alone do not tell all of it."""
 
 CLIP = CLIPVisionModel.__module__
 """Where transformers keeps its classes of CLIP."""
@@ -93,18 +108,138 @@ class TintedCLIP(TintedModel):
         self.save(path)
 
 
-def load(path: str) -> CLIPModel:
-    """A whole CLIP, with its text tower, from a folder or hub id; in float32.
+class Clip(Family):
+    """Vision towers are merged; everything else of CLIP is the base's.
+
+    A task's head is its zero-shot classifier, as in FusionBench: class embeddings of the base's text tower,
+    times its logit scale.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("image", "classes", "template", "label")
+    recipes = BY_FILE  # `yaml` drops tensors of CLIP
+    model_class: ClassVar[type[TintedModel]] = TintedCLIP
+    part: ClassVar[str | None] = "vision_model."
+
+    @cached_property
+    def processor(self) -> Any:
+        """The host's, or the base's."""
+        given = self.models.reader
+        return reachable(CLIPProcessor.from_pretrained, self.models.base) if given is None else given
+
+    def check(self) -> None:
+        """Refuse experts that are no vision tower of the base's architecture."""
+        if self.models.load is None:
+            base = reachable(AutoConfig.from_pretrained, self.models.base)
+            for path in self.models.experts.values():
+                require_tower(path, getattr(base, "vision_config", base))
+
+    def load(self) -> None:
+        """Load the whole base for its projection and text tower, which makes the heads."""
+        tasks, given = self.models.tasks, self.models.opened(PRETRAINED)
+        base = load(self.models.base) if given is None else given.eval()
+        projection, scale = base.visual_projection, base.logit_scale.detach().exp()
+        self.pretrained = CLIPImageEncoder(base.vision_model, projection)
+        self.experts = LoadedExperts(tasks, lambda task: CLIPImageEncoder(self._tower(task), projection))
+        self.heads = {
+            task: folded_head(zero_shot_weights(base, self.processor, *self.models.classes[task]), scale)
+            for task in tasks
+        }
+        self.names = names_on_disk(self.pretrained, base if given is None else None)
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return images, preprocessed as CLIP reads them."""
+        return images.inputs_of(rows, self.processor)
+
+    def labels(self, task: str, rows: Rows) -> Tensor | None:
+        """Return class indices."""
+        names = self.models.classes[task].names
+        return rows.labels(len(names), {name: place for place, name in enumerate(names)})
+
+    def write_beside(self, run_dir: Path) -> None:
+        """Write `heads/<task>.safetensors` and `heads/<task>.json`, which no checkpoint holds.
+
+        In the one are weight, bias and the visual projection, as they were before the adaptation; in the
+        other the names of the classes.
+        """
+        for task, head in self.heads.items():
+            write_head(
+                head_path(run_dir, task),
+                {**head.state_dict(), PROJECTION: self.pretrained.visual_projection.weight},
+                {"task": task, "classes": list(self.models.classes[task].names), "logits": LOGITS},
+            )
+
+    def _tower(self, task: str) -> CLIPVisionModel:
+        model = self.models.opened(task)
+        return load_tower(self.models.experts[task]) if model is None else model
+
+
+def require_tower(path: str, base: Any) -> None:
+    """Refuse a checkpoint that is no CLIP vision tower like the base's.
+
+    Args:
+        path: folder or hub id of the expert.
+        base: configuration of the base's vision tower.
 
     Raises:
-        OSError: no such model.
+        FileNotFoundError: a model that cannot be reached.
+        ValueError: naming the expert and what differs.
+    """
+    config = reachable(AutoConfig.from_pretrained, path)
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise ValueError(
+            f"The expert `{path}` is of the architecture `{config.model_type}`. Expected a CLIPVisionModel "
+            "or a CLIPModel."
+        )
+    expert = getattr(config, "vision_config", config)
+    for key in SAME:
+        if getattr(expert, key) != getattr(base, key):
+            raise ValueError(
+                f"The expert `{path}` has `{key}` {getattr(expert, key)}; the base has "
+                f"{getattr(base, key)}. Only towers of one architecture can be merged."
+            )
+
+
+def head_path(run_dir: Path, task: str) -> Path:
+    """Return the path of the two files of a task's head in a run, without their endings.
+
+    Args:
+        run_dir: the run's folder.
+        task: whose head.
+    """
+    return run_dir / HEADS / quote(task, safe="")
+
+
+def write_head(stem: Path, tensors: Mapping[str, Tensor], about: Mapping) -> None:
+    """Write `stem`.safetensors, and beside it `stem`.json.
+
+    Args:
+        stem: path without ending.
+        tensors: of the head.
+        about: what is known of it.
+    """
+    write_tensors(stem.with_name(f"{stem.name}.safetensors"), tensors, {"format": "pt"})
+    write_json(stem.with_name(f"{stem.name}.json"), dict(about))
+
+
+def load(path: str) -> CLIPModel:
+    """Load a whole CLIP, with its text tower, in float32.
+
+    Args:
+        path: folder or hub id.
+
+    Raises:
+        FileNotFoundError: a model that cannot be reached.
         ValueError: a model of another architecture, or tensors that the checkpoint lacks, named.
     """
     return _loaded(path, {"clip": CLIPModel})
 
 
 def load_tower(path: str) -> CLIPVisionModel:
-    """The vision tower of a folder or hub id, which may be a whole CLIP; in float32. Raises as `load`."""
+    """Load the vision tower of a checkpoint, which may be a whole CLIP; in float32. Raises as `load`.
+
+    Args:
+        path: folder or hub id.
+    """
     model = _loaded(path, {"clip_vision_model": CLIPVisionModel, "clip": CLIPModel})
     return model.vision_model if isinstance(model, CLIPModel) else model
 
@@ -168,24 +303,13 @@ def names_on_disk(encoder: CLIPImageEncoder, whole: CLIPModel | None = None) -> 
     return names
 
 
-def content_version(dataset, processor) -> str | None:
-    """Names what a processed Hugging Face data set holds: its own fingerprint and the processor's settings.
-
-    The fingerprint is made of the data files and of everything done to them, so that it survives the
-    process. Other data sets have none.
-    """
-    fingerprint = getattr(dataset, "_fingerprint", None)
-    settings = getattr(getattr(processor, "image_processor", processor), "to_json_string", None)
-    return None if fingerprint is None or settings is None else f"{fingerprint} {settings()}"
-
-
 def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionModel:
-    kind = AutoConfig.from_pretrained(path).model_type
+    kind = reachable(AutoConfig.from_pretrained, path).model_type
     if kind not in classes:
         raise ValueError(f"`{path}` is of the architecture `{kind}`. Expected {' or '.join(classes)}.")
-    model, told = classes[kind].from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    require_complete(path, model, told["missing_keys"])
-    return model.requires_grad_(False).eval()
+    model, missing = load_partly(classes[kind], path, safetensors=None)
+    require_complete(path, model, missing)
+    return model.requires_grad_(False)
 
 
 def _class_embedding(clip_model: CLIPModel, processor, texts: list[str]) -> Tensor:

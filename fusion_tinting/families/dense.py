@@ -8,15 +8,23 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusion_tinting.errors import unknown
 from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
+from fusion_tinting.families.family import Family
+from fusion_tinting.families.nyuv2_scenes import Scenes
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.method.tints import part_of_head
+from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import read_tensors, write_tensors
+from fusion_tinting.run.unlabeled import Unlabeled
 
 CLASSES, VALUES = "hard", "l1"
 OBJECTIVE = {"segmentation": CLASSES, "depth": VALUES, "normal": VALUES}
@@ -69,6 +77,44 @@ class TintedDense(TintedModel):
         if part:
             head.set_submodule(part, self.tints[task])
         return nn.Sequential(*head.trunk, head.last)
+
+
+class Dense(Family):
+    """Encoders are merged; each task's head is its expert's decoder. The host loads both.
+
+    `layer: head` tints the decoder's last layer, `layer: decoder` the whole of it.
+    """
+
+    model_class: ClassVar[type[TintedModel]] = TintedDense
+    positions: ClassVar[bool] = True
+    layers: ClassVar[Mapping[str, str]] = {"head": "head.last", "decoder": "head"}
+
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        """L1 for values; segmentation's is the run's."""
+        return {task: VALUES for task in self.models.tasks if OBJECTIVE[task] == VALUES}
+
+    def check(self) -> None:
+        """Refuse tasks that are none of NYUv2's."""
+        for task in self.models.tasks:
+            if task not in OBJECTIVE:
+                raise unknown("task", task, OBJECTIVE)
+
+    def load(self) -> None:
+        """Load the pre-trained encoder and every decoder."""
+        self.pretrained = encoder_of(self.models.load(PRETRAINED))
+        self.experts = LoadedExperts(self.models.tasks, lambda task: encoder_of(self.models.load(task)))
+        self.heads = {task: self.models.load_head(task) for task in self.models.tasks}
+        self.names = names_on_disk(self.pretrained)
+        self._images: dict[Path, Unlabeled] = {}
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return a task's images; tasks with the same folder share them, in memory too."""
+        workers = rows.num_workers or 0
+        if not isinstance(rows.table, Scenes):
+            return Unlabeled(rows.table, num_workers=workers)
+        scenes = Scenes(rows.table.folder.parent, rows.table.folder.name)
+        return self._images.setdefault(scenes.folder, Unlabeled(scenes, num_workers=workers))
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

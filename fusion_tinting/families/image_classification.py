@@ -2,16 +2,29 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
+from fusion_tinting.families import images
 from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
-from fusion_tinting.families.loading import require_complete
+from fusion_tinting.families.family import BY_FILE, Family
+from fusion_tinting.families.loading import (
+    configurations,
+    load_partly,
+    reachable,
+    require_complete,
+    require_one_architecture,
+)
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import Unlabeled
 
 HEADS = ("classifier", "fc")
 """What transformers and torchvision call a classifier's last layer."""
@@ -65,6 +78,52 @@ class TintedClassifier(TintedModel):
         self.save(path)
 
 
+class ImageClassification(Family):
+    """Backbones are merged; a task's head is its expert's own last layer. Of the base's nothing is used."""
+
+    keys: ClassVar[tuple[str, ...]] = ("image", "label")
+    recipes = BY_FILE
+    model_class: ClassVar[type[TintedModel]] = TintedClassifier
+
+    @cached_property
+    def configs(self) -> Mapping[str, PreTrainedConfig]:
+        """Task, or `_pretrained_` -> its checkpoint's configuration."""
+        return configurations(self.models)
+
+    def check(self) -> None:
+        """Refuse models of several architectures."""
+        if self.models.load is None:
+            base, experts = (
+                self.configs[PRETRAINED],
+                {task: self.configs[task] for task in self.models.tasks},
+            )
+            require_one_architecture(base, experts)
+
+    def load(self) -> None:
+        """Load the pre-trained model and, one after another, every expert for its head."""
+        self.pretrained, _ = self._split(PRETRAINED)
+        self.experts = LoadedExperts(self.models.tasks, lambda task: self._split(task)[0])
+        self.heads = {task: self._split(task)[1] for task in self.models.tasks}
+        self.names = names_on_disk(self.pretrained)
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return images, preprocessed as for evaluation by the host or by the task's expert."""
+        reader = self.models.reader
+        if reader is None:
+            reader = reachable(AutoImageProcessor.from_pretrained, self.models.experts[task])
+        return images.inputs_of(rows, reader)
+
+    def labels(self, task: str, rows: Rows) -> Tensor | None:
+        """Return class indices."""
+        return rows.labels(width(self.heads[task]), self.configs[task].label2id)
+
+    def _split(self, name: str) -> tuple[ImageEncoder, nn.Module]:
+        model = self.models.opened(name)
+        if model is None:
+            model = load(self.models.paths[name], with_head=name != PRETRAINED)
+        return split(model)
+
+
 def head_name(classifier: nn.Module) -> str:
     """Where a classifier keeps its head.
 
@@ -101,10 +160,9 @@ def load(path: str, with_head: bool = True) -> nn.Module:
         OSError: no such model.
         ValueError: no image classifier, or tensors that the checkpoint lacks, named.
     """
-    auto = AutoModelForImageClassification
-    model, told = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    model, missing = load_partly(AutoModelForImageClassification, path, safetensors=None)
     own = f"{head_name(model)}."
-    require_complete(path, model, (n for n in told["missing_keys"] if with_head or not n.startswith(own)))
+    require_complete(path, model, (name for name in missing if with_head or not name.startswith(own)))
     return model
 
 

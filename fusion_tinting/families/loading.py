@@ -1,30 +1,112 @@
 """What the families share in loading a model of transformers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from fusion_tinting.families.family import Models
 
 
-def whole(auto: type, path: str) -> PreTrainedModel:
-    """A model from a folder or hub id, as an auto class of transformers makes it; in float32, dropout off.
+def reachable(load: Callable[[str], Any], name: str) -> Any:
+    """Return `load(name)`, whose failure names what was asked for.
+
+    Args:
+        load: reads a model or data set.
+        name: folder or hub id.
 
     Raises:
+        FileNotFoundError: it is neither here nor on a hub that answers.
+    """
+    try:
+        return load(name)
+    except OSError as error:
+        raise FileNotFoundError(f"`{name}` is neither here nor can it be reached: {error}") from error
+
+
+def configurations(models: Models) -> dict[str, PreTrainedConfig]:
+    """Return the configuration of every checkpoint, by task or `_pretrained_`.
+
+    Args:
+        models: with folders or hub ids of transformers.
+
+    Raises:
+        FileNotFoundError: a model that cannot be reached.
+    """
+    return {
+        name: reachable(partial(AutoConfig.from_pretrained, **models.config.get(name, {})), path)
+        for name, path in models.paths.items()
+    }
+
+
+def require_one_architecture(base: PreTrainedConfig, experts: Mapping[str, PreTrainedConfig]) -> None:
+    """Refuse experts of another architecture than the base's.
+
+    Args:
+        base: configuration of the pre-trained model.
+        experts: task -> configuration of its expert.
+
+    Raises:
+        ValueError: naming the expert and both architectures.
+    """
+    for task, expert in experts.items():
+        if expert.model_type != base.model_type:
+            raise ValueError(
+                f"The expert of `{task}`, `{expert.name_or_path}`, is of the architecture "
+                f"{expert.model_type}; the base `{base.name_or_path}` of {base.model_type}. "
+                "Only fine-tuned copies of one base can be merged."
+            )
+
+
+def load_whole(auto: type, path: str) -> PreTrainedModel:
+    """Load a model as an auto class of transformers makes it: complete, in float32, with dropout off.
+
+    Args:
+        auto: class with `from_pretrained`.
+        path: folder or hub id.
+
+    Raises:
+        FileNotFoundError: a model that cannot be reached.
         ValueError: tensors that the checkpoint lacks, named.
     """
-    model, told = auto.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    model, missing = load_partly(auto, path)
+    require_complete(path, model, missing)
+    return model
+
+
+def load_partly(
+    auto: type, path: str, safetensors: bool | None = True
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return a model in float32, with dropout off, and the tensors that its checkpoint lacks.
+
+    Args:
+        auto: class with `from_pretrained`.
+        path: folder or hub id.
+        safetensors: True for such files alone, None for PyTorch's too.
+
+    Raises:
+        FileNotFoundError: a model that cannot be reached.
+    """
+    load = partial(
+        auto.from_pretrained, dtype=torch.float32, use_safetensors=safetensors, output_loading_info=True
     )
-    require_complete(path, model, told["missing_keys"])
-    return model.eval()
+    model, info = reachable(load, path)
+    return model.eval(), sorted(info["missing_keys"])
 
 
 def require_complete(path: str, model: nn.Module, missing: Iterable[str]) -> None:
-    """Refuse a model of which transformers made tensors up that its checkpoint lacks.
+    """Refuse a model in which transformers initialized tensors randomly that its checkpoint lacks.
+
+    Args:
+        path: folder or hub id, for the error.
+        model: as loaded.
+        missing: names of those tensors.
 
     Raises:
-        ValueError: naming the checkpoint and some of the tensors.
+        ValueError: naming the checkpoint and the first of the tensors.
     """
     if lacking := sorted(missing):
         raise ValueError(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import open_clip
 import torch
@@ -15,9 +16,15 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families import images
 from fusion_tinting.families.class_token import unobserved
+from fusion_tinting.families.family import Family
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import write_tensors
+from fusion_tinting.run.unlabeled import Unlabeled
 
 VISUAL = "model.visual."
 INFO = "open_clip"
@@ -157,6 +164,34 @@ class TintedOpenCLIP(TintedModel):
         """Save the shared encoder as `model.safetensors` and, in the same folder, the artefact."""
         self.merged.save(Path(path) / "model.safetensors")
         self.save(path)
+
+
+class OpenClip(Family):
+    """Visual towers are merged; each task has the head that it was trained with. The host loads both."""
+
+    model_class: ClassVar[type[TintedModel]] = TintedOpenCLIP
+
+    def load(self) -> None:
+        """Load the pre-trained encoder and the heads.
+
+        Raises:
+            ValueError: a head that is not as wide as the embeddings; or what the host's loading raises.
+        """
+        self.pretrained, self.names = self.models.load(PRETRAINED), {}
+        self.experts = LoadedExperts(self.models.tasks, self.models.load)
+        self.heads = {task: self.models.load_head(task) for task in self.models.tasks}
+        width = self.pretrained.architecture.embed_dim
+        for task, head in self.heads.items():
+            if head.in_features != width:
+                raise ValueError(
+                    f"The head of `{task}` takes embeddings of width {head.in_features}; the pre-trained "
+                    f"model's are {width} wide."
+                )
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return images, preprocessed as OpenAI's."""
+        size = self.pretrained.architecture.vision_cfg["image_size"]
+        return images.inputs_of(rows, self.pretrained.val_preprocess, f"open_clip {size}")
 
 
 def preprocessing(architecture: Architecture, is_train: bool = False):

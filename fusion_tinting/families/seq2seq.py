@@ -1,11 +1,13 @@
 """Sequence-to-sequence models (T5, Flan-T5): the whole model is merged; an answer's first token is taught.
 
-A task is a template, as FusionBench has them: `input_text`, the prompt with a field for each column of
-texts, and `target_text`, the answer of each class (by its index, a string), or how a rating is written.
+A task of FusionBench's is a template: `input_text`, the prompt with a field for each column of texts, and
+`target_text`, the answer of each class (by its index, a string), or how a rating is written.
 """
 
 import string
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -14,7 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families.loading import whole
+from fusion_tinting.families.causal_lm import WholeModels
+from fusion_tinting.families.loading import load_whole
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.texts import tokenized
 from fusion_tinting.run.unlabeled import Unlabeled
 
 RATINGS = [tenths / 10 for tenths in range(51)]
@@ -38,6 +43,7 @@ class AnsweringModel(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, answers: Tensor | None = None) -> Tensor:
+        """Return the logits of the first step, or the likelihood of answers."""
         if answers is not None:
             return self._likelihoods(input_ids, attention_mask, answers)
         start = input_ids.new_full((len(input_ids), 1), self.model.config.decoder_start_token_id)
@@ -47,35 +53,61 @@ class AnsweringModel(nn.Module):
     def _likelihoods(self, input_ids: Tensor, attention_mask: Tensor, answers: Tensor) -> Tensor:
         read = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
         given = {"encoder_outputs": read, "attention_mask": attention_mask, "use_cache": False}
-        found = []
+        likelihoods = []
         for answer in answers:
             labels = answer[answer != NO_TOKEN].repeat(len(input_ids), 1)
-            said = self.model(**given, labels=labels).logits.log_softmax(-1)
-            found.append(said.gather(2, labels[..., None]).sum((1, 2)))
-        return torch.stack(found, 1)
+            log_probs = self.model(**given, labels=labels).logits.log_softmax(-1)
+            likelihoods.append(log_probs.gather(2, labels[..., None]).sum((1, 2)))
+        return torch.stack(likelihoods, 1)
+
+
+class Seq2Seq(WholeModels):
+    """Models that answer a text: what teaches is the expert's distribution of its answer's first token."""
+
+    auto, encoder = AutoModelForSeq2SeqLM, AnsweringModel
+    keys: ClassVar[tuple[str, ...]] = ("text", "max_length")
+
+    @cached_property
+    def layers(self) -> Mapping[str, str]:
+        """`head` is the LM head, `block:<i>` a block of the decoder."""
+        blocks = decoder_blocks(self.pretrained.model)
+        named = {f"block:{place}": blocks[place] for place in range(-len(blocks), len(blocks))}
+        return {**super().layers, **named}
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return the tokens of the texts that are answered."""
+        return tokenized(self.tokenizer, [rows.texts("text")], rows.max_length)
 
 
 def load(path: str) -> PreTrainedModel:
-    """A sequence-to-sequence model from a folder or hub id, in float32, with dropout off.
+    """Load a sequence-to-sequence model in float32, with dropout off.
+
+    Args:
+        path: folder or hub id.
 
     Raises:
+        FileNotFoundError: a model that cannot be reached.
         ValueError: tensors that the checkpoint lacks, named.
     """
-    return whole(AutoModelForSeq2SeqLM, path)
+    return load_whole(AutoModelForSeq2SeqLM, path)
 
 
 def decoder_blocks(model: PreTrainedModel) -> list[str]:
-    """Names, in `AnsweringModel`, of the decoder's blocks. (T5's first holds the position biases of all,
-    so that the core finds no list of equal blocks.)"""
+    """Return the names, in `AnsweringModel`, of the decoder's blocks.
+
+    T5's first block holds the position biases of all, so that the core finds no list of equal blocks.
+    """
     lists = (part for part in model.get_decoder().children() if isinstance(part, nn.ModuleList))
     blocks = {id(block) for block in next(lists, ())}
     return [f"model.{name}" for name, module in model.named_modules() if id(module) in blocks]
 
 
 def prompts(template: Mapping, dataset: Dataset, where: str) -> list[str]:
-    """What the model is asked of every row.
+    """Return what the model is asked of every row.
 
     Args:
+        template: with `input_text`.
+        dataset: with the columns that it names.
         where: what an error calls the data.
 
     Raises:
@@ -89,15 +121,24 @@ def prompts(template: Mapping, dataset: Dataset, where: str) -> list[str]:
 
 
 def answers(template: Mapping) -> dict[str, int | float]:
-    """Answer -> what it means: a class, or a rating."""
+    """Return answer -> what it means: a class, or a rating.
+
+    Args:
+        template: with `target_text`.
+    """
     written = template["target_text"]
     if isinstance(written, str):
         return {written.format(rating): rating for rating in RATINGS}
     return {answer: int(label) for label, answer in written.items()}
 
 
-def with_answers(inputs: Unlabeled, tokenizer, among: Sequence[str]) -> Unlabeled:
-    """Inputs whose batches also hold the tokens of the answers that are compared.
+def with_answers(inputs: Unlabeled, tokenizer: Any, among: Sequence[str]) -> Unlabeled:
+    """Return inputs whose batches also hold the tokens of the answers that are compared.
+
+    Args:
+        inputs: tokens of prompts.
+        tokenizer: of the models.
+        among: the answers.
 
     Raises:
         ValueError: answers that are the same to the tokenizer.

@@ -1,19 +1,23 @@
 """Text classifiers of transformers (BERT, RoBERTa, DistilBERT, DeBERTa, GPT-2, Llama...): features, heads.
 
 Such a model is a backbone and the rest, which pools and classifies in each architecture's own way. The rest
-is run as it is, with a stand-in that gives back what the backbone has said: none needs code here.
+is run as it is, with a stand-in that gives back what the backbone has computed: none needs code here.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from fusion_tinting.families.loading import require_complete
+from fusion_tinting.families.family import BY_FILE
+from fusion_tinting.families.loading import load_partly, require_complete
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.texts import TextFamily, tokenized
 from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class Features(NamedTuple):
@@ -31,6 +35,7 @@ class TextEncoder(nn.Module):
         self.backbone = backbone
 
     def forward(self, **inputs: Tensor) -> Features:
+        """Run the backbone."""
         return Features(self.backbone(**inputs), inputs)
 
 
@@ -38,6 +43,7 @@ class TextHead(nn.Module):
     """`Features` -> logits (B, labels): the whole model but its backbone.
 
     Args:
+        rest: the model, with a stand-in in its backbone's place.
         pooler: the backbone's, where it belongs to the head; see `split`.
     """
 
@@ -46,40 +52,90 @@ class TextHead(nn.Module):
         self.rest, self.pooler = rest, pooler
 
     def forward(self, features: Features) -> Tensor:
-        said = features.output
+        """Run the rest of the model on what its backbone has computed."""
+        output = features.output
         if self.pooler is not None:
-            said = type(said)(**{**said, "pooler_output": self.pooler(said.last_hidden_state)})
+            output = type(output)(**{**output, "pooler_output": self.pooler(output.last_hidden_state)})
         stand_in = getattr(self.rest, self.rest.base_model_prefix)
-        stand_in.says = said
+        stand_in.output = output
         try:
             return self.rest(**features.inputs).logits
         finally:
-            stand_in.says = None
+            stand_in.output = None
 
 
 class _StandIn(nn.Module):
-    says: Any = None
+    output: Any = None
 
-    def forward(self, *_, **__) -> Any:
-        return self.says
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self.output
+
+
+class SequenceClassification(TextFamily):
+    """Backbones are merged; a task's head is its expert's, whatever its width. A single output is a number.
+
+    The base may also be a bare backbone or a masked language model.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("text", "text_pair", "max_length", "label")
+    recipes = BY_FILE
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """As of other texts, padding on the right: what a text gives must not depend on its batch."""
+        tokenizer = super().tokenizer
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    def load(self) -> None:
+        """Load the pre-trained backbone and every expert once, for its head."""
+        base, self.heads, self.names = load(self.models.base, base_of=True), {}, {}
+        pooled = has_pooler(base)
+        for task in self.models.tasks:
+            model = self.classifier(task)
+            self.names |= names_on_disk(model, pooled)
+            _, self.heads[task] = split(model, pooled)
+        self.experts = LoadedExperts(
+            self.models.tasks, lambda task: split(self.classifier(task), pooled)[0]
+        )
+        self.pretrained, _ = split(base)
+
+    def classifier(self, task: str) -> PreTrainedModel:
+        """Load a task's expert, whole."""
+        return load(self.models.experts[task], pad_token_id=self.tokenizer.pad_token_id)
+
+    def inputs(self, task: str, rows: Rows) -> Unlabeled:
+        """Return the tokens of texts, or of pairs; batches are padded to their longest."""
+        columns = [rows.texts("text"), rows.texts("text_pair")]
+        return tokenized(self.tokenizer, [c for c in columns if c is not None], rows.max_length)
+
+    def labels(self, task: str, rows: Rows) -> Tensor | None:
+        """Return class indices, or values of a head with one output."""
+        config = self.configs[task]
+        return rows.labels(config.num_labels, config.label2id)
+
+    @staticmethod
+    def parameter_of(name: str, prefix: str) -> str:
+        """Return what `TextEncoder` calls a tensor."""
+        return f"backbone.{name.removeprefix(prefix)}"
 
 
 def load(path: str, base_of: bool = False, pad_token_id: int | None = None) -> PreTrainedModel:
-    """A classifier from a folder or hub id, in float32, with dropout off.
+    """Load a classifier in float32, with dropout off.
 
     Args:
+        path: folder or hub id.
         base_of: whether only its backbone is wanted, so that a bare or a masked language model will do; a
             pooler that such a model lacks is then None.
         pad_token_id: the tokenizer's, for a model that does not know which text of a batch ends where.
 
     Raises:
+        FileNotFoundError: a model that cannot be reached.
         ValueError: tensors that the checkpoint lacks, named.
     """
-    model, told = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    model, missing = load_partly(AutoModelForSequenceClassification, path)
     prefix = f"{model.base_model_prefix}."
-    missing = sorted(n for n in told["missing_keys"] if n.startswith(prefix) or not base_of)
+    missing = [name for name in missing if name.startswith(prefix) or not base_of]
     if base_of and missing and all(name.startswith(f"{prefix}pooler.") for name in missing):
         getattr(model, model.base_model_prefix).pooler, missing = None, []
     require_complete(path, model, missing)
@@ -87,18 +143,19 @@ def load(path: str, base_of: bool = False, pad_token_id: int | None = None) -> P
         model.config.pad_token_id = pad_token_id
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # of keys and values, which only generation needs
-    return model.eval()
+    return model
 
 
 def has_pooler(model: PreTrainedModel) -> bool:
-    """Whether a model's backbone holds a pooler, as BERT's does."""
+    """Return whether a model's backbone holds a pooler, as BERT's does."""
     return getattr(getattr(model, model.base_model_prefix), "pooler", None) is not None
 
 
 def split(model: PreTrainedModel, pooled: bool = True) -> tuple[TextEncoder, TextHead]:
-    """Take a model apart; it is of no use by itself afterwards.
+    """Split a model into its backbone and the rest; it is of no use by itself afterwards.
 
     Args:
+        model: a classifier.
         pooled: whether a pooler in the backbone is merged with it. It cannot be where the base, a masked
             language model, has none: then every expert's belongs to its head.
     """
@@ -111,7 +168,12 @@ def split(model: PreTrainedModel, pooled: bool = True) -> tuple[TextEncoder, Tex
 
 
 def names_on_disk(model: PreTrainedModel, pooled: bool = True) -> dict[str, str]:
-    """Name in `TextEncoder`, or `head.` and name in `TextHead`, -> tensor name on disk; before `split`."""
+    """Return name in `TextEncoder`, or `head.` and name in `TextHead` -> tensor name on disk.
+
+    Args:
+        model: before `split`.
+        pooled: as `split`.
+    """
     prefix, names = f"{model.base_model_prefix}.", {}
     for name, tensor in model.state_dict().items():
         (stored,) = revert_weight_conversion(model, {name: tensor})
@@ -123,28 +185,3 @@ def names_on_disk(model: PreTrainedModel, pooled: bool = True) -> dict[str, str]
         else:
             names[f"backbone.{short}"] = stored
     return names
-
-
-class Parts(NamedTuple):
-    """Models as `tint` takes them, and `names_on_disk` of them all."""
-
-    pretrained: TextEncoder
-    experts: Mapping[str, TextEncoder]
-    heads: dict[str, TextHead]
-    names: dict[str, str]
-
-
-def taken_apart(base: PreTrainedModel, experts: Mapping[str, Callable[[], PreTrainedModel]]) -> Parts:
-    """Encoders to merge and a head for every task.
-
-    Args:
-        base: a classifier, or what `load` gives with `base_of`.
-        experts: task -> what loads its classifier, as often as it is wanted.
-    """
-    pooled, heads, names = has_pooler(base), {}, {}
-    for task, load_expert in experts.items():
-        model = load_expert()
-        names |= names_on_disk(model, pooled)
-        _, heads[task] = split(model, pooled)
-    loaded = LoadedExperts(list(experts), lambda task: split(experts[task](), pooled)[0])
-    return Parts(split(base)[0], loaded, heads, names)

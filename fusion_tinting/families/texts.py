@@ -1,15 +1,18 @@
-"""What the families of text models share, whatever the host: tokens, labels, checks of models."""
+"""What the families of text models share: tokenizers, tokens, configurations."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedConfig
 
+from fusion_tinting.families.family import Family
+from fusion_tinting.families.loading import configurations, reachable, require_one_architecture
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -23,68 +26,112 @@ class TintedText(TintedModel):
         (model,) = self.encoder.children()
         return model
 
-    def save_pretrained(self, path: str | Path, **kwargs) -> None:
-        """Save the shared model as its class's `from_pretrained` reads it, and, in the same folder, the
-        artefact: coefficients and tints."""
+    def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
+        """Save the shared model as its class's `from_pretrained` reads it, and the artifact beside it.
+
+        Args:
+            path: a folder.
+            **kwargs: as the model's own `save_pretrained`.
+        """
         self.merged.save_pretrained(path, **kwargs)
         self.save(path)
 
 
-def tokenised(tokenizer, columns: Sequence[Sequence[str]], max_length: int) -> Unlabeled:
-    """The tokens of texts, or of pairs of texts; batches are padded to their longest, on the right.
+class TextFamily(Family):
+    """Models that read tokens."""
+
+    model_class: ClassVar[type[TintedModel]] = TintedText
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The host's tokenizer, or the one that all experts share; what lacks a padding token gets one."""
+        tokenizer = self.models.reader
+        if tokenizer is None:
+            tokenizer = shared_tokenizer(self.models.experts)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @cached_property
+    def configs(self) -> Mapping[str, PreTrainedConfig]:
+        """Task, or `_pretrained_` -> its checkpoint's configuration."""
+        return configurations(self.models)
+
+    def check(self) -> None:
+        """Refuse models of several architectures, or that read texts differently.
+
+        Raises:
+            ValueError: naming the model.
+            FileNotFoundError: a model that cannot be reached, or an expert without tokenizer.
+        """
+        base, experts = self.configs[PRETRAINED], {task: self.configs[task] for task in self.models.tasks}
+        require_one_architecture(base, experts)
+        self.tokenizer  # noqa: B018 (loaded here, for what it refuses)
+
+
+def shared_tokenizer(experts: Mapping[str, str]) -> Any:
+    """Return the tokenizer of the first expert, once all are known to have its vocabulary.
 
     Args:
+        experts: task -> folder or hub id.
+
+    Raises:
+        FileNotFoundError: an expert without tokenizer.
+        ValueError: experts whose vocabularies differ.
+    """
+    tokenizers = {task: _tokenizer(task, path) for task, path in experts.items()}
+    first, *others = tokenizers
+    vocabulary = tokenizers[first].get_vocab()
+    for task in others:
+        theirs = tokenizers[task].get_vocab()
+        if theirs != vocabulary:
+            raise ValueError(
+                f"The vocabulary of the expert `{task}` differs from that of `{first}`: {len(theirs)} and "
+                f"{len(vocabulary)} tokens. Models that read text differently cannot be merged."
+            )
+    return tokenizers[first]
+
+
+def _tokenizer(task: str, path: str) -> Any:
+    tokenizer, folder = reachable(AutoTokenizer.from_pretrained, path), Path(path)
+    files = [name for name in tokenizer.vocab_files_names.values() if name]
+    # transformers makes an empty one where there is none
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        raise FileNotFoundError(
+            f"The expert of `{task}`, `{path}`, has no tokenizer: it lacks {files}. "
+            "Copy the one that it was trained with there."
+        )
+    return tokenizer
+
+
+def tokenized(tokenizer: Any, columns: Sequence[Sequence[str]], max_length: int) -> Unlabeled:
+    """Return the tokens of texts, or of pairs of texts; batches are padded to their longest.
+
+    Args:
+        tokenizer: of transformers; on which side it pads is its own.
         columns: the texts, and the second ones where there are pairs.
         max_length: tokens; longer texts are cut.
     """
     tokens = tokenizer(*columns, truncation=True, max_length=max_length)
     items = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
-    return padded(tokenizer, items)
-
-
-def padded(tokenizer, items: list[dict]) -> Unlabeled:
-    """Tokens of samples; batches are padded to their longest."""
     return Unlabeled(
         items, lambda batch: dict(tokenizer.pad(batch, return_tensors="pt")), version=digest(items)
     )
 
 
 def digest(items: list) -> str:
-    """Hash of tokenised inputs."""
+    """Return the hash of tokenized inputs."""
     return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
 
-def labels_of(values: Sequence, outputs: int, names: Mapping[str, int], where: str, column: str) -> Tensor:
-    """The labels, (N,): class indices; of a head with a single output float32 values.
-
-    Args:
-        values: one label for each sample; of classes, their indices or names.
-        outputs: how many the expert's head has.
-        names: class name -> index.
-        where, column: what an error calls the data and the labels' column.
-
-    Raises:
-        ValueError: a value that is no label of this head, and where it is.
-    """
-    wanted = "a number" if outputs == 1 else f"a class from 0 to {outputs - 1} or one of {list(names)}"
-    found = [names.get(value, value) if isinstance(value, str) else value for value in values]
-    for place, value in enumerate(found):
-        number = isinstance(value, Real) and value == value
-        if not number or (outputs > 1 and value not in range(outputs)):
-            raise ValueError(
-                f"Row {place} of {where} has the label {values[place]!r} in its column `{column}`; its "
-                f"expert's head has {outputs} output(s): expected {wanted}."
-            )
-    return torch.tensor(found, dtype=torch.float32 if outputs == 1 else torch.long)
-
-
 def class_order(names: Sequence[str], config: PreTrainedConfig, where: str) -> list[int]:
-    """The head's output for each class of the data. A checkpoint may have its classes in another order.
+    """Return the head's output for each class of the data, which may have them in another order.
 
     Args:
         names: of the data's classes, in order.
-        config: of the classifier, whose `label2id` tells; the names `LABEL_0`, `LABEL_1`... that
-            transformers makes up tell nothing, and then the orders are taken to be the same.
+        config: of the classifier, whose `label2id` names its outputs; where they are `LABEL_0`,
+            `LABEL_1`..., which transformers writes where nothing was said, the orders are taken to be the
+            same.
         where: what an error calls the data.
 
     Raises:
@@ -109,23 +156,12 @@ def class_order(names: Sequence[str], config: PreTrainedConfig, where: str) -> l
     return order
 
 
-def same_architecture(base: PreTrainedConfig, experts: Mapping[str, PreTrainedConfig]) -> None:
-    """Refuse experts of another architecture than the base's.
-
-    Raises:
-        ValueError: naming the expert and both architectures.
-    """
-    for task, expert in experts.items():
-        if expert.model_type != base.model_type:
-            raise ValueError(
-                f"The expert of `{task}`, `{expert.name_or_path}`, is of the architecture "
-                f"{expert.model_type}; the base `{base.name_or_path}` of {base.model_type}. "
-                "Only fine-tuned copies of one base can be merged."
-            )
-
-
-def require_fitting(tokenizer, config: PreTrainedConfig) -> None:
+def require_fitting(tokenizer: Any, config: PreTrainedConfig) -> None:
     """Refuse a tokenizer that a model cannot read.
+
+    Args:
+        tokenizer: of transformers.
+        config: of the model.
 
     Raises:
         ValueError: more tokens than the model has embeddings, or texts longer than it has positions.
@@ -140,8 +176,12 @@ def require_fitting(tokenizer, config: PreTrainedConfig) -> None:
         )
 
 
-def require_known_tokens(tokenizer, config: PreTrainedConfig) -> None:
+def require_known_tokens(tokenizer: Any, config: PreTrainedConfig) -> None:
     """Refuse a tokenizer with more tokens than a model has embeddings.
+
+    Args:
+        tokenizer: of transformers.
+        config: of the model.
 
     Raises:
         ValueError: naming both.
@@ -153,6 +193,6 @@ def require_known_tokens(tokenizer, config: PreTrainedConfig) -> None:
         )
 
 
-def is_text(feature) -> bool:
-    """Whether a column of a `datasets.Dataset`, by its feature, holds strings."""
+def is_text(feature: Any) -> bool:
+    """Return whether a column of a `datasets.Dataset`, by its feature, holds strings."""
     return getattr(feature, "dtype", None) in ("string", "large_string")

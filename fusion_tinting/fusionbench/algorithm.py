@@ -146,6 +146,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             **changes: of the settings.
         """
         tasks, pool = list(unlabeled), family.pool
+        debug = {"steps": 1} if self.is_debug_mode else {}
         return tint(
             family.pretrained if base is None else base,
             experts=Reordered(family.experts, tasks),
@@ -160,18 +161,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
                 "tensor_names": family.tensor_names,
             },
             model_class=family.model_class,
-            **self._settings_for(family, tasks, changes),
+            **family.family.settings({**self.settings, **changes, **debug}, tasks),
         )
-
-    def _settings_for(self, family: PoolFamily, tasks: list[str], changes: Mapping) -> dict:
-        settings = {**self.settings, **changes, **({"steps": 1} if self.is_debug_mode else {})}
-        layer = settings.get("layer", Settings.layer)
-        family.check_layer(layer)
-        settings["layer"] = family.layers.get(layer, layer)
-        if not family.objectives:
-            return settings
-        common = settings.get("objective", Settings.objective)
-        return settings | {"objective": {task: family.objectives.get(task, common) for task in tasks}}
 
     def _show_agreement(self, model, family, columns, processes) -> None:
         table = tables.agreement_table(

@@ -6,6 +6,15 @@ from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.run.files import require_no_file
 
+STOCK = {
+    "CLIPVisionModelTaskPool": ("clip.TintedCLIPVisionModelTaskPool", "clip-vit-b32_TA8"),
+    "OpenCLIPVisionModelTaskPool": ("open_clip.TintedOpenCLIPVisionModelTaskPool", "openclip-vit-b32_TA8"),
+    "GPT2TextClassificationTaskPool": ("text_classification.TextClassificationTaskPool", "gpt2_glue"),
+    "FlanT5GLUETextGenerationTaskPool": ("seq2seq.AnswerTaskPool", "flan-t5-base_glue"),
+    "NYUv2TaskPool": ("nyuv2.TintedNYUv2TaskPool", "nyuv2_resnet50"),
+}
+"""FusionBench's task pool that cannot evaluate a tinted model -> ours in `taskpools`, and an example."""
+
 
 def modelpool(pool) -> None:
     """Refuse a pool that lacks `_pretrained_` or experts."""
@@ -34,14 +43,33 @@ def save_path(program) -> None:
         require_no_file(Path(path))
 
 
-def taskpool(pool, family: PoolFamily) -> None:
-    """Refuse a task pool that would report a tinted model's wrong scores, or has other tasks."""
-    family.check_taskpool(pool)
+def taskpool(pool, models: PoolFamily) -> None:
+    """Refuse a task pool that would report a tinted model's wrong scores, has other tasks, or cannot score.
+
+    Args:
+        pool: the program's task pool, or None.
+        models: the model pool's.
+
+    Raises:
+        ValueError: naming the task pool to use, or the task.
+    """
     if not isinstance(pool, TintedEvaluation):
+        for ancestor in type(pool).__mro__:
+            if ancestor.__name__ in STOCK:
+                raise _stock(type(pool).__name__, *STOCK[ancestor.__name__])
         return
-    strange = [task for task in pool.tasks if task not in family.tasks]
+    pool.check(models)
+    strange = [task for task in pool.tasks if task not in models.tasks]
     if strange:
         raise ValueError(
             f"The task pool evaluates {strange}, for which the model pool has no expert and a tinted "
-            f"model no tint. Its tasks must be among {family.tasks}."
+            f"model no tint. Its tasks must be among {models.tasks}."
         )
+
+
+def _stock(name: str, ours: str, example: str) -> ValueError:
+    return ValueError(
+        f"The task pool {name} would evaluate the shared encoder alone, without tints, and report wrong "
+        "scores for the tinted model. Use a task pool of fusion_tinting, such as "
+        f"`taskpool={example}`, or add `taskpool._target_=fusion_tinting.fusionbench.taskpools.{ours}`."
+    )

@@ -19,10 +19,10 @@ from transformers import CLIPModel, CLIPVisionModel
 from transformers.utils import cached_file
 
 from fusion_tinting.families import clip as family
+from fusion_tinting.families.clip import PROJECTION, head_path, write_head
+from fusion_tinting.families.loading import reachable
 from fusion_tinting.mergekit.checkpoints import Checkpoint
-from fusion_tinting.mergekit.clip_towers import PROJECTION, head_path, write_head
 from fusion_tinting.mergekit.merged import Named, Shapes
-from fusion_tinting.mergekit.rows import reachable
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
 from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.run.artifact import COEFFICIENTS, tint_path

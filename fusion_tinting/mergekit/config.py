@@ -7,9 +7,11 @@ from pathlib import Path
 import yaml
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families import ENDINGS
 from fusion_tinting.method.settings import Settings
 
-FAMILIES = ("auto", "sequence_classification", "causal_lm", "clip")
+AUTO = "auto"
+FAMILIES = (AUTO, *dict.fromkeys(ENDINGS.values()))
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Data:
     max_length: int = 256
 
 
-EVERY_FAMILY_READS = ("path", "name", "split", "aside", "label")
+EVERY_FAMILY_READS = ("path", "name", "split", "aside")
 
 
 @dataclass(frozen=True)

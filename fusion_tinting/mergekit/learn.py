@@ -1,6 +1,6 @@
-"""`mergekit-tint learn CONFIG RUN`: coefficients and tints from unlabelled inputs, and ready recipes."""
+"""`mergekit-tint learn CONFIG RUN`: coefficients and tints from unlabeled inputs, and ready recipes."""
 
-import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -8,44 +8,24 @@ import torch
 from rich.console import Console
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families import family_class, family_of_architecture
+from fusion_tinting.families.family import BY_ARCHITECTURE, Family, Models
+from fusion_tinting.families.loading import reachable
+from fusion_tinting.families.rows import Inputs, Rows
 from fusion_tinting.mergekit import recipes, report
+from fusion_tinting.mergekit.checkpoints import Checkpoint
+from fusion_tinting.mergekit.class_names import classes_of
 from fusion_tinting.mergekit.cli import FILE, FOLDER
-from fusion_tinting.mergekit.config import FAMILIES, Config, read
+from fusion_tinting.mergekit.config import AUTO, FAMILIES, Config, read
+from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.quiet import quiet as quiet_libraries
-from fusion_tinting.mergekit.rows import Inputs, reachable
+from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import show
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.unlabeled import batch_schedule
 from fusion_tinting.tinting import tint
-
-FAMILY = {
-    "sequence_classification": "classifiers:Classifiers",
-    "causal_lm": "language_models:LanguageModels",
-    "clip": "clip_towers:ClipTowers",
-}
-"""Family -> the module and class in this package that load a configuration's models and inputs.
-
-What a family class offers, made from a `Config`. Its constructor and `inputs` check whatever can be
-checked and raise ValueError or FileNotFoundError: nothing has been written by then.
-
-    reads         class attribute: the keys of `data` it reads beside `config.EVERY_FAMILY_READS`
-    defaults      settings of `adapt` where the configuration names none
-    pretrained    θ₀, an encoder
-    experts       task -> encoder of the expert; may load on access (`LoadedExperts`)
-    heads         task -> head
-    head          what `layer: head` tints: `head`, or the name of a submodule of the encoder
-    names         parameter name (of a head: `head.` and its name there) -> tensor name on disk
-    inputs(task)  `rows.Inputs`: all of the task's inputs, in order, and their labels or None
-    recipes       class attribute: what of mergekit can merge such models, `recipes.YAML` or `recipes.FILES`
-    finish(run)   optional: writes what a run needs beside
-"""
-
-ENDINGS = {"ForSequenceClassification": "sequence_classification", "ForCausalLM": "causal_lm",
-           "LMHeadModel": "causal_lm", "CLIPModel": "clip", "CLIPVisionModel": "clip",
-           "CLIPVisionModelWithProjection": "clip"}  # fmt: skip
-"""Ending of a transformers architecture -> its family."""
 
 
 @click.command("learn")
@@ -66,61 +46,122 @@ def command(config: Path, run_dir: Path, quiet: bool) -> None:
 
 
 def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedModel, dict[str, Inputs]]:
-    """Adapt, write the artefact and the recipes, and return the tinted model and what was kept aside.
+    """Adapt, write the artifact and the recipes, and return the tinted model and what was kept aside.
+
+    Args:
+        config: models, data and settings.
+        run_dir: where all is written; a run found there continues.
+        progress: whether to show progress bars.
 
     Raises:
-        FileNotFoundError, ValueError: bad settings, models or data, named; before anything is written.
+        FileNotFoundError: a model or data that cannot be reached; before anything is written.
+        ValueError: bad settings, models or data, named; before anything is written.
     """
-    by_task = config.by_task
-    models = family_of(config)(config)
-    taught, aside = {}, {}
-    for task, expert in by_task.items():
-        taught[task], aside[task] = _split(models.inputs(task), expert.data.aside, task)
-    settings = {**models.defaults, **config.adapt}
-    if settings.get("layer", "head") == "head":
-        settings["layer"] = models.head
+    kind = family_of(config)
+    rows = {task: rows_of(expert) for task, expert in config.by_task.items()}
+    family = kind(_models(config, kind, rows))
+    family.check()
+    _require_rest(family)
+    family.load()
+    taught, aside = _split_all(config, family, rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    paths = {task: recipes.absolute(expert.model) for task, expert in by_task.items()}
-    base = recipes.absolute(config.base_model)
+    ids = {name: recipes.absolute(path) for name, path in family.models.paths.items()}
     model = tint(
-        models.pretrained,
-        experts=models.experts,
-        heads=models.heads,
+        family.pretrained,
+        experts=family.experts,
+        heads=family.heads,
         unlabeled={task: inputs.unlabeled for task, inputs in taught.items()},
         run_dir=run_dir,
         processes=Processes(device),
         progress=progress,
-        info={"ids": {PRETRAINED: base, **paths}, "tensor_names": models.names},
-        **settings,
+        info={"ids": ids, "tensor_names": _names(family)},
+        **family.settings({**family.defaults, **config.adapt}),
     )
-    recipes.write(run_dir, base, paths, model.tasks, models.recipes)
-    if hasattr(models, "finish"):
-        models.finish(run_dir)
+    experts = {task: ids[task] for task in config.by_task}
+    recipes.write(run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes)
+    family.write_beside(run_dir)
     return model, aside
 
 
-def family_of(config: Config) -> type:
-    """The class that loads what a configuration names; with `family: auto` by the first expert.
+def family_of(config: Config) -> type[Family]:
+    """Return the class that loads what a configuration names; with `family: auto` by the first expert.
+
+    Args:
+        config: as read.
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: an architecture that no family handles, or keys of `data` that do nothing.
+        ValueError: an architecture that no family handles, keys of `data` that do nothing, or a sampler
+            that cannot choose.
     """
-    family = config.family if config.family != "auto" else _told(config.experts[0].model)
-    module, _, name = FAMILY[family].partition(":")
-    found = getattr(importlib.import_module(f"fusion_tinting.mergekit.{module}"), name)
-    config.require_read(found.reads, family)
-    return found
+    name = config.family if config.family != AUTO else _family_of_model(config.experts[0].model)
+    family = family_class(name)
+    config.require_read(family.keys, name)
+    sampler = config.adapt.get("sampler", "all")
+    if family.positions and sampler != "all":
+        raise ValueError(
+            f"`sampler: {sampler}` chooses among samples that have one class each; those of "
+            f"the family {name} have as many as positions. They take `sampler: all`."
+        )
+    return family
 
 
-def _told(model: str) -> str:
+def _family_of_model(model: str) -> str:
     from transformers import AutoConfig
 
     architectures = reachable(AutoConfig.from_pretrained, model).architectures or ["none"]
-    for ending, family in ENDINGS.items():
-        if architectures[0].endswith(ending):
-            return family
-    raise unknown(f"family of the architecture in `{model}`", architectures[0], FAMILIES[1:])
+    family = family_of_architecture(architectures[0])
+    if family is None:
+        raise unknown(f"family of the architecture in `{model}`", architectures[0], FAMILIES[1:])
+    return family
+
+
+def _models(config: Config, kind: type[Family], rows: Mapping[str, Rows]) -> Models:
+    classes = {}
+    if "classes" in kind.keys:
+        classes = {task: classes_of(expert.data, rows[task]) for task, expert in config.by_task.items()}
+    experts = {task: expert.model for task, expert in config.by_task.items()}
+    return Models(config.base_model, experts, classes=classes)
+
+
+def _require_rest(family: Family) -> None:
+    """Refuse an expert that was changed outside the part that is merged: that change would be lost."""
+    if family.part is None:
+        return
+    base = Checkpoint.open(family.models.base)
+    for path in family.models.experts.values():
+        expert = Checkpoint.open(path)
+        for name in expert.files:
+            inside = name.startswith(family.part) or f"{family.part}{name}" in base.files
+            if inside or name.endswith("position_ids"):  # a buffer that older checkpoints hold
+                continue
+            tensor = expert.tensor(name)
+            if name not in base.files or not torch.equal(base.tensor(name).to(tensor.dtype), tensor):
+                raise ValueError(
+                    f"The expert `{path}` has another `{name}` than the base. Only `{family.part}*` is "
+                    "merged; the rest is the base's. To go without that change, save that part alone: "
+                    "`CLIPModel.from_pretrained(…).vision_model.save_pretrained(…)`."
+                )
+
+
+def _names(family: Family) -> Mapping[str, str]:
+    """Names on disk: of models that mergekit merges by their architecture those in the base's own files."""
+    if family.recipes != BY_ARCHITECTURE:
+        return family.names
+    checkpoint = Checkpoint.open(family.models.base)
+    stored = ModelNames(checkpoint.folder).of(checkpoint.files)
+    names = family.pretrained.model.state_dict()
+    return {family.parameter_of(name, ""): stored.get(name, name) for name in names}
+
+
+def _split_all(
+    config: Config, family: Family, rows: Mapping[str, Rows]
+) -> tuple[dict[str, Inputs], dict[str, Inputs]]:
+    taught, aside = {}, {}
+    for task, expert in config.by_task.items():
+        inputs = Inputs(family.inputs(task, rows[task]), family.labels(task, rows[task]))
+        taught[task], aside[task] = _split(inputs, expert.data.aside, task)
+    return taught, aside
 
 
 def _split(inputs: Inputs, share: float, task: str) -> tuple[Inputs, Inputs]:

@@ -13,6 +13,8 @@ from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from fusion_tinting.families import family_class, family_of_architecture
+
 
 class ModelNames:
     """The names of the architecture that a checkpoint is of.
@@ -40,10 +42,8 @@ class ModelNames:
             self._model = getattr(transformers, kind)(config)
         prefix = f"{self._model.base_model_prefix}."
         self.backbone = [name for name, _ in self._model.named_parameters() if name.startswith(prefix)]
-        if kind.endswith("ForSequenceClassification"):
-            self.encoder = {name: f"backbone.{name.removeprefix(prefix)}" for name in self.backbone}
-        else:
-            self.encoder = {name: f"model.{name}" for name in self._model.state_dict()}
+        family = family_class(family_of_architecture(kind) or "causal_lm")
+        self.encoder = {name: family.parameter_of(name, prefix) for name in self._model.state_dict()}
         pairs = self._model.all_tied_weights_keys
         self.tied = {**{source: target for target, source in pairs.items()}, **pairs}
 

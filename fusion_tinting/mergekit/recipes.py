@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from fusion_tinting.families.family import BY_ARCHITECTURE, BY_FILE
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.method import NAME
 from fusion_tinting.mergekit.run_files import coefficient_file
@@ -23,25 +24,35 @@ class Commands(NamedTuple):
     options: str
 
 
-YAML = Commands("mergekit-tint yaml", "mergekit-yaml", "")
-FILES = Commands("mergekit-tint pytorch", "mergekit-pytorch", " --tensor-intersection")
-"""For models that `yaml` refuses: heads of different shapes, or a masked language model as their base.
-The tensors that all files have are merged; heads stay with their experts."""
+COMMANDS = {
+    BY_ARCHITECTURE: Commands("mergekit-tint yaml", "mergekit-yaml", ""),
+    BY_FILE: Commands("mergekit-tint pytorch", "mergekit-pytorch", " --tensor-intersection"),
+}
+"""`BY_FILE` is for models that `yaml` refuses: heads of different shapes, or a base without head. The
+tensors that all files have are merged; heads stay with their experts."""
 
 
-def write(run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str], use: Commands) -> None:
+def write(
+    run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str], command: str | None
+) -> None:
     """Write `recipe.yml` for the plugin, and `recipe-task-arithmetic.yml` for plain mergekit.
 
-    Both compute in float32 and write the models' own data type. With `FILES` nothing is written where a
+    Both compute in float32 and write the models' own data type. With `BY_FILE` nothing is written where a
     checkpoint is in several files or names its tensors in another way: mergekit could not merge them.
 
     Args:
-        base, experts: paths or hub ids; folders become absolute, for mergekit asks the hub about others.
+        run_dir: the run's folder.
+        base: path or hub id; folders become absolute, for mergekit asks the hub about others.
+        experts: task -> the same of its expert.
         tasks: in the order of the columns.
+        command: of mergekit, that can merge these models; None where there is none.
     """
+    if command is None:
+        return
+    use = COMMANDS[command]
     coefficients = run_dir.resolve() / COEFFICIENTS
     paths = {model: absolute(model) for model in (base, *experts.values())}
-    if use is FILES:
+    if command == BY_FILE:
         paths = {model: _file(model, coefficients) for model in paths}
         if None in paths.values():
             return

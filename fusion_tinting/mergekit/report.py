@@ -7,7 +7,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from fusion_tinting.mergekit.rows import Inputs
+from fusion_tinting.families.rows import Inputs
 from fusion_tinting.method.objectives import agreement, divergence
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.experts import outputs

@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families.clip import HEADS
 from fusion_tinting.mergekit.checkpoints import INDEX, Checkpoint, require_same
 from fusion_tinting.mergekit.cli import FOLDER
-from fusion_tinting.mergekit.clip_towers import HEADS
 from fusion_tinting.mergekit.clip_variants import TowerRun
 from fusion_tinting.mergekit.merged import MergedRun
 from fusion_tinting.mergekit.recipes import require_empty, require_other

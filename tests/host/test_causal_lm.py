@@ -70,7 +70,7 @@ def test_what_cannot_work_is_refused(fuse, pool, tmp_path):
     tokenizer = make_tokenizer([*WORDS, "more", "words"])
     tokenizer.save_pretrained(tmp_path / "other")
     assert "do not belong together" in refused(f"modelpool.tokenizer={tmp_path / 'other'}")
-    assert "`method.layer=auto` is not for language models" in refused("method.layer=auto")
+    assert "layer=auto` is not for language models" in refused("method.layer=auto")
     rows = [{"text": "the film", "more": "the book"}] * 9
     (tmp_path / "math.json").write_text("\n".join(map(json.dumps, rows)))
     assert "Found ['text', 'more']" in refused()

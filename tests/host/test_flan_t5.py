@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fusion_tinting.families.seq2seq import AnsweringModel, answers, with_answers
-from fusion_tinting.families.texts import tokenised
+from fusion_tinting.families.texts import tokenized
 from fusion_tinting.fusionbench.taskpools.text_classification import SCORES as METRICS
 
 POOLS = ("modelpool=flan-t5-base_glue", "taskpool=flan-t5-base_glue")
@@ -84,7 +84,7 @@ def undecided(expert, task: str):
     """Make its answers about equally likely over many texts, or it would give one to all."""
     template, rng, read = glue_prompt_templates[task], random.Random(0), tokenizer()
     texts = [{name: " ".join(rng.choices(GLUE_WORDS, k=5)) for name in TASKS[task][0]} for _ in range(24)]
-    asked = tokenised(read, [[template["input_text"].format(**text) for text in texts]], 512)
+    asked = tokenized(read, [[template["input_text"].format(**text) for text in texts]], 512)
     (inputs,) = with_answers(asked, read, list(answers(template))).batches([range(24)])
     tokens, model = {name: inputs[name] for name in ("input_ids", "attention_mask")}, AnsweringModel(expert)
     head, expert.lm_head = expert.lm_head, torch.nn.Identity()
@@ -263,7 +263,7 @@ def bart(folder) -> None:
         (["modelpool.train_datasets.cola.name=rte", "method.adapt_split=train"],
          "the train split of `cola` `sentence`"),
         (["~modelpool.models.cola.pretrained_model_name_or_path"], "models.cola.*must have a"),
-        (["method.layer=auto"], "`method.layer=auto` is not for language models"),
+        (["method.layer=auto"], "layer=auto` is not for language models"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_adaptation(

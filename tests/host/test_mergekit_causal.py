@@ -26,10 +26,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from fusion_tinting.families.causal_lm import LanguageModel, blocks_of, load
+from fusion_tinting.families.causal_lm import CausalLM, LanguageModel, blocks_of, load
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.config import read
-from fusion_tinting.mergekit.language_models import LanguageModels
 from fusion_tinting.mergekit.learn import family_of, learn
 from fusion_tinting.mergekit.reading import read as read_recipe
 from fusion_tinting.method.objectives import divergence
@@ -244,7 +243,7 @@ def test_settings_that_cannot_work_are_refused_at_once(make, adapt, words):
 
 def _labels(world, config):
     config["models"][0]["labels"] = "label"
-    return "drop `label` of task `news`"
+    return "`data.label` (task `news`) has no effect"
 
 
 def _too_little_text(world, config):
@@ -382,7 +381,7 @@ def test_the_command_tells_the_divergence(zoo, tmp_path):
 def test_the_recipes_can_be_copied(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read(RECIPES / "llama-3.2-3b.yml")
-    assert family_of(config) is LanguageModels
+    assert family_of(config) is CausalLM
     assert list(config.by_task) == ["instruction", "math", "coding"]
     assert {expert.data.max_length for expert in config.experts} == {256}
     assert config.adapt["lr_tints"] < config.adapt["lr"]

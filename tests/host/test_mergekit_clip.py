@@ -28,11 +28,12 @@ from transformers import (
     ViTModel,
 )
 
+from fusion_tinting.families.images import Images
 from fusion_tinting.mergekit import cli
+from fusion_tinting.mergekit.class_names import classes_of
 from fusion_tinting.mergekit.config import Data, Expert, read
-from fusion_tinting.mergekit.images import Images, prompts_of
 from fusion_tinting.mergekit.learn import learn
-from fusion_tinting.mergekit.rows import Rows
+from fusion_tinting.mergekit.rows import rows_of
 
 ARCHITECTURE = "clip-vit-base-patch32"
 CLASSES = ["cat", "dog", "owl"]
@@ -227,7 +228,7 @@ def test_every_kind_of_data_gives_the_same_pixels(world, tmp_path):
     files = ("images.parquet", "bytes.parquet", "paths.jsonl", "paths.csv")
     expected = [processor(images=Image.open(p), return_tensors="pt")["pixel_values"][0] for p in paths]
     for place in (world.images, *(tmp_path / name for name in files)):
-        rows = Rows(Expert("", "task", Data(path=str(place), label="label")))
+        rows = rows_of(Expert("", "task", Data(path=str(place), label="label")))
         pixels = Images(rows, processor)
         torch.testing.assert_close(torch.stack(list(pixels)), torch.stack(expected), rtol=0, atol=0)
         names = {name: n for n, name in enumerate(CLASSES)}
@@ -236,7 +237,8 @@ def test_every_kind_of_data_gives_the_same_pixels(world, tmp_path):
 
 def test_class_names_come_from_a_list_a_file_fusion_bench_or_the_data_set(world, tmp_path):
     def prompts(**data) -> list[list[str]]:
-        names, templates = prompts_of(Rows(Expert("", "task", Data(path=str(world.images), **data))))
+        expert = Expert("", "task", Data(path=str(world.images), **data))
+        names, templates = classes_of(expert.data, rows_of(expert))
         return [[template(name) for template in templates] for name in names]
 
     assert prompts() == [[f"a photo of a {name}."] for name in CLASSES]

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from fusion_tinting.families.rows import Rows
 from fusion_tinting.mergekit.config import Data, Expert
 from fusion_tinting.mergekit.report import score
-from fusion_tinting.mergekit.rows import Rows
+from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.mergekit.show import by_block
 
 
@@ -18,7 +19,7 @@ def rows(tmp_path):
     def make(labels: list) -> Rows:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps({"text": "a", "truth": label}) + "\n" for label in labels))
-        return Rows(Expert("m", "t", Data(str(path), label="truth")))
+        return rows_of(Expert("m", "t", Data(str(path), label="truth")))
 
     return make
 

@@ -124,7 +124,7 @@ def test_answers_mean_classes_or_ratings():
 
 
 def test_batches_hold_the_answers_and_all_of_them_must_be_told_apart(tokenizer):
-    asked = texts.tokenised(tokenizer, [["ab", "c"]], 64)
+    asked = texts.tokenized(tokenizer, [["ab", "c"]], 64)
     (batch,) = with_answers(asked, tokenizer, ["no", "yes"]).batches([[0, 1]])
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["answers"].tolist()[0][-1] == NO_TOKEN
@@ -149,7 +149,7 @@ def test_the_blocks_are_the_decoders(make, blocks):
 def test_a_tint_of_an_untied_head_or_a_block(tokenizer, tmp_path, layer):
     base = t5()
     experts = {f"task{seed}": AnsweringModel(fine_tuned(base, seed)) for seed in (1, 2)}
-    asked = {task: texts.tokenised(tokenizer, [[c * 3 for c in "abcdefgh"]], 64) for task in experts}
+    asked = {task: texts.tokenized(tokenizer, [[c * 3 for c in "abcdefgh"]], 64) for task in experts}
     heads = {task: nn.Identity() for task in experts}
     settings = {"steps": 30, "batch_size": 4, "objective": "soft", "layer": layer, "progress": False}
     model = ft.tint(AnsweringModel(base), experts=experts, heads=heads, unlabeled=asked, **settings)

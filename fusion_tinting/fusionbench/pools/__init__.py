@@ -1,12 +1,17 @@
-"""What Model Tinting needs of FusionBench's model pools: one class for each kind of pool."""
+"""FusionBench's model pools as the models and rows of a family: one class for each kind of pool."""
 
 import importlib
 from collections.abc import Mapping
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 from fusion_bench import BaseModelPool
 from torch import nn
 
+from fusion_tinting.families import family_class
+from fusion_tinting.families.family import Family, Models
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -22,81 +27,84 @@ FAMILY = {
     "Seq2SeqLMPool": "seq2seq:Seq2SeqFamily",
     "SequenceClassificationModelPool": "text_classification:TextClassifierPool",
 }
-"""FusionBench's class -> the module in this package and the class that knows such pools."""
+"""FusionBench's class -> the module in this package and the class that reads such pools."""
 
 SPLITS = ("test", "val", "train")
 
 
 class PoolFamily:
-    """One kind of model pool, as `ModelTinting` asks of it. A subclass checks
-    what it can before a model is loaded, then gives the models, and each task's unlabelled inputs.
+    """A model pool, read as the models and the rows of a family.
+
+    A subclass names the family and says, in `models` and `rows`, how the pool's configuration becomes its
+    models and its data sets become rows; where a pool can be seen to fail before a model is loaded, in
+    `check`.
+
+    Class attributes:
+        name: of the family.
 
     Attributes:
         pool: the model pool; `_pretrained_` and the experts, whose names are the tasks.
         num_workers: loader processes for each task.
-        pretrained: θ₀, an encoder; after `load`, as the next three.
-        experts: task -> encoder of the expert; may load on access (`LoadedExperts`).
-        heads: task -> head.
-        tensor_names: parameter name -> its name in the checkpoint on disk, where they differ.
     """
 
-    model_class: ClassVar[type[TintedModel]] = TintedModel
-    layers: ClassVar[Mapping[str, str]] = {}
-    """What `method.layer` means where it is another layer than the core's of that name."""
-
-    pretrained: nn.Module
-    experts: Mapping[str, nn.Module]
-    heads: Mapping[str, nn.Module]
-    tensor_names: Mapping[str, str] | None = None
+    name: ClassVar[str]
 
     def __init__(self, pool: BaseModelPool, num_workers: int = 0):
         self.pool, self.num_workers = pool, num_workers
 
-    @property
-    def tasks(self) -> list[str]:
-        """The experts' names."""
-        return self.pool.model_names
+    @cached_property
+    def family(self) -> Family:
+        """The pool's models as one of `families.FAMILIES`."""
+        return family_class(self.name)(self.models())
 
-    @property
-    def objectives(self) -> Mapping[str, str]:
-        """Task -> its objective, where its output is no class distribution: not `method.objective`'s."""
-        return {}
+    def models(self) -> Models:
+        """Return the pool's models: by default the pool loads them itself."""
+        return Models(PRETRAINED, {task: task for task in self.tasks}, load=self.pool.load_model)
+
+    def rows(self, task: str, dataset: Any, where: str) -> Rows:
+        """Return the rows of a data set: by default images.
+
+        Args:
+            task: the expert's name.
+            dataset: of the pool or of a task pool.
+            where: what an error calls it.
+
+        Raises:
+            ValueError: columns that the family cannot read.
+        """
+        return Rows(dataset, where, {"image": "image", "label": "label"}, num_workers=self.num_workers)
 
     def check(self) -> None:
-        """See whether adaptation can work, with nothing loaded.
+        """Find out whether adaptation can work, with nothing loaded.
 
         Raises:
             ValueError: what the pool lacks.
         """
-
-    def check_taskpool(self, taskpool) -> None:
-        """Refuse a stock task pool that would evaluate a tinted model wrongly.
-
-        Raises:
-            ValueError: naming the task pool to use.
-        """
+        self.family.check()
 
     def load(self) -> None:
         """Load the pre-trained model and the heads, and make the experts ready to load."""
-        raise NotImplementedError
-
-    def check_layer(self, layer: str | None) -> None:
-        """Refuse a layer that such models cannot have as a tint; called after `load`.
-
-        Raises:
-            ValueError: naming the layer.
-        """
+        self.family.load()
 
     def unlabeled(self, task: str, split: str) -> Unlabeled:
-        """The inputs of a task's split. Labels stay where they are.
+        """Return the inputs of a task's split. Labels stay where they are.
+
+        Args:
+            task: the expert's name.
+            split: one of `SPLITS`.
 
         Raises:
-            ValueError: an empty split.
+            ValueError: an empty split, or rows that the family cannot read.
         """
-        raise NotImplementedError
+        rows = self.rows(task, self.dataset(task, split), f"the {split} split of `{task}`")
+        return self.family.inputs(task, rows)
 
-    def dataset(self, task: str, split: str):
-        """The pool's data set of a task.
+    def dataset(self, task: str, split: str) -> Any:
+        """Return the pool's data set of a task.
+
+        Args:
+            task: the expert's name.
+            split: one of `SPLITS`.
 
         Raises:
             ValueError: an empty one.
@@ -106,24 +114,48 @@ class PoolFamily:
             raise ValueError(f"The {split} split of `{task}` is empty.")
         return dataset
 
+    @property
+    def tasks(self) -> list[str]:
+        """The experts' names."""
+        return self.pool.model_names
 
-def stock_taskpool(taskpool, ours: type, heads: str, example: str) -> ValueError:
-    """The error for a stock task pool, which would evaluate the shared encoder with heads of its own.
+    @property
+    def model_class(self) -> type[TintedModel]:
+        """Of what `tint` returns."""
+        return self.family.model_class
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """θ₀, an encoder; after `load`, as the next three."""
+        return self.family.pretrained
+
+    @property
+    def experts(self) -> Mapping[str, nn.Module]:
+        """Task -> encoder of its expert."""
+        return self.family.experts
+
+    @property
+    def heads(self) -> Mapping[str, nn.Module]:
+        """Task -> head."""
+        return self.family.heads
+
+    @property
+    def tensor_names(self) -> Mapping[str, str]:
+        """Parameter name -> its name in the checkpoint on disk, where they differ."""
+        return self.family.names
+
+    @property
+    def layers(self) -> Mapping[str, str]:
+        """What `method.layer` means where it is another layer than the core's of that name."""
+        return self.family.layers
+
+
+def family_of(pool: BaseModelPool, num_workers: int = 0) -> PoolFamily:
+    """Return the class that reads a model pool, made for it.
 
     Args:
-        ours: the class to use in its place.
-        heads: which heads those are.
-        example: of a task pool that is configured with ours.
-    """
-    return ValueError(
-        f"The task pool {type(taskpool).__name__} would evaluate the shared encoder with {heads} heads and "
-        "report a wrong accuracy for the tinted model. Use a task pool of fusion_tinting, such as "
-        f"`taskpool={example}`, or add `taskpool._target_={ours.__module__}.{ours.__name__}`."
-    )
-
-
-def family_of(pool, num_workers: int = 0) -> PoolFamily:
-    """The family that knows a model pool.
+        pool: of FusionBench or derived from one of its pools.
+        num_workers: loader processes for each task.
 
     Raises:
         ValueError: a pool of an unknown kind.
@@ -131,8 +163,7 @@ def family_of(pool, num_workers: int = 0) -> PoolFamily:
     for ancestor in type(pool).__mro__:
         if ancestor.__name__ in FAMILY:
             module, _, name = FAMILY[ancestor.__name__].partition(":")
-            found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-            return found(pool, num_workers)
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)(pool, num_workers)
     raise ValueError(
         f"`method=model_tinting` knows no models of the kind in a {type(pool).__name__}. Expected a model "
         f"pool of one of these kinds: {', '.join(FAMILY)}."

@@ -1,9 +1,10 @@
 """Image classifiers: FusionBench's ResNet, ConvNeXt and DINOv2 pools."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from fusion_bench.dataset.image_dataset import ImageClassificationDataset
 from fusion_bench.modelpool import ResNetForImageClassificationPool
 from fusion_bench.modelpool.resnet_for_image_classification import load_torchvision_resnet
 from fusion_bench.models.wrappers.switch import SwitchModule, _standardize_option_name
@@ -12,12 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fusion_tinting.families import image_classification
-from fusion_tinting.families.clip import content_version
+from fusion_tinting.families.family import Models
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tinted_model import TintedModel
-from fusion_tinting.run.experts import LoadedExperts
-from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class _TaskSwitch(SwitchModule):
@@ -40,7 +39,12 @@ class SwitchedClassifier(image_classification.TintedClassifier, _TaskSwitch):
 class ImageClassificationPool(PoolFamily):
     """The heads are the experts' own last layers; of the pre-trained model's, nothing is used."""
 
-    model_class = SwitchedClassifier
+    name: ClassVar[str] = "image_classification"
+    model_class: ClassVar[type[TintedModel]] = SwitchedClassifier
+
+    def models(self) -> Models:
+        """Return what the pool loads, torchvision's models too, or checkpoints as they are."""
+        return replace(super().models(), reader=self.pool.load_processor(stage="test"), load=self._load)
 
     def check(self) -> None:
         """Refuse what would have no trained head, and tasks whose classes FusionBench does not know.
@@ -65,37 +69,20 @@ class ImageClassificationPool(PoolFamily):
             ValueError: a checkpoint that lacks tensors, or a head whose width is not the task's number of
                 classes.
         """
-        self.pretrained, _ = self._split(PRETRAINED)
-        self.experts = LoadedExperts(self.tasks, lambda task: self._split(task)[0])
-        self.heads = {task: self._head(task) for task in self.tasks}
-        self.tensor_names = image_classification.names_on_disk(self.pretrained)
+        super().load()
+        for task, head in self.heads.items():
+            width = image_classification.width(head)
+            if width != self._classes[task]:
+                raise ValueError(
+                    f"The head of the expert `{task}` has {width} classes; the task has "
+                    f"{self._classes[task]}. Expected a checkpoint that was fine-tuned on this task."
+                )
 
-    def unlabeled(self, task: str, split: str) -> Unlabeled:
-        """A task's images, preprocessed as for evaluation.
-
-        Raises:
-            ValueError: an empty split.
-        """
-        dataset, processor = self.dataset(task, split), self.pool.load_processor(stage="test")
-        images = ImageClassificationDataset(dataset, processor)
-        version = content_version(dataset, processor)
-        return Unlabeled(images, num_workers=self.num_workers, version=version)
-
-    def _split(self, name: str) -> tuple[image_classification.ImageEncoder, nn.Module]:
+    def _load(self, name: str) -> nn.Module:
         path = checkpoint_of(self.pool, name)
         if path is None or of_torchvision(self.pool):
-            return image_classification.split(self.pool.load_model(name))
-        return image_classification.split(image_classification.load(path, with_head=name != PRETRAINED))
-
-    def _head(self, task: str) -> nn.Module:
-        _, head = self._split(task)
-        found = image_classification.width(head)
-        if found != self._classes[task]:
-            raise ValueError(
-                f"The head of the expert `{task}` has {found} classes; the task has {self._classes[task]}. "
-                "Expected a checkpoint that was fine-tuned on this task."
-            )
-        return head
+            return self.pool.load_model(name)
+        return image_classification.load(path, with_head=name != PRETRAINED)
 
 
 class TorchvisionResNetPool(ResNetForImageClassificationPool):

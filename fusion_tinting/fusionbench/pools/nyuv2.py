@@ -1,6 +1,6 @@
 """NYUv2's segmentation, depth and normals: `NYUv2ModelPool`."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,13 +14,9 @@ from torch import nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import dense
-from fusion_tinting.families.nyuv2_scenes import Scenes
+from fusion_tinting.families.family import Models
 from fusion_tinting.fusionbench.pools import PoolFamily
-from fusion_tinting.fusionbench.taskpools.nyuv2 import TintedNYUv2TaskPool, decoder_head
-from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import write_tensors
-from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class NYUv2ModelPool(StockModelPool):
@@ -91,18 +87,13 @@ class NYUv2ModelPool(StockModelPool):
 
 
 class NYUv2Pool(PoolFamily):
-    """The experts' encoders are merged; each task's head is its expert's decoder.
+    """The experts' encoders are merged; each task's head is its expert's decoder."""
 
-    `layer: head` tints the decoder's last layer, `layer: decoder` the whole of it.
-    """
+    name: ClassVar[str] = "dense"
 
-    model_class = dense.TintedDense
-    layers: ClassVar[Mapping[str, str]] = {"head": "head.last", "decoder": "head"}
-
-    @property
-    def objectives(self) -> Mapping[str, str]:
-        """L1 for values; segmentation's is `method.objective`."""
-        return {task: dense.VALUES for task in self.tasks if dense.OBJECTIVE[task] == dense.VALUES}
+    def models(self) -> Models:
+        """Return what the pool loads: encoders, and decoders as heads."""
+        return replace(super().models(), load_head=lambda task: decoder_head(self.pool, task))
 
     def check(self) -> None:
         """Refuse tasks that are none of NYUv2's, and experts that have no decoder for theirs.
@@ -110,9 +101,8 @@ class NYUv2Pool(PoolFamily):
         Raises:
             ValueError: naming the task.
         """
+        super().check()
         for task in self.tasks:
-            if task not in dense.OBJECTIVE:
-                raise unknown("task", task, dense.OBJECTIVE)
             config = self.pool.get_model_config(task)
             if config.get("ckpt_path") is None or task not in (config.get("decoders") or []):
                 raise ValueError(
@@ -120,37 +110,14 @@ class NYUv2Pool(PoolFamily):
                     f"Found {dict(config)}."
                 )
 
-    def check_taskpool(self, taskpool) -> None:
-        """Refuse the stock NYUv2 task pool, and targets that are not there.
 
-        Raises:
-            ValueError: naming the task pool to use, or the folder.
-        """
-        if type(taskpool).__name__ == "NYUv2TaskPool":
-            raise ValueError(
-                "The task pool NYUv2TaskPool evaluates an encoder with the experts' decoders, without any "
-                "tint. Use `taskpool=nyuv2_resnet50`."
-            )
-        if isinstance(taskpool, TintedNYUv2TaskPool):
-            for task in taskpool.tasks:
-                taskpool.load_test_dataset(task)
+def decoder_head(pool: StockModelPool, task: str) -> dense.DenseHead:
+    """Return the head of a task: the decoder of its expert.
 
-    def load(self) -> None:
-        """Load the pre-trained encoder and every decoder."""
-        self.pretrained = dense.encoder_of(self.pool.load_model(PRETRAINED))
-        self.experts = LoadedExperts(self.tasks, lambda t: dense.encoder_of(self.pool.load_model(t)))
-        self.heads = {task: decoder_head(self.pool, task) for task in self.tasks}
-        self.tensor_names = dense.names_on_disk(self.pretrained)
-        self._inputs: dict[tuple, Unlabeled] = {}
-
-    def unlabeled(self, task: str, split: str) -> Unlabeled:
-        """A task's images; tasks with the same folder share them, in memory too.
-
-        Raises:
-            ValueError: no images.
-        """
-        dataset = self.dataset(task, split)
-        if not isinstance(dataset, Scenes):
-            return Unlabeled(dataset, num_workers=self.num_workers)
-        images = Scenes(dataset.folder.parent, dataset.folder.name)
-        return self._inputs.setdefault(images.folder, Unlabeled(images, num_workers=self.num_workers))
+    Args:
+        pool: of NYUv2's models.
+        task: segmentation, depth or normal.
+    """
+    decoder = pool.load_model(task, encoder_only=False).decoders[task]
+    size = getattr(pool, "image_size", NYUv2Model.image_size)
+    return dense.DenseHead(decoder, size).requires_grad_(False).eval()

@@ -1,21 +1,17 @@
 """OpenCLIP's image encoders with classification heads: `OpenCLIPVisionModelPool`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from fusion_bench.modelpool import OpenCLIPVisionModelPool
-from fusion_bench.taskpool import OpenCLIPVisionModelTaskPool
 from torch import nn
-from torch.utils.data import Dataset
 
 from fusion_tinting.families import open_clip, open_clip_files
-from fusion_tinting.fusionbench.pools import PoolFamily, stock_taskpool
-from fusion_tinting.fusionbench.taskpools.open_clip import (
-    TintedOpenCLIPVisionModelTaskPool as TintedTaskPool,
-)
-from fusion_tinting.method.task_vectors import PRETRAINED, some
-from fusion_tinting.run.experts import LoadedExperts
-from fusion_tinting.run.unlabeled import Unlabeled
+from fusion_tinting.families.family import Models
+from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.method.task_vectors import some
 
 PATHS = ("pickle_path", "state_dict_path")
 
@@ -104,7 +100,11 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
 class OpenClipPool(PoolFamily):
     """The experts are visual towers; each task has the classification head that it was trained with."""
 
-    model_class = open_clip.TintedOpenCLIP
+    name: ClassVar[str] = "open_clip"
+
+    def models(self) -> Models:
+        """Return what the pool loads: encoders and heads."""
+        return replace(super().models(), load_head=self.pool.load_classification_head)
 
     def check(self) -> None:
         """Refuse the stock pool, and files that are not there.
@@ -131,57 +131,3 @@ class OpenClipPool(PoolFamily):
                 f"{len(missing)} checkpoint(s) of the model pool are missing: {some(missing)}. Set "
                 "`modelpool.model_dir` to the folder of the released or converted ones."
             )
-
-    def check_taskpool(self, taskpool) -> None:
-        """Refuse the stock OpenCLIP task pool, and test sets that ours cannot score.
-
-        Raises:
-            ValueError: naming ours; or the test set.
-        """
-        if isinstance(taskpool, TintedTaskPool):
-            taskpool.check()
-        elif isinstance(taskpool, OpenCLIPVisionModelTaskPool):
-            raise stock_taskpool(taskpool, TintedTaskPool, "the original", "openclip-vit-b32_TA8")
-
-    def load(self) -> None:
-        """Load the pre-trained encoder and the heads.
-
-        Raises:
-            ValueError: a head that is not as wide as the embeddings, or as `load_encoder` and `load_head`.
-        """
-        self.pretrained = self.pool.load_model(PRETRAINED)
-        self.experts = LoadedExperts(self.tasks, self.pool.load_model)
-        self.heads = {task: self.pool.load_classification_head(task) for task in self.tasks}
-        width = self.pretrained.architecture.embed_dim
-        for task, head in self.heads.items():
-            if head.in_features != width:
-                raise ValueError(
-                    f"The head of `{task}`, `{self.pool.classification_heads[task]}`, takes embeddings of "
-                    f"width {head.in_features}; the pre-trained model's are {width} wide."
-                )
-
-    def unlabeled(self, task: str, split: str) -> Unlabeled:
-        """A task's images, preprocessed as OpenAI's; labels are not needed.
-
-        Raises:
-            ValueError: an empty split.
-        """
-        dataset = self.dataset(task, split)
-        fingerprint = getattr(dataset, "_fingerprint", None)
-        size = self.pretrained.architecture.vision_cfg["image_size"]
-        version = None if fingerprint is None else f"{fingerprint} open_clip {size}"
-        images = Images(dataset, self.pretrained.val_preprocess)
-        return Unlabeled(images, num_workers=self.num_workers, version=version)
-
-
-class Images(Dataset):
-    """The preprocessed images of a data set whose rows have an `image`."""
-
-    def __init__(self, dataset, preprocess):
-        self.dataset, self.preprocess = dataset, preprocess
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int):
-        return self.preprocess(self.dataset[index]["image"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from fusion_tinting.fusionbench.closing import show_last
+from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import ACCURACY, Metric, score_table
 from fusion_tinting.run.files import write_json
@@ -31,6 +32,16 @@ class TintedEvaluation:
     def tasks(self) -> list[str]:
         """The tasks that are evaluated."""
         return list(self._test_datasets)
+
+    def check(self, models: PoolFamily) -> None:
+        """Find out whether every task can be scored; before a model is loaded.
+
+        Args:
+            models: the model pool's.
+
+        Raises:
+            ValueError: naming the task.
+        """
 
     def score(self, model: TintedModel, task: str) -> dict:
         """What the stock class would report of one task of a tinted model: metric -> value."""

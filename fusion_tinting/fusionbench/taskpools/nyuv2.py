@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import torch
 from fusion_bench import RuntimeConstants, instantiate
 from fusion_bench.metrics.nyuv2 import DepthMetric, NormalMetric, SegmentationMetric
-from fusion_bench.models.nyuv2.lightning_module import NYUv2Model
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric as Measure
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families.dense import DenseHead
 from fusion_tinting.families.nyuv2_scenes import Scenes
+from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.pools.nyuv2 import decoder_head
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
 from fusion_tinting.method.tinted_model import TintedModel
@@ -85,6 +85,11 @@ class NYUv2Evaluation(ScoredTaskPool):
 class TintedNYUv2TaskPool(TintedEvaluation, NYUv2Evaluation):
     """mIoU and pixel accuracy; absolute and relative error; angles: each task with its tint."""
 
+    def check(self, models: PoolFamily) -> None:
+        """Refuse targets that are not there."""
+        for task in self.tasks:
+            self.load_test_dataset(task)
+
     def score(self, model: nn.Module, task: str) -> dict:
         """Every metric of a task: of a tinted model, or of a plain encoder with the expert's decoder."""
         if isinstance(model, TintedModel):
@@ -103,13 +108,6 @@ class _Segmentation(SegmentationMetric):
         counts = self.record.float()
         right = counts.diag()
         return [(right / (counts.sum(1) + counts.sum(0) - right)).nanmean(), right.sum() / counts.sum()]
-
-
-def decoder_head(pool, task: str) -> DenseHead:
-    """The head of a task: the decoder of its expert in an NYUv2 model pool."""
-    decoder = pool.load_model(task, encoder_only=False).decoders[task]
-    size = getattr(pool, "image_size", NYUv2Model.image_size)
-    return DenseHead(decoder, size).requires_grad_(False).eval()
 
 
 def measure_of(task: str, channels: int) -> Measure:

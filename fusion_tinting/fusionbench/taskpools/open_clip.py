@@ -4,6 +4,7 @@ from fusion_bench.taskpool import OpenCLIPVisionModelTaskPool
 
 from fusion_tinting.families.open_clip import TintedOpenCLIP
 from fusion_tinting.families.open_clip_files import load_head
+from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.method.tinted_model import OneTask
 
@@ -34,8 +35,8 @@ class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTas
         self._classifier_heads = {task: load_head(heads[task], self.trust_pickles) for task in self.tasks}
         super().setup()
 
-    def check(self) -> None:
-        """See whether every task can be scored.
+    def check(self, models: PoolFamily) -> None:
+        """Find out whether every task can be scored.
 
         Raises:
             ValueError: a test set without images or labels, or with more classes than its head.

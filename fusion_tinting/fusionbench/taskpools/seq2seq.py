@@ -37,7 +37,7 @@ class AnswerTaskPool(TextClassificationTaskPool):
         super()._load(task, models)
         asked, labels, _ = self._inputs[task]
         answers = family.answers(models.template(task))
-        asked = family.with_answers(asked, models.tokenizer, list(answers))
+        asked = family.with_answers(asked, models.family.tokenizer, list(answers))
         self._inputs[task] = Inputs(asked, labels, torch.tensor(list(answers.values())))
 
     def score(self, model: nn.Module, task: str) -> dict:

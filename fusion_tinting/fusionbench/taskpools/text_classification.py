@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import sequence_classification as family
-from fusion_tinting.fusionbench.pools import family_of
+from fusion_tinting.fusionbench.pools import PoolFamily, family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
@@ -73,11 +73,11 @@ class _TextTaskPool(ScoredTaskPool):
         self.metrics = metrics
         self._inputs: dict[str, Inputs] = {}
 
-    def check(self, models) -> None:
-        """See whether every task can be scored.
+    def prepare(self, models: PoolFamily) -> None:
+        """Read the test data, once every task is known to be one that can be scored.
 
         Args:
-            models: the model pool's family.
+            models: the model pool's.
 
         Raises:
             ValueError: a task without metric, labels, or an expert whose head can tell them.
@@ -97,7 +97,7 @@ class _TextTaskPool(ScoredTaskPool):
                     f"The task pool evaluates `{task}`, for which the model pool has no expert, and so no "
                     f"head. Its tasks must be among {models.tasks}."
                 )
-            outputs = models.configs[task].num_labels
+            outputs = models.family.configs[task].num_labels
             self._load(task, models)
             if unfit := [name for name in named if not SCORES[name].outputs(outputs)]:
                 raise ValueError(
@@ -107,7 +107,7 @@ class _TextTaskPool(ScoredTaskPool):
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
         """The report of a model."""
         if not self._inputs:
-            self.check(self._models)
+            self.prepare(self._models)
         return super().evaluate(model, *args, **kwargs)
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> dict:
@@ -122,7 +122,7 @@ class _TextTaskPool(ScoredTaskPool):
     def _load(self, task: str, models) -> None:
         dataset = instantiate(self._test_datasets[task])
         labels, order = models.labels(task, dataset)
-        unlabeled = models.asked(task, dataset, f"the test data of `{task}`")
+        unlabeled = models.family.inputs(task, models.rows(task, dataset, f"the test data of `{task}`"))
         if RuntimeConstants.debug:  # fast_dev_run: one batch
             unlabeled, labels = unlabeled.subset(range(min(32, len(labels)))), labels[:32]
         self._inputs[task] = Inputs(unlabeled, labels, order)
@@ -141,13 +141,17 @@ class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
         baselines: as `TintedEvaluation`.
     """
 
+    def check(self, models: PoolFamily) -> None:
+        """Refuse a task without metric, labels, or an expert whose head can tell them."""
+        self.prepare(models)
+
     def score(self, model: nn.Module, task: str) -> dict:
         """Metric -> value of one task."""
         inputs = self._inputs[task]
         if isinstance(model, TintedModel):
             encoder, head = OneTask(model, task), nn.Identity()
         else:
-            classifier = self._models.classifier(task)
+            classifier = self._models.family.classifier(task)
             encoder = family.TextEncoder(getattr(model, classifier.base_model_prefix, model))
             _, head = family.split(classifier, family.has_pooler(classifier))
         output = predict(encoder, head, inputs.unlabeled, processes=FabricProcesses(self.fabric))

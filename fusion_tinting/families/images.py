@@ -1,0 +1,125 @@
+"""Images as a model reads them, whatever a row holds: a picture, the bytes of a file, or its path."""
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, ProcessorMixin
+
+from fusion_tinting.families.rows import Rows
+from fusion_tinting.run.unlabeled import Unlabeled
+
+FEW = 1000
+"""Fewer images than these are decoded in this process: starting others takes longer."""
+NO_IMAGE = (OSError, SyntaxError, TypeError, ValueError)
+"""What PIL raises for a file that is not there, no image, or cut short."""
+
+
+class Images(Dataset):
+    """Rows as pixels (3, H, W), decoded when they are asked for.
+
+    Args:
+        rows: whose column for `image` holds pictures, the bytes of image files, or their paths.
+        reader: image processor of transformers, or a function from a picture to pixels.
+
+    Raises:
+        ValueError: no such column; or, in a file of the user's, a row whose image cannot be opened, named.
+            All are opened, which reads the head of each file: what is cut short further on is found when it
+            is decoded.
+    """
+
+    def __init__(self, rows: Rows, reader: Any):
+        self._rows, self._read = rows, pixels_of(reader)
+        self._table, self._name = rows.table, rows.columns["image"]
+        self.paths_alone = False
+        if rows.folder is not None:
+            self._open_all(rows.folder)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, place: int) -> Tensor:
+        row = self._table[place]
+        value = row[self._name] if isinstance(row, Mapping) else row[0]
+        if self._rows.folder is None:
+            return self._read(value)
+        return self._read(self._decoded(place, lambda source: ImageOps.exif_transpose(_opened(source))))
+
+    def _open_all(self, folder: Path) -> None:
+        from datasets import Image as Column  # here, for it takes seconds to import
+
+        name = self._rows.column("image")
+        table = self._table.select_columns(name)
+        self.paths_alone = not isinstance(table.features[name], Column)
+        self._table = table if self.paths_alone else table.cast_column(name, Column(decode=False))
+        for place in range(len(table)):
+            self._decoded(place, lambda source: _opened(source).close())
+
+    def _decoded(self, place: int, read: Callable) -> Any:
+        value = self._table[place][self._name]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        try:
+            return read(io.BytesIO(value) if isinstance(value, bytes) else self._rows.folder / value)
+        except NO_IMAGE as error:
+            raise ValueError(
+                f"Row {place} of {self._rows.where} has no readable image in its column `{self._name}`: "
+                f"{error}. Mend it or take it out."
+            ) from error
+
+
+def inputs_of(rows: Rows, reader: Any, settings: str | None = None) -> Unlabeled:
+    """Return all images of the rows as unlabeled inputs.
+
+    Args:
+        rows: see `Images`.
+        reader: see `Images`.
+        settings: names what a `reader` does that is no processor of transformers.
+
+    Raises:
+        ValueError: see `Images`.
+    """
+    images = Images(rows, reader)
+    few = len(images) < FEW
+    workers = rows.num_workers
+    if workers is None:
+        workers = 0 if few else min(4, os.cpu_count() or 1)
+    version = None if images.paths_alone else content_version(rows.table, reader, settings)
+    return Unlabeled(images, num_workers=workers, version=version)
+
+
+def content_version(table: Any, reader: Any, settings: str | None = None) -> str | None:
+    """Return what names the content of processed images: the table's fingerprint and the reader's settings.
+
+    The fingerprint of a `datasets.Dataset` is made of the data files and of everything done to them, so
+    that it survives the process. Other tables have none, and None is returned.
+
+    Args:
+        table: the rows.
+        reader: processor of transformers, or another.
+        settings: in the place of the processor's own.
+    """
+    fingerprint = getattr(table, "_fingerprint", None)
+    to_json = getattr(getattr(reader, "image_processor", reader), "to_json_string", None)
+    settings = to_json() if settings is None and to_json is not None else settings
+    return None if fingerprint is None or settings is None else f"{fingerprint} {settings}"
+
+
+def pixels_of(reader: Any) -> Callable[[Image.Image], Tensor]:
+    """Return a function from a picture of any mode to pixels (3, H, W).
+
+    Args:
+        reader: image processor of transformers, or such a function already.
+    """
+    if not isinstance(reader, (ProcessorMixin, BaseImageProcessor)):
+        return reader
+    return lambda image: reader(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"][0]
+
+
+def _opened(source: Any) -> Image.Image:
+    return Image.open(source)
