@@ -5,7 +5,7 @@
 
 Each is adapted on `val` without labels and scored on `test`, beside the setting as it is, with the same
 seeds. What won stands in the presets; what did not is kept here, not in the package. Some changes need
-`pip install "torchjd[quadprog_projector,cagrad,nash_mtl]"`; without it they are left out, and said so.
+`pip install "torchjd[quadprog_projector,cagrad,nash_mtl]"`; without it they are left out, with a message.
 Runs are kept in `--work` (delete it after a change of the code): a stopped benchmark continues. Writes
 `ablations_<pool>_<preset>.json` and `.md` into `--results`.
 """
@@ -19,12 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
-import tried
-from common import RESULTS, about, save
-from runs import shown, spread
-from study_world import World
+from helpers import tried
+from helpers.averages import plus_minus, spread
+from helpers.command import Benchmark
+from helpers.study_world import World
 
 from fusion_tinting import Adaptation, Settings, TintedModel, predict_experts
+from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.files import read_json, write_json
 
 
@@ -48,12 +49,12 @@ class Change:
 
 
 def low_rank(rank: int) -> Change:
-    """Tints of low rank."""
+    """Return the change to tints of low rank."""
     return Change(prepare=partial(tried.low_rank, rank=rank), of_blocks=True)
 
 
-def aggregated(name: str, **options) -> Change:
-    """λ follows one of TorchJD's aggregations."""
+def aggregated(name: str, **options: float) -> Change:
+    """Return the change to a λ that follows one of TorchJD's aggregations."""
 
     def make(tasks: int) -> Callable:
         from torchjd import aggregation
@@ -99,8 +100,8 @@ CHANGES = {
 }  # fmt: skip
 
 
-def main() -> None:
-    options = parse()
+def measure(options: argparse.Namespace) -> dict:
+    """Run what is asked for, and return all that is known."""
     for zoo in options.zoos:
         world = World(options.pool, options.preset, "val", options.work.resolve(), *of_zoo(options, zoo))
         for seed in options.seeds if zoo == options.zoos[0] else options.seeds[:1]:
@@ -109,62 +110,56 @@ def main() -> None:
                     print(f"left out, for {CHANGES[name].needs} is not installed: {name}")
                 elif can(CHANGES[name], world):
                     once(world, options, name, zoo, seed)
-    found = known(options)
-    result = {
-        "pool": options.pool, "preset": options.preset, "rows": rows(found),
-        "experts": {place: run["experts"] for place, run in found[AS_IT_IS].items()}, **about(),
-    }  # fmt: skip
-    path = options.results / f"ablations_{options.pool}_{options.preset}.json"
-    save(path, result)
-    path.with_suffix(".md").write_text(table(result))
-    print(table(result))
+    runs = known(options)
+    experts = {place: run["experts"] for place, run in runs[AS_IT_IS].items()}
+    return {"pool": options.pool, "preset": options.preset, "rows": rows(runs), "experts": experts}
 
 
 def known(options: argparse.Namespace) -> dict[str, dict[str, dict]]:
-    """Change -> place -> the outcome of every run that is kept, of earlier calls too."""
-    found: dict[str, dict[str, dict]] = {}
+    """Return change -> place -> the outcome of every run that is kept, of earlier calls too."""
+    runs: dict[str, dict[str, dict]] = {}
     for name in CHANGES:
         for zoo in options.zoos:
             for seed in options.seeds:
                 path = file_of(options, name, zoo, seed)
                 if path.is_file():
-                    found.setdefault(name, {})[f"zoo {zoo}, seed {seed}"] = read_json(path)
-    return found
+                    runs.setdefault(name, {})[f"zoo {zoo}, seed {seed}"] = read_json(path)
+    return runs
 
 
 def file_of(options: argparse.Namespace, name: str, zoo: int, seed: int) -> Path:
-    """Where a run's outcome is kept."""
+    """Return where a run's outcome is kept."""
     folder = options.work.resolve() / options.pool / options.preset
     return folder / f"{name}, zoo {zoo}, seed {seed}.json".replace(" ", "_").replace("%", "percent")
 
 
 def of_zoo(options: argparse.Namespace, zoo: int) -> tuple[str, ...]:
-    """A mini's other make; pools of the hub have none."""
+    """Return the overrides of another build of a mini; pools of the hub have none."""
     return (f"modelpool.zoo_seed={zoo}",) if "mini" in options.pool or "micro" in options.pool else ()
 
 
 def can(change: Change, world: World) -> bool:
-    """Whether it changes something of this preset; a part of a block cannot be made of a head."""
+    """Return whether a change applies to this preset: whether it changes a value, and fits the layer."""
     same = all(world.settings[name] == value for name, value in change.settings.items())
     nothing = change.settings and same and change.kind is Adaptation
     return not nothing and not (change.of_blocks and world.settings["layer"] == "head")
 
 
 def once(world: World, options: argparse.Namespace, name: str, zoo: int, seed: int) -> None:
-    """Make a run that is not kept yet, and say what came out."""
+    """Make a run that is not kept yet, and print its outcome."""
     path = file_of(options, name, zoo, seed)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, run(world, CHANGES[name], seed))
-    found = read_json(path)
-    scored = f"{mean(found['per_task'].values()):6.2f}  {found['seconds']:6.1f} s"
-    print(f"{scored}  {name}, zoo {zoo}, seed {seed}", flush=True)
+    outcome = read_json(path)
+    accuracy = mean(outcome["per_task"].values())
+    print(f"{accuracy:6.2f}  {outcome['seconds']:6.1f} s  {name}, zoo {zoo}, seed {seed}", flush=True)
 
 
 def run(world: World, change: Change, seed: int) -> dict:
-    """Adapt with a change, and score."""
+    """Adapt with a change, and return the scores and costs."""
     settings = Settings.from_options({**world.settings, **change.settings, "seed": seed})
-    family, inputs = world.family, world.teaching()
+    family, inputs = world.family, world.adapted_on()
     start = time.process_time()
     model = family.model_class.untrained(
         family.pretrained, family.experts, family.heads, settings.layer, settings.task_vectors
@@ -187,65 +182,71 @@ def run(world: World, change: Change, seed: int) -> dict:
     }
 
 
-def rows(found: dict[str, dict[str, dict]]) -> list[dict]:
-    """Every change's accuracy, and its difference to the setting as it is, run by run."""
-    base = averages(found[AS_IT_IS])
-    out = []
-    for name, runs in found.items():
-        scored = averages(runs)
-        out.append({
-            "change": name,
-            "accuracy": spread(scored.values()),
-            "difference": spread(scored[place] - base[place] for place in scored),
-            "seconds": spread(run["seconds"] for run in runs.values()),
-            "parameters_per_task": next(iter(runs.values()))["parameters_per_task"],
-            "runs": runs,
-        })  # fmt: skip
-    return out
+def rows(runs: dict[str, dict[str, dict]]) -> list[dict]:
+    """Return every change's accuracy, and its difference to the setting as it is, run by run.
+
+    Args:
+        runs: change -> place -> outcome, as `known` returns it.
+    """
+    base = averages(runs[AS_IT_IS])
+    return [row(name, each, base) for name, each in runs.items()]
+
+
+def row(name: str, runs: dict[str, dict], base: dict[str, float]) -> dict:
+    """Return the row of one change, with its difference to `base`, place by place."""
+    scored = averages(runs)
+    return {
+        "change": name,
+        "accuracy": spread(scored.values()),
+        "difference": spread(scored[place] - base[place] for place in scored),
+        "seconds": spread(run["seconds"] for run in runs.values()),
+        "parameters_per_task": next(iter(runs.values()))["parameters_per_task"],
+        "runs": runs,
+    }
 
 
 def averages(runs: dict[str, dict]) -> dict[str, float]:
+    """Return place -> mean accuracy over the tasks."""
     return {place: mean(run["per_task"].values()) for place, run in runs.items()}
 
 
-def table(found: dict) -> str:
-    lines = [
-        "| change | accuracy % | difference | runs | CPU seconds | trained parameters a task |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        own = row["change"] == AS_IT_IS
-        difference = "" if own else signed(row["difference"])
-        cells = (
-            shown(row["accuracy"]),
-            difference,
-            str(len(row["runs"])),
+def table(outcome: dict) -> Table:
+    """Return the table of all changes."""
+    rows = [
+        [
+            row["change"],
+            plus_minus(row["accuracy"]),
+            "" if row["change"] == AS_IT_IS else signed(row["difference"]),
+            len(row["runs"]),
             f"{row['seconds']['mean']:.0f}",
-            f"{row['parameters_per_task']:,}",
-        )
-        lines.append(f"| {row['change']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            row["parameters_per_task"],
+        ]
+        for row in outcome["rows"]
+    ]
+    columns = ["accuracy %", "difference", "runs", "CPU seconds", "trained parameters a task"]
+    return Table(["change", *columns], rows, numeric=False)
 
 
 def signed(value: dict) -> str:
-    return ("+" if value["mean"] >= 0 else "−") + shown({**value, "mean": abs(value["mean"])})
+    """Return the text of a difference, with its sign."""
+    return ("+" if value["mean"] >= 0 else "−") + plus_minus({**value, "mean": abs(value["mean"])})
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--pool", default="clip-mini_8", help="model pool, of CLIP models")
-    parser.add_argument("--preset", default="model_tinting_fast", help="method with the setting")
-    parser.add_argument("--only", nargs="+", choices=CHANGES, help="changes to try (default: all)")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="adaptation seeds, on the first zoo"
-    )
-    parser.add_argument(
-        "--zoos", type=int, nargs="+", default=[0], help="zoo seeds; all but the first with one seed"
-    )
-    parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="where runs are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and table go")
-    return parser.parse_args()
-
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "--pool": {"default": "clip-mini_8", "help": "model pool, of CLIP models"},
+        "--preset": {"default": "model_tinting_fast", "help": "method with the setting"},
+        "--only": {"nargs": "+", "choices": CHANGES, "help": "changes to try (default: all)"},
+        "--seeds": {"help": "adaptation seeds, on the first zoo"},
+        "--zoos": {"default": [0], "help": "zoo seeds; all but the first with one seed"},
+        "--work": {"default": Path("outputs/ablations")},
+        "--results": {},
+    },
+    path=lambda options, _: options.results / f"ablations_{options.pool}_{options.preset}.json",
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -10,33 +10,23 @@ import argparse
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from statistics import mean
 
 import torch
-from common import RESULTS, about, save
-from composed import accuracy, compose_run, labels_of, loaded
+from helpers.command import RESULTS, Benchmark
+from helpers.composed import accuracy, compose_run, labels_of, loaded
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import fusion_tinting as ft
 from fusion_tinting.families.batch_norm import MergedBatchNorm, restore_statistics
 from fusion_tinting.method.tinted_model import OneTask
+from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.experts import LoadedExperts
 
 LAMBDAS = (0.3, 0.4)
 PER_BATCH, BATCHES = 32, 40
 """Images of each task in a batch that statistics are computed of, and the number of such batches."""
-
-
-def main() -> None:
-    options = parse()
-    world = World(options.pool, options.zoo, options.steps)
-    rows = [{"statistics": name, **world.scores(way)} for name, way in WAYS.items()]
-    found = {"pool": options.pool, "zoo": options.zoo, "steps": options.steps, "rows": rows, **about()}
-    save(options.json, found)
-    options.json.with_suffix(".md").write_text(table(found))
-    print(table(found))
 
 
 class World:
@@ -50,8 +40,8 @@ class World:
             task: (self.family.unlabeled(task, "test"), labels_of(self.family, task)) for task in self.tasks
         }
 
-    def scores(self, way: "Way") -> dict:
-        """Mean accuracy in per cent of every model that has its statistics this way."""
+    def scores(self, way: "Way") -> dict[str, float]:
+        """Return the mean accuracy in percent of every model that has its statistics this way."""
         pretrained = way.changed(self.family.pretrained)
         experts = LoadedExperts(self.tasks, lambda task: way.changed(self.family.experts[task]))
         models = {"experts": experts, "heads": self.family.heads}
@@ -59,21 +49,23 @@ class World:
             warnings.filterwarnings("ignore", "The buffer")  # that they are not merged is what is studied
             way.prepare(self, pretrained, models)
             untrained = ft.TintedModel.untrained(pretrained, layer=None, **models)
-            found = {f"λ = {lam}": self.accuracy(untrained.remerged(lam)) for lam in LAMBDAS}
+            scores = {f"λ = {lam}": self.accuracy(untrained.remerged(lam)) for lam in LAMBDAS}
             tinted = ft.tint(
                 pretrained, **models, unlabeled=self.inputs, sampler="all", steps=self.steps, progress=False
             )
         way.finish(self, tinted)
-        return {**found, "tinted": self.accuracy(tinted)}
+        return {**scores, "tinted": self.accuracy(tinted)}
 
     def accuracy(self, model: ft.TintedModel) -> float:
-        told = {
-            t: ft.predict(OneTask(model, t), nn.Identity(), inputs) for t, (inputs, _) in self.test.items()
-        }
-        return round(mean(100 * accuracy(told[task], labels) for task, (_, labels) in self.test.items()), 2)
+        """Return the mean accuracy over the tasks, in percent."""
+        shares = [
+            accuracy(ft.predict(OneTask(model, task), nn.Identity(), inputs), labels)
+            for task, (inputs, labels) in self.test.items()
+        ]
+        return round(mean(100 * share for share in shares), 2)
 
     def mixed(self) -> Iterator[Tensor]:
-        """Batches with images of every task."""
+        """Yield batches with images of every task."""
         places = torch.arange(PER_BATCH * BATCHES).split(PER_BATCH)
         each = [inputs.batches(rows % len(inputs) for rows in places) for inputs in self.inputs.values()]
         yield from map(torch.cat, zip(*each, strict=True))
@@ -83,17 +75,21 @@ class Way:
     """As the package does it: μ and log σ² are merged tensors."""
 
     def changed(self, encoder: nn.Module) -> nn.Module:
+        """Return a copy of an encoder that has its statistics this way."""
         return deepcopy(encoder)
 
-    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None: ...
+    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+        """Change the pre-trained model's statistics before anything is merged."""
 
-    def finish(self, world: World, tinted: ft.TintedModel) -> None: ...
+    def finish(self, world: World, tinted: ft.TintedModel) -> None:
+        """Change the tinted model's statistics after adaptation."""
 
 
 class Pretrained(Way):
     """Statistics are buffers, and the pre-trained model's stay."""
 
     def changed(self, encoder: nn.Module) -> nn.Module:
+        """Return a copy of an encoder with statistics that are not merged."""
         return restore_statistics(deepcopy(encoder)).requires_grad_(False)
 
 
@@ -101,6 +97,7 @@ class Average(Pretrained):
     """The mean of the experts' statistics."""
 
     def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+        """Put the mean into the pre-trained model."""
         for name, buffer in pretrained.named_buffers():
             each = [models["experts"][task].get_buffer(name) for task in world.tasks]
             buffer.copy_(sum(each) / len(each))
@@ -113,12 +110,14 @@ class Recomputed(Pretrained):
         self.again = again
 
     def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+        """Put the statistics of the merged model into the pre-trained model."""
         merged = ft.TintedModel.untrained(pretrained, layer=None, **models).remerged(LAMBDAS[0]).encoder
         update_bn(world.mixed(), merged)
         for name, buffer in pretrained.named_buffers():
             buffer.copy_(merged.get_buffer(name))
 
     def finish(self, world: World, tinted: ft.TintedModel) -> None:
+        """Recompute the statistics of the tinted model."""
         if self.again:
             update_bn(world.mixed(), tinted.encoder)
             tinted.eval()
@@ -128,6 +127,7 @@ class Variance(Way):
     """μ and σ² itself are merged tensors."""
 
     def changed(self, encoder: nn.Module) -> nn.Module:
+        """Return a copy of an encoder with σ² in the place of log σ²."""
         encoder = deepcopy(encoder)
         for name, module in list(encoder.named_modules()):
             if isinstance(module, MergedBatchNorm):
@@ -146,6 +146,7 @@ class MergedVariance(nn.Module):
         self.eps = norm.eps
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return normalized maps, (B, C, H, W)."""
         scale = self.weight * self.variance.clamp(min=self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return torch.addcmul(shift.view(-1, 1, 1), inputs, scale.view(-1, 1, 1))
@@ -161,23 +162,32 @@ WAYS = {
 }
 
 
-def table(found: dict) -> str:
-    columns = [name for name in found["rows"][0] if name != "statistics"]
-    titles = [f"Task Arithmetic, {name}" if name.startswith("λ") else name for name in columns]
-    lines = [f"| statistics | {' | '.join(titles)} |", "|---" * (1 + len(columns)) + "|"]
-    for row in found["rows"]:
-        lines.append(f"| {row['statistics']} | {' | '.join(f'{row[name]:.1f}' for name in columns)} |")
-    return "\n".join(lines) + "\n"
+def measure(options: argparse.Namespace) -> dict:
+    """Return the scores of every way."""
+    world = World(options.pool, options.zoo, options.steps)
+    rows = [{"statistics": name, **world.scores(way)} for name, way in WAYS.items()]
+    return {"pool": options.pool, "zoo": options.zoo, "steps": options.steps, "rows": rows}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--pool", default="resnet-mini_3", help="model pool of image classifiers")
-    parser.add_argument("--zoo", type=int, default=0, help="zoo seed")
-    parser.add_argument("--steps", type=int, default=200, help="iterations of the tint")
-    parser.add_argument("--json", type=Path, default=RESULTS / "batch_norm.json", help="where results go")
-    return parser.parse_args()
+def table(outcome: dict) -> Table:
+    """Return the table of the scores, a row for each way."""
+    names = [name for name in outcome["rows"][0] if name != "statistics"]
+    titles = [f"Task Arithmetic, {name}" if name.startswith("λ") else name for name in names]
+    rows = [[row["statistics"], *(row[name] for name in names)] for row in outcome["rows"]]
+    return Table(["statistics", *titles], rows, digits=".1f", numeric=False)
 
+
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "--pool": {"default": "resnet-mini_3"},
+        "--zoo": {"type": int, "default": 0, "help": "zoo seed"},
+        "--steps": {"type": int, "default": 200, "help": "iterations of the tint"},
+        "--json": {"default": RESULTS / "batch_norm.json"},
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -3,13 +3,13 @@
     python benchmarks/families.py           # an hour on two cores; continues where it was stopped
     python benchmarks/families.py resnet-mini_3
 
-A zoo is a make of a whole mini from a seed; each way is one `fusion_bench` process, adapted on `val`
+A zoo is a build of a whole mini from a seed; each way is one `fusion_bench` process, adapted on `val`
 without labels and scored on `test`. Scores are shares of the expert's own, averaged over tasks; metrics
 differ, and of an error the share is inverted. Writes `benchmarks/results/families.json`, and a table in
 Markdown beside it.
 
 AdaMerging is layer-wise and runs in our engine, which the tests hold equal to FusionBench's step for step.
-It minimises the entropy of what is predicted, which only classes have: `roberta-mini_4` has a regression
+It minimizes the entropy of the predictions, which only classes have: `roberta-mini_4` has a regression
 among its tasks, `nyuv2-mini_3` depth and normals, so that their cells are empty.
 """
 
@@ -19,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
-from common import RESULTS, about, save
-from runs import Runner, shown, spread
+from helpers.averages import plus_minus, spread
+from helpers.command import RESULTS, Benchmark, known_pools
+from helpers.runs import Runner
 
-from fusion_tinting.reporting.tables import Metric
-from fusion_tinting.run.files import read_json
+from fusion_tinting.reporting.tables import Metric, Table
 
 MINIS = {
     "clip-mini_8": ("method=model_tinting_recommended",),
@@ -59,19 +59,16 @@ COLUMNS = {
 """Name in the results -> in the table."""
 
 
-def main() -> None:
-    options = parse()
-    found = read_json(options.json) if options.json.is_file() else {"pools": {}}
+def measure(options: argparse.Namespace) -> dict:
+    """Return the results of the pools that are asked for, beside those that are known."""
+    pools = known_pools(options.json)
     for pool in options.pools or MINIS:
-        found["pools"][pool] = summary(pool, reports(pool, options))
-    found |= {"command": "python benchmarks/families.py", **about()}
-    save(options.json, found)
-    options.json.with_suffix(".md").write_text(table(found))
-    print(table(found))
+        pools[pool] = summary(pool, reports(pool, options))
+    return {"pools": pools}
 
 
 def reports(pool: str, options: argparse.Namespace) -> dict[int, dict[str, dict]]:
-    """Zoo -> `tinted` or `adamerging` -> its run's report."""
+    """Return zoo -> `tinted` or `adamerging` -> the report of its run."""
     ways = {"tinted": MINIS[pool], **({"adamerging": ADAMERGING} if pool in OF_CLASSES else {})}
     plan = {
         (pool, f"zoo {zoo}", way): overrides(setting, zoo)
@@ -83,6 +80,7 @@ def reports(pool: str, options: argparse.Namespace) -> dict[int, dict[str, dict]
 
 
 def runner(pool: str, options: argparse.Namespace) -> Runner:
+    """Return the runner of a pool's runs."""
     identity = functools.partial(content, pool)
     pools = (f"modelpool={pool}", f"taskpool={pool}")
     environment = {"OMP_NUM_THREADS": "1"}
@@ -90,22 +88,25 @@ def runner(pool: str, options: argparse.Namespace) -> Runner:
 
 
 def content(pool: str, given: tuple[str, ...]) -> list:
-    """What a run depends on, beside our own code: delete `--work` after a change."""
+    """Return what a run depends on, beside our own code: delete `--work` after a change."""
     return [pool, given, version("fusion-bench"), version("torch"), version("transformers")]
 
 
 def overrides(setting: tuple[str, ...], zoo: int) -> tuple[str, ...]:
+    """Return the overrides of one run."""
     return (*setting, f"modelpool.zoo_seed={zoo}", "method.adapt_split=val", "fabric.accelerator=cpu")
 
 
 def summary(pool: str, reports: dict[int, dict[str, dict]]) -> dict:
-    """Shares of the experts by zoo, with the scores that they are made of."""
-    scores = {zoo: by_task(ways) for zoo, ways in reports.items()}
+    """Return shares of the experts by zoo, with the scores that they are made of.
+
+    Args:
+        pool: the name of the pool.
+        reports: zoo -> `tinted` or `adamerging` -> the report of its run.
+    """
+    scores = {zoo: scores_of(ways) for zoo, ways in reports.items()}
     columns = [name for name in COLUMNS if name != "adamerging" or pool in OF_CLASSES]
-    shares = {
-        zoo: {column: mean(share(task, column) for task in tasks.items()) for column in columns}
-        for zoo, tasks in scores.items()
-    }
+    shares = {zoo: {column: share(tasks, column) for column in columns} for zoo, tasks in scores.items()}
     return {
         "setting": " ".join(MINIS[pool]),
         "share_of_experts": {column: spread(zoo[column] for zoo in shares.values()) for column in columns},
@@ -117,47 +118,43 @@ def summary(pool: str, reports: dict[int, dict[str, dict]]) -> dict:
     }
 
 
-def by_task(ways: dict[str, dict]) -> dict[tuple[str, str], dict[str, float]]:
-    """(task, metric) -> column, or `expert`, -> score."""
-    found, baselines = {}, ways["tinted"]["baselines"]
+def scores_of(ways: dict[str, dict]) -> dict[tuple[str, str], dict[str, float]]:
+    """Return (task, metric) -> column, or `expert`, -> score."""
+    by_task, baselines = {}, ways["tinted"]["baselines"]
     for task in baselines["expert"]:
         metric = next(name for name in METRICS if name in ways["tinted"][task])
         scores = {name: values[task] for name, values in baselines.items()}
-        found[task, metric] = scores | {way: report[task][metric] for way, report in ways.items()}
-    return found
+        by_task[task, metric] = scores | {way: report[task][metric] for way, report in ways.items()}
+    return by_task
 
 
-def share(task: tuple[tuple[str, str], dict[str, float]], column: str) -> float:
-    """A task's score as a share of its expert's, in per cent; of an error the inverse."""
-    (_, metric), scores = task
-    return METRICS[metric].share(scores[column], scores["expert"])
+def share(tasks: dict[tuple[str, str], dict[str, float]], column: str) -> float:
+    """Return the mean over the tasks of the share of the expert's score, in percent."""
+    return mean(METRICS[m].share(scores[column], scores["expert"]) for (_, m), scores in tasks.items())
 
 
-def table(found: dict) -> str:
-    """One line for each pool: shares of the experts, mean ± sd over zoos; empty where there is none."""
-    lines = [
-        f"| pool | setting | {' | '.join(COLUMNS.values())} | zoos |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    for pool, row in found["pools"].items():
+def table(outcome: dict) -> Table:
+    """Return one row for each pool: shares of the experts, mean ± sd over zoos; empty if there is none."""
+    rows = []
+    for pool, row in outcome["pools"].items():
         shares = row["share_of_experts"]
-        cells = " | ".join(f"{shown(shares[name])} %" if name in shares else "" for name in COLUMNS)
-        lines.append(f"| `{pool}` | `{row['setting']}` | {cells} | {len(row['by_zoo'])} |")
-    return "\n".join(lines) + "\n"
+        cells = [f"{plus_minus(shares[name])} %" if name in shares else "" for name in COLUMNS]
+        rows.append([f"`{pool}`", f"`{row['setting']}`", *cells, len(row["by_zoo"])])
+    return Table(["pool", "setting", *COLUMNS.values(), "zoos"], rows, numeric=False)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("pools", nargs="*", help=f"of {', '.join(MINIS)} (default: all)")
-    parser.add_argument("--zoos", type=int, nargs="+", default=[0, 1, 2], help="zoo seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--work", type=Path, default=Path("outputs/families"), help="where runs are kept")
-    parser.add_argument("--json", type=Path, default=RESULTS / "families.json", help="where results go")
-    options = parser.parse_args()
-    if strange := set(options.pools) - set(MINIS):
-        parser.error(f"unknown pool(s) {sorted(strange)}; expected some of {list(MINIS)}")
-    return options
-
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "pools": {"choices": MINIS},
+        "--zoos": {},
+        "--jobs": {"default": 1},
+        "--work": {"default": Path("outputs/families")},
+        "--json": {"default": RESULTS / "families.json"},
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

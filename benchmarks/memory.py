@@ -16,13 +16,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from common import about, against_k, memory, save
-from peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps
+from helpers.command import Benchmark
+from helpers.figures import against_k
+from helpers.machine import memory
+from helpers.peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps
 
 import fusion_tinting as ft
+from fusion_tinting.reporting.tables import Table
 
 MEGABYTE = 1e6
 LEAN = {"dtype": "fp16"}
@@ -51,7 +53,7 @@ class Peak:
         self._watcher.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._watcher.join()
 
@@ -62,7 +64,7 @@ class Peak:
 
 
 def one(way: str, scale: str, tasks: int) -> dict[str, float]:
-    """Megabytes at the peak of one way, in this process."""
+    """Return megabytes at the peak of one way, in this process."""
     torch.set_num_threads(1)
     with Peak() as peak:
         WAYS[way](World(scale, tasks, 2, "cpu"))
@@ -70,7 +72,7 @@ def one(way: str, scale: str, tasks: int) -> dict[str, float]:
 
 
 def in_its_own_process(way: str, scale: str, tasks: int) -> dict[str, float]:
-    """The same in a fresh process, or two, that give memory back as soon as it is free."""
+    """Return the same of a fresh process, or two, that give memory back as soon as it is free."""
     with tempfile.TemporaryDirectory() as folder:
         asked = ["--one", way, "--scale", scale, "--tasks", str(tasks)]
         ranks = ["0", "1"] if way == TWO else [None]
@@ -90,29 +92,30 @@ def in_its_own_process(way: str, scale: str, tasks: int) -> dict[str, float]:
     return {kind: max(peak[kind] for peak in peaks) for kind in peaks[0]}
 
 
-def table(found: dict) -> str:
-    """Megabytes at the peak, and a peer's over ours in half precision."""
-    lean = found["megabytes"]["ours, fp16"]["anonymous"]
-    lines = [
-        f"| scale {found['scale']}, K = {found['tasks']} | anonymous MB | resident MB | over ours, fp16 |",
-        "|---|---|---|---|",
+def table(outcome: dict) -> Table:
+    """Return the table of megabytes at the peak, and of each over ours in half precision."""
+    lean = outcome["megabytes"]["ours, fp16"]["anonymous"]
+    rows = [
+        [way, f"{peak['anonymous']:.0f}", f"{peak['resident']:.0f}", f"{peak['anonymous'] / lean:.2f}"]
+        for way, peak in outcome["megabytes"].items()
     ]
-    for way, peak in found["megabytes"].items():
-        ratio = peak["anonymous"] / lean
-        lines.append(f"| {way} | {peak['anonymous']:.0f} | {peak['resident']:.0f} | {ratio:.2f} |")
-    if "mmap_growth_mb" in found:
-        lines.append(
-            f"\nFrom K = {found['tasks']} to {found['more_tasks']}, resident memory with `mmap` grows by "
-            f"{found['mmap_growth_mb']:.0f} MB."
+    title = f"scale {outcome['scale']}, K = {outcome['tasks']}"
+    growth = ""
+    if "mmap_growth_mb" in outcome:
+        growth = (
+            f"From K = {outcome['tasks']} to {outcome['more_tasks']}, resident memory with `mmap` grows by "
+            f"{outcome['mmap_growth_mb']:.0f} MB."
         )
-    return "\n".join(lines)
+    columns = [title, "anonymous MB", "resident MB", "over ours, fp16"]
+    return Table(columns, rows, caption=growth, numeric=False)
 
 
-def measure(scale: str, tasks: int, more_tasks: int | None) -> dict:
-    """Every way at one K, and the growth of ours with mapped files to another."""
+def measure(options: argparse.Namespace) -> dict:
+    """Return the peaks of every way at one K, and the growth of ours with mapped files to another."""
+    scale, tasks, more_tasks = options.scale, options.tasks, options.more_tasks
     megabytes = {way: in_its_own_process(way, scale, tasks) for way in WAYS}
     lean = megabytes["ours, fp16"]["anonymous"]
-    found = {
+    outcome = {
         "peak_memory_ratio": megabytes["FusionBench AdaMerging"]["anonymous"] / lean,
         "peak_memory_ratio_paper": megabytes["paper's loop"]["anonymous"] / lean,
         "scale": scale,
@@ -121,41 +124,56 @@ def measure(scale: str, tasks: int, more_tasks: int | None) -> dict:
     }
     if more_tasks is not None:
         more = in_its_own_process("ours, fp16, mmap", scale, more_tasks)["resident"]
-        found["more_tasks"] = more_tasks
-        found["mmap_growth_mb"] = more - megabytes["ours, fp16, mmap"]["resident"]
-    return found
+        outcome["more_tasks"] = more_tasks
+        outcome["mmap_growth_mb"] = more - megabytes["ours, fp16, mmap"]["resident"]
+    return outcome
 
 
-def plot(scale: str, path: Path) -> None:
-    """Draw the anonymous memory of every way against the number of tasks."""
-    curves = {way: {k: in_its_own_process(way, scale, k)["anonymous"] for k in AGAINST_K} for way in WAYS}
-    against_k(path, f"Memory held, scale {scale}", "anonymous memory, MB", curves)
+def draw(options: argparse.Namespace, *_: object) -> None:
+    """Draw the anonymous memory of every way against the number of tasks, if that is asked for."""
+    if options.plot is not None:
+        curves = {
+            way: {k: in_its_own_process(way, options.scale, k)["anonymous"] for k in AGAINST_K}
+            for way in WAYS
+        }
+        title = f"Memory held, scale {options.scale}"
+        against_k(options.plot, title, "anonymous memory, MB", curves)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Let a quick run take the tiny tower."""
+    options.scale = "S" if options.quick else options.scale
+
+
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "--scale": {"choices": SCALES, "default": "B", "help": "S: tiny tower; B: ViT-B/32"},
+        "--tasks": {"type": int, "default": 8, "help": "number of experts K"},
+        "--more-tasks": {"type": int, "help": "also the growth of `mmap` to this K"},
+        "--quick": {"help": "scale S"},
+        "--plot": {"help": "draw anonymous memory against K into this file"},
+        "--json": {},
+        "--one": {"choices": WAYS, "help": argparse.SUPPRESS},
+        "--group": {"nargs": 2, "help": argparse.SUPPRESS},
+    },
+    draw=draw,
+    check=check,
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--scale", choices=SCALES, default="B", help="S: tiny tower; B: ViT-B/32")
-    parser.add_argument("--tasks", type=int, default=8, help="number of experts K")
-    parser.add_argument("--more-tasks", type=int, help="also the growth of `mmap` to this K")
-    parser.add_argument("--quick", action="store_true", help="scale S")
-    parser.add_argument("--plot", type=Path, help="draw anonymous memory against K into this file")
-    parser.add_argument("--json", type=Path, help="write everything measured into this file")
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--group", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    scale = "S" if options.quick else options.scale
+    """Measure every way; or, in a process of its own, the one that the parent asks for."""
+    options = BENCHMARK.parse()
     if options.group is not None:
         path, rank = options.group
         torch.distributed.init_process_group("gloo", f"file://{path}", rank=int(rank), world_size=2)
-    if options.one is not None:
-        print(json.dumps(one(options.one, scale, options.tasks)))
-        return
-    found = measure(scale, options.tasks, options.more_tasks)
-    print(table(found))
-    if options.json is not None:
-        save(options.json, {**found, **about()})
-    if options.plot is not None:
-        plot(scale, options.plot)
+    if options.one is None:
+        BENCHMARK.run(options)
+    else:
+        print(json.dumps(one(options.one, options.scale, options.tasks)))
 
 
 if __name__ == "__main__":

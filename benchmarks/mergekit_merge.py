@@ -12,6 +12,7 @@ time. (The file is not called after mergekit, which Python would then import fro
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,9 +23,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from common import RESULTS, about, memory, save
+from helpers.command import RESULTS, Benchmark
+from helpers.machine import memory
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from fusion_tinting.reporting.tables import Table
 
 PROGRAMS = Path(sys.executable).parent
 SCALES = {
@@ -36,7 +40,7 @@ COMMANDS = {"model_tinting": ("mergekit-tint", "yaml"), "task_arithmetic": ("mer
 
 
 def make_models(folder: Path, scale: str, count: int) -> int:
-    """Write `base`, `expert-0`, …, the coefficients and a recipe for each way; the number of parameters."""
+    """Write `base`, `expert-0`, …, λ and a recipe for each way; return the number of parameters."""
     torch.manual_seed(0)
     config = LlamaConfig(**SCALES[scale], num_attention_heads=4, num_key_value_heads=4)
     LlamaForCausalLM(config).save_pretrained(folder / "base")
@@ -54,7 +58,7 @@ def make_models(folder: Path, scale: str, count: int) -> int:
 
 
 def write_recipes(folder: Path, names: list[str]) -> None:
-    """The same models, by λ from the file and by one weight each."""
+    """Write the recipes of the same models, by λ from the file and by one weight each."""
     ours = {"parameters": {"coefficients": str(folder / "coefficients.safetensors")}}
     for way, shared in {"model_tinting": ours, "task_arithmetic": {"dtype": "float32"}}.items():
         own = {name: {"task": name} if way == "model_tinting" else {"weight": 0.3} for name in names}
@@ -64,7 +68,7 @@ def write_recipes(folder: Path, names: list[str]) -> None:
 
 
 def one(way: str, folder: Path) -> dict[str, float]:
-    """Merge in a process of its own: seconds by the clock and of processors, GiB held at the peak."""
+    """Merge in a process of its own; return seconds by the clock and of processors, and GiB at the peak."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         program, *command = COMMANDS[way]
         arguments = [PROGRAMS / program, *command, folder / f"{way}.yml", Path(out) / "merged"]
@@ -82,8 +86,8 @@ def one(way: str, folder: Path) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "anonymous_gib": anonymous / 2**30}
 
 
-def watch(process: int):
-    """The largest anonymous memory of a process, in bytes, until it ends; its status and usage."""
+def watch(process: int) -> tuple[int, int, resource.struct_rusage]:
+    """Return the largest anonymous memory of a process until it ends, in bytes, its status and usage."""
     anonymous = 0
     while True:
         ended, status, usage = os.wait4(process, os.WNOHANG)
@@ -93,53 +97,47 @@ def watch(process: int):
         time.sleep(0.003)
 
 
-def measure(scale: str, experts: int, rounds: int) -> dict:
-    """Every way in turns; the first turn of large models fills the page cache and is not counted."""
+def measure(options: argparse.Namespace) -> dict:
+    """Merge every way in turns; the first turn of large models fills the page cache and is not counted."""
     with tempfile.TemporaryDirectory() as name:
-        parameters = make_models(Path(name), scale, experts)
-        first = 0 if scale == "quick" else 1
-        turns = [{way: one(way, Path(name)) for way in COMMANDS} for _ in range(first + rounds)][first:]
+        parameters = make_models(Path(name), "quick" if options.quick else "full", options.experts)
+        first = 0 if options.quick else 1
+        count = first + options.rounds
+        turns = [{way: one(way, Path(name)) for way in COMMANDS} for _ in range(count)][first:]
     ways = {
         way: {key: statistics.median(turn[way][key] for turn in turns) for key in turns[0][way]}
         for way in COMMANDS
     }
     ours, theirs = ways["model_tinting"], ways["task_arithmetic"]
     return {
-        "parameters": parameters, "experts": experts, "rounds": rounds, "ways": ways, "turns": turns,
+        "mergekit": version("mergekit"), "parameters": parameters, "experts": options.experts,
+        "rounds": options.rounds, "ways": ways, "turns": turns,
         "ratios": {key: theirs[key] / ours[key] for key in ours},
     }  # fmt: skip
 
 
-def table(found: dict) -> str:
-    """The medians, and mergekit's over ours."""
-    million = found["parameters"] / 1e6
-    rows = {f"`{' '.join(COMMANDS[way])}`, `{way}`": each for way, each in found["ways"].items()}
-    lines = [
-        f"| 1 + {found['experts']} models of {million:.1f} M | wall s | CPU s | anonymous GiB |",
-        "|---|---|---|---|",
+def table(outcome: dict) -> Table:
+    """Return the table of the medians, and of mergekit's over ours."""
+    ways = {f"`{' '.join(COMMANDS[way])}`, `{way}`": each for way, each in outcome["ways"].items()}
+    rows = [
+        [name, *(each[key] for key in ("wall_s", "cpu_s", "anonymous_gib"))]
+        for name, each in {**ways, "theirs / ours": outcome["ratios"]}.items()
     ]
-    for name, each in {**rows, "theirs / ours": found["ratios"]}.items():
-        lines.append(
-            f"| {name} | {each['wall_s']:.2f} | {each['cpu_s']:.2f} | {each['anonymous_gib']:.2f} |"
-        )
-    return "\n".join(lines)
+    title = f"1 + {outcome['experts']} models of {outcome['parameters'] / 1e6:.1f} M"
+    return Table([title, "wall s", "CPU s", "anonymous GiB"], rows, digits=".2f", numeric=False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--experts", type=int, default=8, help="number of experts K")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="turns of each way, of which the median counts"
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny models")
-    parser.add_argument("--json", type=Path, default=RESULTS / "mergekit.json",
-                        help="write everything measured here, and the table beside it")  # fmt: skip
-    options = parser.parse_args()
-    found = measure("quick" if options.quick else "full", options.experts, options.rounds)
-    print(table(found))
-    save(options.json, {**found, **about(), "mergekit": version("mergekit")})
-    options.json.with_suffix(".md").write_text(f"{table(found)}\n")
-
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "--experts": {"type": int, "default": 8, "help": "number of experts K"},
+        "--rounds": {"type": int, "default": 3, "help": "turns of each way, of which the median counts"},
+        "--quick": {"help": "tiny models"},
+        "--json": {"default": RESULTS / "mergekit.json"},
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,4 +1,4 @@
-"""How good Model Tinting is on several makes of `clip-mini_8`, beside Task Arithmetic and AdaMerging.
+"""How good Model Tinting is on several builds of `clip-mini_8`, beside Task Arithmetic and AdaMerging.
 
     python benchmarks/quality.py     # half an hour on two cores; continues where it was stopped
 
@@ -8,28 +8,20 @@ Every figure is the report of a `fusion_bench` process, as a user would start it
 """
 
 import argparse
-from importlib.metadata import version
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
-from common import RESULTS, about, save
-from runs import Runner, average, shown, spread
+from helpers.averages import average, plus_minus, spread
+from helpers.clip_mini import ZOO, runner
+from helpers.command import RESULTS, Benchmark
+from helpers.runs import ADAPTED_ON_VAL, SCORED_ON_VAL
 
-from fusion_tinting.mini import recipe
+from fusion_tinting.reporting.tables import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-ZOO = recipe.find("clip-mini_8").fingerprint()
-METHODS = [
-    (path.name, path.read_text()) for path in sorted(ROOT.glob("configs/method/model_tinting*.yaml"))
-]
-"""What the overrides do not say: with another recipe or other settings the runs are others."""
-POOLS = ("modelpool=clip-mini_8", "taskpool=clip-mini_8", "fabric.accelerator=cpu")
 TA_LAMBDAS = (0.1, 0.15, 0.2, 0.25, 0.3)
 ADAMERGING = [(0.3, 1e-3), (0.3, 1e-2)]
 """Initial λ and learning rate: FusionBench's, and the paper's of Model Tinting; the better one counts."""
-ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
-THEIRS_ON_VAL = "modelpool.test_datasets=${modelpool.val_datasets}"
-"""They read the model pool's test sets; the task pool keeps its own."""
 TINTINGS = {
     "Model Tinting, transductive": ("method=model_tinting",),
     "Model Tinting, inductive": ("method=model_tinting", "method.adapt_split=val"),
@@ -37,15 +29,15 @@ TINTINGS = {
 }
 
 
-def main() -> None:
-    options = parse()
+def measure(options: argparse.Namespace) -> dict:
+    """Run everything, and return the rows with all that they are made of."""
     run = runner(options.work, options.jobs, {"OMP_NUM_THREADS": "1"})
     first, others = options.zoos[0], options.zoos[1:]
     for zoo in options.zoos:  # one at a time: a build uses two cores
         run.all({("zoo", zoo): (f"modelpool.zoo_seed={zoo}", "method=dummy")})
     plan = adamerging(first, ADAMERGING)
     for zoo in options.zoos:
-        plan |= tintings(zoo) | task_arithmetic(zoo, "val", TA_LAMBDAS, ON_VAL)
+        plan |= tintings(zoo) | task_arithmetic(zoo, "val", TA_LAMBDAS, SCORED_ON_VAL)
     reports = run.all(plan)
     best = max(ADAMERGING, key=lambda setting: average(reports["AdaMerging", first, setting]))
     plan = {}
@@ -55,18 +47,18 @@ def main() -> None:
         on_val = pick(reports, "Task Arithmetic", "val", zoo)
         plan |= task_arithmetic(zoo, "test", [max(on_val, key=on_val.get)])
     reports |= run.all(plan)
-    write(summary(options, reports, best))
+    return summary(options.zoos, reports, best)
 
 
 def tintings(zoo: int) -> dict:
-    """Every setting of ours."""
+    """Return the runs of every setting of ours."""
     return {
         (name, zoo): (f"modelpool.zoo_seed={zoo}", "seed=0", *method) for name, method in TINTINGS.items()
     }
 
 
-def task_arithmetic(zoo: int, split: str, lambdas, *scored: str) -> dict:
-    """FusionBench's Task Arithmetic with each λ, scored on a split."""
+def task_arithmetic(zoo: int, split: str, lambdas: Iterable[float], *scored: str) -> dict:
+    """Return runs of FusionBench's Task Arithmetic with each λ, scored on a split."""
     return {
         ("Task Arithmetic", split, zoo, lam): (
             f"modelpool.zoo_seed={zoo}", "method=task_arithmetic", f"method.scaling_factor={lam}", *scored
@@ -75,97 +67,79 @@ def task_arithmetic(zoo: int, split: str, lambdas, *scored: str) -> dict:
     }  # fmt: skip
 
 
-def adamerging(zoo: int, settings) -> dict:
-    """FusionBench's layer-wise AdaMerging: its own batch size of 16, and Model Tinting's 500 iterations."""
+def adamerging(zoo: int, settings: Iterable[tuple[float, float]]) -> dict:
+    """Return runs of FusionBench's layer-wise AdaMerging: its own batch size of 16, and 500 iterations."""
     return {
         ("AdaMerging", zoo, (init, lr)): (
             f"modelpool.zoo_seed={zoo}", "seed=0", "method=adamerging/clip",
             "method.name=clip_layer_wise_adamerging", f"method.init_values={init}", f"method.lr={lr}",
-            "method.clamp_weights=true", "method.max_steps=500", "method.num_workers=0", THEIRS_ON_VAL,
+            "method.clamp_weights=true", "method.max_steps=500", "method.num_workers=0", ADAPTED_ON_VAL,
         )
         for init, lr in settings
     }  # fmt: skip
 
 
-def identity(overrides: tuple[str, ...]) -> list:
-    """What a run's outcome depends on."""
-    return [overrides, ZOO, METHODS, version("fusion-bench")]
-
-
-def runner(work: Path, jobs: int, environment: dict[str, str]) -> Runner:
-    """Runs on `clip-mini_8`."""
-    return Runner(work, jobs, environment, pools=POOLS, identity=identity)
-
-
 def baseline(report: dict, name: str) -> float:
-    """Mean accuracy over the tasks of a baseline in a tinted model's report, in per cent."""
+    """Return the mean accuracy of a baseline in a tinted model's report, in percent."""
     return 100 * mean(report["baselines"][name].values())
 
 
-def summary(options, reports: dict, best: tuple[float, float]) -> dict:
-    """Rows of mean and deviation, with everything that they are made of."""
-    first = options.zoos[0]
-    any_run = {zoo: reports["Model Tinting, transductive", zoo] for zoo in options.zoos}
-    experts = {zoo: baseline(run, "expert") for zoo, run in any_run.items()}
+def summary(zoos: list[int], reports: dict, best: tuple[float, float]) -> dict:
+    """Return rows of mean and deviation, with everything that they are made of."""
+    any_run = {zoo: reports["Model Tinting, transductive", zoo] for zoo in zoos}
     chosen = {key[2]: key[3] for key in reports if key[:2] == ("Task Arithmetic", "test")}
     by_zoo = {
         "pre-trained": {zoo: baseline(run, "pretrained") for zoo, run in any_run.items()},
         "Task Arithmetic (λ chosen on val)": {
-            zoo: average(reports["Task Arithmetic", "test", zoo, chosen[zoo]]) for zoo in options.zoos
+            zoo: average(reports["Task Arithmetic", "test", zoo, chosen[zoo]]) for zoo in zoos
         },
-        "AdaMerging, inductive": {z: average(reports["AdaMerging", z, best]) for z in options.zoos},
-        **{name: {z: average(reports[name, z]) for z in options.zoos} for name in TINTINGS},
-        "experts": experts,
+        "AdaMerging, inductive": {zoo: average(reports["AdaMerging", zoo, best]) for zoo in zoos},
+        **{name: {zoo: average(reports[name, zoo]) for zoo in zoos} for name in TINTINGS},
+        "experts": {zoo: baseline(run, "expert") for zoo, run in any_run.items()},
     }
-    rows = {}
-    for name, values in by_zoo.items():
-        shares = [100 * value / experts[zoo] for zoo, value in values.items()]
-        rows[name] = {"zoos": spread(values.values()), "share_of_experts": spread(shares)}
+    sweep = pick(reports, "AdaMerging", zoos[0])
     return {
-        "command": "python benchmarks/quality.py",
-        "zoos": options.zoos,
-        "rows": rows,
+        "zoos": zoos,
+        "rows": {name: row(values, by_zoo["experts"]) for name, values in by_zoo.items()},
         "by_zoo": by_zoo,
         "task_arithmetic_lambda": chosen,
         "adamerging_setting": dict(zip(("init", "lr"), best, strict=True)),
-        "adamerging_sweep": {
-            f"init {i}, lr {lr}": a for (i, lr), a in pick(reports, "AdaMerging", first).items()
-        },
-        "task_arithmetic_on_val": {z: pick(reports, "Task Arithmetic", "val", z) for z in options.zoos},
+        "adamerging_sweep": {f"init {i}, lr {lr}": a for (i, lr), a in sweep.items()},
+        "task_arithmetic_on_val": {zoo: pick(reports, "Task Arithmetic", "val", zoo) for zoo in zoos},
         "seconds": {" ".join(map(str, key)): report["seconds"] for key, report in reports.items()},
-        "report_of_the_readmes_run": any_run[first],
+        "report_of_the_readmes_run": any_run[zoos[0]],
         "zoo_recipe": ZOO,
-        **about(),
     }
 
 
-def pick(reports: dict, *start) -> dict:
-    """Accuracy by the last part of the key, of the runs whose key is otherwise `start`."""
+def row(by_zoo: dict[int, float], experts: dict[int, float]) -> dict:
+    """Return mean and deviation over zoos, of accuracies and of shares of the experts'."""
+    shares = [100 * value / experts[zoo] for zoo, value in by_zoo.items()]
+    return {"zoos": spread(by_zoo.values()), "share_of_experts": spread(shares)}
+
+
+def pick(reports: dict, *start: object) -> dict:
+    """Return accuracy by the last part of the key, of the runs whose key is otherwise `start`."""
     return {key[-1]: average(report) for key, report in reports.items() if key[:-1] == start}
 
 
-def write(found: dict) -> None:
-    path = RESULTS / "quality_clip-mini_8.json"
-    save(path, found)
-    path.with_suffix(".md").write_text(table(found))
-    print(table(found))
+def table(outcome: dict) -> Table:
+    """Return the table of accuracy % on the test split, averaged over the eight tasks."""
+    rows = [
+        [name, plus_minus(row["zoos"]), f"{plus_minus(row['share_of_experts'])} %"]
+        for name, row in outcome["rows"].items()
+    ]
+    columns = ["clip-mini_8", f"{len(outcome['zoos'])} zoos", "share of the experts"]
+    return Table(columns, rows, numeric=False)
 
 
-def table(found: dict) -> str:
-    """The rows as Markdown: accuracy % on the test split, averaged over the eight tasks."""
-    lines = [f"| clip-mini_8 | {len(found['zoos'])} zoos | share of the experts |", "|---|---|---|"]
-    for name, row in found["rows"].items():
-        lines.append(f"| {name} | {shown(row['zoos'])} | {shown(row['share_of_experts'])} % |")
-    return "\n".join(lines) + "\n"
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--zoos", type=int, nargs="+", default=[0, 1, 2], help="zoo seeds")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--work", type=Path, default=Path("outputs/quality"), help="where runs are kept")
-    return parser.parse_args()
-
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={"--zoos": {}, "--jobs": {}, "--work": {"default": Path("outputs/quality")}},
+    path=lambda *_: RESULTS / "quality_clip-mini_8.json",
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

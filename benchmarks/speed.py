@@ -7,22 +7,23 @@
 Peers and ours take turns in one process, on the same models and batches, and must agree in what they
 compute. Ratios are a peer's median time over ours: above 1 ours is faster. On a CPU it is CPU time.
 *Same tower* is the ratio if ours, too, computed every token of the last block: what that takes more,
-measured without an engine, is added to ours. The peers are in `peers.py`.
+measured without an engine, is added to ours. The peers are in `helpers/peers.py`.
 """
 
 import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import count
-from pathlib import Path
 from statistics import median
 
 import torch
-from common import about, against_k, save
-from peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps, now, timed
+from helpers.command import Benchmark
+from helpers.figures import against_k
+from helpers.peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps, now, timed
 from torch import Tensor, nn
 
 import fusion_tinting as ft
+from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.processes import freed_memory_kept
 
 RATIO = {
@@ -35,7 +36,7 @@ TURN = 2
 
 
 def merges(world: World, rounds: int) -> dict[str, list[float]]:
-    """Times of θ(λ) and of ∂λ, by the formula under autograd and by the fast path, in turns."""
+    """Return times of θ(λ) and of ∂λ, by the formula under autograd and by the fast path, in turns."""
     vectors = world.vectors()
     lam = torch.rand(len(vectors.slots), len(world.tasks), device=world.device, requires_grad=True)
     gradient = torch.randn_like(vectors.base)
@@ -59,8 +60,10 @@ def merges(world: World, rounds: int) -> dict[str, list[float]]:
 
 
 def steps(world: World, rounds: int) -> dict[str, list[float]]:
-    """Times of training steps: each peer and ours in turns, one peer after another, for at scale B no two
-    peers fit beside each other in 24 GB. λ of both are compared at the end."""
+    """Return times of training steps, of each peer and ours in turns; λ of both must agree at the end.
+
+    One peer follows another, for at scale B no two peers fit beside each other in 24 GB.
+    """
     seconds = against_fusionbench(world, rounds + 1)
     for kind in world.kinds:
         seconds |= against_paper(world, rounds + 1, kind)
@@ -68,17 +71,18 @@ def steps(world: World, rounds: int) -> dict[str, list[float]]:
 
 
 def our_turn(world: World, step: Callable[[], object]) -> float:
-    """The same with memory handled as `adapt` does around its steps."""
+    """Return the time of a turn with memory handled as `adapt` does around its steps."""
     with freed_memory_kept(sum(p.numel() for p in world.pretrained.parameters()), world.device):
         return turn(world, step)
 
 
 def turn(world: World, step: Callable[[], object]) -> float:
-    """Time of a turn's last step; those before it find caches and free memory as the other left them."""
+    """Return the time of a turn's last step; the earlier find caches and memory as the other left them."""
     return [timed(world.device, step) for _ in range(TURN)][-1]
 
 
 def against_fusionbench(world: World, rounds: int) -> dict[str, list[float]]:
+    """Return times of entropy steps of FusionBench and ours, and of the encoder's passes alone."""
     works = {
         "ours entropy": Ours(world, objective="entropy", layer=None, update="joint"),
         "encoder alone": Passes(world, world.pretrained),
@@ -105,6 +109,7 @@ class Passes:
         self.world, self.encoder = world, deepcopy(encoder)
 
     def step(self) -> None:
+        """Do the passes of every task."""
         for task in self.world.tasks:
             images = self.world.inputs[task][: self.world.batch].to(self.world.device)
             logits = self.world.heads[task](self.encoder(images))
@@ -112,6 +117,7 @@ class Passes:
 
 
 def against_paper(world: World, rounds: int, kind: str) -> dict[str, list[float]]:
+    """Return times of tinting steps of one of the paper's loops and ours."""
     update = "joint" if kind == "joint" else "sequential"
     paper, ours = Paper(world, kind), Ours(world, objective="hard", update=update)
     seconds: dict[str, list[float]] = {f"paper {kind}": [], f"ours {kind}": []}
@@ -129,8 +135,8 @@ def agree(what: str, ours: Tensor, theirs: Tensor, relative: float) -> None:
         raise SystemExit(f"Ours and the peer's {what} differ: relative error {error:.1e}.")
 
 
-def measure(scale: str, tasks: int, rounds: int, device: str, only_steps: bool = False) -> dict:
-    """Median seconds and ratios for one scale and K."""
+def costs(scale: str, tasks: int, rounds: int, device: str, only_steps: bool = False) -> dict:
+    """Return median seconds and ratios for one scale and K."""
     world = World(scale, tasks, TURN * (rounds + 1), device)
     seconds = ({} if only_steps else merges(world, max(rounds, 5))) | steps(world, rounds)
     half = {name: median(values) for name, values in seconds.items()}
@@ -146,63 +152,74 @@ def measure(scale: str, tasks: int, rounds: int, device: str, only_steps: bool =
     return {**ratios, "median_seconds": half, "seconds": seconds}
 
 
-def table(found: dict) -> str:
-    """Peers and ours side by side, in milliseconds."""
-    half = found["median_seconds"]
+def measure(options: argparse.Namespace) -> dict:
+    """Return the costs at the scale and K that are asked for."""
+    torch.set_num_threads(options.threads)
+    asked = {name: getattr(options, name) for name in ("scale", "tasks", "threads", "device")}
+    return asked | costs(options.scale, options.tasks, options.rounds, options.device)
+
+
+ROWS = (
+    ("merge θ(λ)", "naive θ", "ours θ", "merge_forward_ratio"),
+    ("its gradient ∂λ", "naive ∂λ", "ours ∂λ", "lambda_gradient_ratio"),
+    ("entropy step, FusionBench", "FusionBench entropy", "ours entropy", "step_ratio_entropy"),
+    ("tinting step, paper's loop", "paper sequential", "ours sequential", RATIO["sequential"]),
+    ("… of its third version", "paper v3", "ours v3", RATIO["v3"]),
+    ("… of its first made joint", "paper joint", "ours joint", RATIO["joint"]),
+)
+"""Of the table: title, the peer's work, ours, and their ratio."""
+
+
+def table(outcome: dict) -> Table:
+    """Return the table of peers and ours side by side, in milliseconds."""
+    half = outcome["median_seconds"]
     rest = half["every token alone"] - half["encoder alone"]
-    rows = [
-        ("merge θ(λ)", "naive θ", "ours θ", "merge_forward_ratio"),
-        ("its gradient ∂λ", "naive ∂λ", "ours ∂λ", "lambda_gradient_ratio"),
-        ("entropy step, FusionBench", "FusionBench entropy", "ours entropy", "step_ratio_entropy"),
-        ("tinting step, paper's loop", "paper sequential", "ours sequential", RATIO["sequential"]),
-        ("… of its third version", "paper v3", "ours v3", RATIO["v3"]),
-        ("… of its first made joint", "paper joint", "ours joint", RATIO["joint"]),
-    ]
-    lines = ["| | peer, ms | ours, ms | ratio | same tower |", "|---|---|---|---|---|"]
-    for title, peer, ours, ratio in rows:
+    rows = []
+    for title, peer, ours, ratio in ROWS:
         if peer in half:
             same = f"{half[peer] / (half[ours] + rest):.2f}" if "step" in ratio else ""
-            cells = f"{1e3 * half[peer]:.1f} | {1e3 * half[ours]:.1f} | {found[ratio]:.2f} | {same}"
-            lines.append(f"| {title} | {cells} |")
+            cells = f"{1e3 * half[peer]:.1f}", f"{1e3 * half[ours]:.1f}", f"{outcome[ratio]:.2f}"
+            rows.append([title, *cells, same])
     alone, every = (f"{1e3 * half[name]:.1f} ms" for name in ("encoder alone", "every token alone"))
-    lines.append(f"\nThe encoder's passes alone, batch by batch: {alone}; as the peers run them: {every}.")
-    return "\n".join(lines)
+    caption = f"The encoder's passes alone, batch by batch: {alone}; as the peers run them: {every}."
+    columns = ["", "peer, ms", "ours, ms", "ratio", "same tower"]
+    return Table(columns, rows, caption=caption, numeric=False)
 
 
-def plot(scale: str, rounds: int, device: str, path: Path) -> None:
-    """Draw the time of a step, shared out over its tasks, against their number: level if it grows as K."""
-    by_k = {k: measure(scale, k, rounds, device, only_steps=True)["median_seconds"] for k in AGAINST_K}
+def draw(options: argparse.Namespace, *_: object) -> None:
+    """Draw the time of a step by K, shared out over its tasks, if asked for: level if it grows as K."""
+    if options.plot is None:
+        return
+    scale, measured = options.scale, (options.rounds, options.device, True)
+    by_k = {k: costs(scale, k, *measured)["median_seconds"] for k in AGAINST_K}
     names = [name for name in by_k[AGAINST_K[0]] if name not in ("ours v3", "every token alone")]
     curves = {name: {k: 1e3 * half[name] / k for k, half in by_k.items()} for name in names}
     title, unit = f"One training step, scale {scale}, one thread", "milliseconds a step and task"
-    against_k(path, title, unit, curves, scale="linear")
+    against_k(options.plot, title, unit, curves, scale="linear")
 
 
-def main() -> None:
-    options = parse()
-    torch.set_num_threads(options.threads)
-    rounds = 3 if options.quick else options.rounds
-    found = measure(options.scale, options.tasks, rounds, options.device)
-    print(table(found))
-    if options.json is not None:
-        asked = {name: getattr(options, name) for name in ("scale", "tasks", "threads", "device")}
-        save(options.json, {**asked, **about(options.device), **found})
-    if options.plot is not None:
-        plot(options.scale, rounds, options.device, options.plot)
+def check(options: argparse.Namespace) -> None:
+    """Let a quick run take three rounds."""
+    options.rounds = 3 if options.quick else options.rounds
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--scale", choices=SCALES, default="S", help="S: tiny tower; B: ViT-B/32")
-    parser.add_argument("--tasks", type=int, default=8, help="number of experts K")
-    parser.add_argument("--rounds", type=int, default=10, help="turns that each takes")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="three rounds")
-    parser.add_argument("--plot", type=Path, help="draw step times against K into this file")
-    parser.add_argument("--json", type=Path, help="write everything measured into this file")
-    return parser.parse_args()
-
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "--scale": {"choices": SCALES, "default": "S", "help": "S: tiny tower; B: ViT-B/32"},
+        "--tasks": {"type": int, "default": 8, "help": "number of experts K"},
+        "--rounds": {"type": int, "default": 10, "help": "turns that each takes"},
+        "--threads": {"type": int, "default": 1},
+        "--device": {"default": "cpu"},
+        "--quick": {"help": "three rounds"},
+        "--plot": {"help": "draw step times against K into this file"},
+        "--json": {},
+    },
+    draw=draw,
+    check=check,
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

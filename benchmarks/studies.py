@@ -1,6 +1,6 @@
 """What adaptation needs, and what it withstands: one study, one figure.
 
-    python benchmarks/studies.py samples       # accuracy by the number of unlabelled images a task
+    python benchmarks/studies.py samples       # accuracy by the number of unlabeled images a task
     python benchmarks/studies.py steps         # by the number of iterations
     python benchmarks/studies.py imbalance     # tasks with very different numbers of images
     python benchmarks/studies.py corruption    # adapted and scored on clean and on corrupted images
@@ -19,23 +19,24 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-import study_plots
-from common import RESULTS, about, save
-from corruptions import CORRUPTIONS
-from study_world import Pair, World
+from helpers import study_plots
+from helpers.command import Benchmark
+from helpers.corruptions import CORRUPTIONS
+from helpers.study_world import Pair, World
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from fusion_tinting import TintedModel
 from fusion_tinting.run.unlabeled import stable_seed
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
 STEPS = (10, 20, 40, 100, 200, 500)
 BINS = 15
-"""Of the calibration error, as is usual."""
+"""The number of bins of the calibration error that is usual."""
 
 
 def samples(world: World, seeds: list[int]) -> dict:
-    """By the number of images a task: the same ones again and again where they are few."""
-    every = {task: len(inputs) for task, inputs in world.teaching().items()}
+    """Return accuracies by the number of images a task; few images are visited again and again."""
+    every = {task: len(inputs) for task, inputs in world.adapted_on().items()}
     counts = {n: dict.fromkeys(every, n) for n in SAMPLES if n < min(every.values())} | {"all": every}
     rows = [
         tinted(world, f"samples/{name}", numbers, seed)
@@ -43,12 +44,12 @@ def samples(world: World, seeds: list[int]) -> dict:
         for name, numbers in counts.items()
     ]
     rows = [{**row, "samples": mean(row["samples"].values())} for row in rows]
-    return curve("samples", "unlabelled images per task", rows, world)
+    return curve("samples", "unlabeled images per task", rows, world)
 
 
 def steps(world: World, seeds: list[int]) -> dict:
-    """By the number of iterations, each run with a schedule of its own."""
-    every = {task: len(inputs) for task, inputs in world.teaching().items()}
+    """Return accuracies by the number of iterations, each run with a schedule of its own."""
+    every = {task: len(inputs) for task, inputs in world.adapted_on().items()}
     rows = [
         {**tinted(world, f"steps/{count}", every, seed, steps=count), "steps": count}
         for seed in seeds
@@ -57,22 +58,23 @@ def steps(world: World, seeds: list[int]) -> dict:
     return curve("steps", "iterations", rows, world)
 
 
-def tinted(world: World, part: str, counts: dict, seed: int, **changes) -> dict:
-    """One adaptation on some of the inputs, and its row. `samples`: how many images of a task it saw."""
-    model = world.tinted(f"{part}-seed{seed}", world.some(counts, seed), seed=seed, **changes)
+def tinted(world: World, part: str, counts: dict, seed: int, **changes: object) -> dict:
+    """Return the row of one adaptation on `counts[task]` inputs; `samples` says how many it visited."""
+    model = world.tinted(f"{part}-seed{seed}", world.subsets(counts, seed), seed=seed, **changes)
     scored = world.accuracies(model)
     samples = model.info["samples"]
     return {"seed": seed, "samples": samples, "accuracy": mean(scored.values()), "per_task": scored}
 
 
 def curve(x: str, title: str, rows: list[dict], world: World) -> dict:
+    """Return the outcome of a study whose accuracies are drawn over the rows' value `x`."""
     lines = world.averages("experts", "Task Arithmetic")
     return {"x": x, "x_title": title, "rows": rows, "references": lines}
 
 
 def imbalance(world: World, seeds: list[int]) -> dict:
-    """Each task's number of images is drawn log-uniformly from 1 to all; beside as many in equal parts."""
-    most = min(len(inputs) for inputs in world.teaching().values())
+    """Return accuracies with log-uniform numbers of images, from 1 to all, and with equal numbers."""
+    most = min(len(inputs) for inputs in world.adapted_on().values())
     rows = []
     for seed in seeds:
         rng = np.random.default_rng(stable_seed(seed, "imbalance"))
@@ -87,7 +89,7 @@ def imbalance(world: World, seeds: list[int]) -> dict:
 
 
 def corruption(world: World, seeds: list[int]) -> dict:
-    """Every corruption: what Task Arithmetic and the experts withstand, and which images to adapt on."""
+    """Return accuracies on every corruption, adapted on clean and on corrupted images."""
     rows, clean = [], [on_images(world, None, seed) for seed in seeds]
     for name in (None, *CORRUPTIONS):
         scored = {model: [world.accuracies(model, name)] for model in ("Task Arithmetic", "experts")}
@@ -103,13 +105,13 @@ def corruption(world: World, seeds: list[int]) -> dict:
     return {"rows": rows}
 
 
-def on_images(world: World, name: str | None, seed: int):
-    """Adapted on the images with this corruption."""
-    return world.tinted(f"corruption/{name or 'clean'}-seed{seed}", world.teaching(name), seed=seed)
+def on_images(world: World, name: str | None, seed: int) -> TintedModel:
+    """Return the model that is adapted on the images with this corruption."""
+    return world.tinted(f"corruption/{name or 'clean'}-seed{seed}", world.adapted_on(name), seed=seed)
 
 
 def calibration(world: World, seeds: list[int]) -> dict:
-    """Expected calibration error (Guo et al., arXiv 1706.04599): |confidence − accuracy|, over 15 bins."""
+    """Return expected calibration errors (Guo et al., arXiv 1706.04599): |confidence − accuracy| by bin."""
     rows = []
     for model, of in models(world, seeds):
         errors = {}
@@ -122,10 +124,10 @@ def calibration(world: World, seeds: list[int]) -> dict:
 
 
 def models(world: World, seeds: list[int]) -> Iterator[tuple]:
-    """(name, task -> model), of those whose calibration is compared."""
+    """Yield (name, task -> model), of those whose calibration is compared."""
     for name in ("pre-trained", "Task Arithmetic"):
         yield name, lambda task, name=name: world.reference(name, task)
-    model = world.tinted(f"calibration/seed{seeds[0]}", world.teaching(), seed=seeds[0])
+    model = world.tinted(f"calibration/seed{seeds[0]}", world.adapted_on(), seed=seeds[0])
     yield "tinted", lambda task: model
     yield "experts", lambda task: world.reference("experts", task)
 
@@ -144,58 +146,68 @@ WAYS = {
 
 
 def origins(world: World, seeds: list[int]) -> dict:
-    """Two experts of one pre-trained model; and with the second from another zoo, whose pre-training began
-    elsewhere and saw other images: the disjoint basins of arXiv 2412.19098. θ₀ is the first's."""
+    """Return accuracies of two experts merged, of one pre-trained model and of two.
+
+    In the second pair the second expert is from another zoo, whose pre-training began elsewhere and saw
+    other images: the disjoint basins of arXiv 2412.19098. θ₀ is the first's.
+    """
     first, second = TWO
     other = World(world.name, world.preset, world.split, world.work / "other", "modelpool.zoo_seed=1")
     rows = []
     for pair, home in (("one pre-training", world), ("two pre-trainings", other)):
-        both = Pair({first: world, second: home})
-        average = both.untrained.remerged(1 / 2)
-        named = {
-            "experts": [both.accuracies(both.untrained.remerged)],
-            "simple average": [both.accuracies(lambda task, model=average: model)],
-        }
-        for way, changes in WAYS.items():
-            for seed in seeds:
-                model = both.tinted(
-                    f"{pair}, {way}, seed {seed}".replace(" ", "_"), {"seed": seed, **changes}
-                )
-                named.setdefault(way, []).append(both.accuracies(lambda task, model=model: model))
-        for way, each in named.items():
+        for way, each in merges(pair, Pair({first: world, second: home}), seeds).items():
             accuracy = [mean(one.values()) for one in each]
             rows.append({"pair": pair, "model": way, "accuracy": accuracy, "per_task": each})
     return {"rows": rows, "tasks": TWO}
 
 
+def merges(name: str, pair: Pair, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+    """Return way of merging a pair -> for each seed task -> accuracy."""
+    average = pair.untrained.remerged(1 / 2)
+    scores = {
+        "experts": [pair.accuracies(pair.untrained.remerged)],
+        "simple average": [pair.accuracies(lambda _: average)],
+    }
+    for way, changes in WAYS.items():
+        scores[way] = []
+        for seed in seeds:
+            part = f"{name}, {way}, seed {seed}".replace(" ", "_")
+            model = pair.tinted(part, {"seed": seed, **changes})
+            scores[way].append(pair.accuracies(lambda _, model=model: model))
+    return scores
+
+
 STUDIES = {study.__name__: study for study in (samples, steps, imbalance, corruption, calibration, origins)}
 
 
-def main() -> None:
-    options = parse()
+def measure(options: argparse.Namespace) -> dict:
+    """Do the study that is asked for."""
     world = World(options.pool, options.preset, options.split, options.work.resolve())
-    found = STUDIES[options.study](world, options.seeds)
-    path = options.results / f"study_{options.study}.json"
     command = f"python benchmarks/studies.py {options.study} --pool {options.pool}"
     given = {name: getattr(options, name) for name in ("pool", "preset", "split", "seeds")}
-    save(path, {"command": command, **given, **found, **about()})
-    study_plots.DRAW[options.study](path.with_suffix(".png"), found, options.pool)
-    print(f"Written: {path} and {path.with_suffix('.png').name}")
+    return {"command": command, **given, **STUDIES[options.study](world, options.seeds)}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--pool", default="clip-mini_8", help="model pool, of CLIP models")
-    parser.add_argument("--preset", default="model_tinting_fast", help="method with the settings")
-    parser.add_argument(
-        "--split", default="val", choices=("val", "test"), help="adapted on, without labels"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="adaptation seeds")
-    parser.add_argument("--work", type=Path, default=Path("outputs/studies"), help="where runs are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and figure go")
-    return parser.parse_args()
+def draw(options: argparse.Namespace, outcome: dict, path: Path) -> None:
+    """Draw the figure of the study."""
+    study_plots.DRAW[options.study](path.with_suffix(".png"), outcome, options.pool)
 
+
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    options={
+        "study": {"choices": STUDIES},
+        "--pool": {"default": "clip-mini_8", "help": "model pool, of CLIP models"},
+        "--preset": {"default": "model_tinting_fast", "help": "method with the settings"},
+        "--split": {"default": "val", "choices": ("val", "test"), "help": "adapted on, without labels"},
+        "--seeds": {},
+        "--work": {"default": Path("outputs/studies")},
+        "--results": {},
+    },
+    path=lambda options, _: options.results / f"study_{options.study}.json",
+    draw=draw,
+)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,15 +1,15 @@
 """The closing tables of `mergekit-tint learn`: four merges and the experts, on inputs kept aside."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from fusion_tinting.families.rows import Inputs
 from fusion_tinting.method.objectives import agreement, divergence
 from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.experts import outputs
 from fusion_tinting.run.processes import Processes, sensible_threads
 
@@ -51,25 +51,30 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
     return found
 
 
-def tables(found: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
-    """Agreement with the experts, KL from them, and accuracy where there are labels."""
-    tasks, merged = list(aside), [name for name in found if name != "expert"]
+def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
+    """Yield the tables of agreement with the experts, KL from them, and accuracy where there are labels.
 
-    def values(measure: Callable[[str, Measured], Tensor], names: list[str], tasks: list[str]) -> dict:
-        return {n: {t: float(measure(t, found[n][t])) for t in tasks} for n in names}
-
-    agreed = values(lambda _, measured: 100 * measured.agreement.mean(), merged, tasks)
-    yield _table("Agreement with the experts, %, on inputs kept aside", agreed, "{:.1f}")
-    classes = [task for task in tasks if found["expert"][task].divergence is not None]
+    Args:
+        report: as `compare` returns it.
+        aside: task -> the inputs kept aside, with their labels if there are any.
+    """
+    merged = {way: by_task for way, by_task in report.items() if way != "expert"}
+    agreed = _values(merged, aside, lambda _, measured: 100 * measured.agreement.mean())
+    yield _table("Agreement with the experts, %, on inputs kept aside", agreed)
+    classes = [task for task in aside if report["expert"][task].divergence is not None]
     if classes:
-        apart = values(lambda _, measured: measured.divergence.mean(), merged, classes)
-        yield _table("KL(expert ‖ merged), nats, on inputs kept aside", apart, "{:.4f}")
-    if known := [task for task in tasks if aside[task].labels is not None]:
-        right = values(
-            lambda task, measured: 100 * score(measured.output, aside[task].labels), list(found), known
-        )
-        mark = {task: f"{task} (correlation)" for task in known if task not in classes}
-        yield _table("Accuracy, %, on inputs kept aside", right, "{:.1f}", mark)
+        apart = _values(merged, classes, lambda _, measured: measured.divergence.mean())
+        yield _table("KL(expert ‖ merged), nats, on inputs kept aside", apart, ".4f")
+    if labeled := [task for task in aside if aside[task].labels is not None]:
+        right = _values(report, labeled, lambda t, measured: 100 * score(measured.output, aside[t].labels))
+        titles = {task: f"{task} (correlation)" for task in labeled if task not in classes}
+        right = {way: {titles.get(t, t): value for t, value in each.items()} for way, each in right.items()}
+        yield _table("Accuracy, %, on inputs kept aside", right)
+
+
+def _values(report: Report, tasks: Iterable[str], measure: Callable[[str, Measured], Tensor]) -> dict:
+    """Return way of merging -> task -> a number."""
+    return {w: {t: float(measure(t, by_task[t])) for t in tasks} for w, by_task in report.items()}
 
 
 def score(output: Tensor, labels: Tensor) -> Tensor:
@@ -107,16 +112,14 @@ def _single(output: Tensor) -> bool:
     return output.ndim < 2 or output.shape[1] == 1
 
 
-def _table(title: str, values: Mapping, form: str, marks: Mapping[str, str] | None = None) -> Table:
-    table = Table(title=title)
-    table.add_column("task")
-    for name in values:
-        table.add_column(name, justify="right", style="bold" if name == "tinted" else None)
+def _table(title: str, values: Mapping[str, Mapping[str, float]], digits: str = ".1f") -> Table:
+    """Return the table of way of merging -> task -> value, with the average over the tasks."""
     tasks = list(next(iter(values.values())))
-    for task in tasks:
-        cells = (form.format(column[task]) for column in values.values())
-        table.add_row((marks or {}).get(task, task), *cells)
-    table.add_section()
-    means = (sum(column.values()) / len(tasks) for column in values.values())
-    table.add_row("average", *map(form.format, means), style="bold")
-    return table
+    return Table(
+        ["task", *values],
+        [[task, *(column[task] for column in values.values())] for task in tasks],
+        title=title,
+        summary=["average", *(sum(column.values()) / len(tasks) for column in values.values())],
+        bold="tinted",
+        digits=digits,
+    )

@@ -1,18 +1,17 @@
 """`mergekit-tint show RUN`: what is in a run."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.run_files import CoefficientFile
 from fusion_tinting.reporting import plots
-from fusion_tinting.reporting.tables import show
+from fusion_tinting.reporting.tables import Table, show
 from fusion_tinting.run.artifact import COEFFICIENTS, check_files, read_manifest
 
 FEW = 24
@@ -32,7 +31,7 @@ def command(run_dir: Path, tensors: bool) -> None:
     mark = set(manifest.get("tinted_tensors") or ())
     rows = {f"{name} (tinted)" if name in mark else name: row for name, row in file.rows.items()}
     many = len(rows) > FEW and not tensors
-    show(_table(file.tasks, by_block(rows) if many else rows))
+    show(coefficient_table(file.tasks, by_block(rows) if many else rows))
     if many:
         click.echo(f"Means of {len(rows)} tensors by block; `--tensors` shows every one.")
     heat_map = run_dir / "coefficients.png"
@@ -69,14 +68,17 @@ def _facts(manifest: Mapping) -> list[tuple[str, str]]:
     ]
 
 
-def _table(tasks: list[str], rows: Mapping[str, Tensor]) -> Table:
-    table = Table(title="Merging coefficients λ")
-    table.add_column("layer", overflow="fold")
-    for task in tasks:
-        table.add_column(task, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(f"{value:.3f}" for value in row.tolist()))
-    table.add_section()
-    mean = torch.stack(list(rows.values())).mean(0)
-    table.add_row("mean", *(f"{value:.3f}" for value in mean.tolist()), style="bold")
-    return table
+def coefficient_table(tasks: Sequence[str], rows: Mapping[str, Tensor]) -> Table:
+    """Return the table of λ, with the mean over its rows.
+
+    Args:
+        tasks: the names of the K tasks.
+        rows: tensor or layer -> λ, (K,).
+    """
+    return Table(
+        ["layer", *tasks],
+        [[name, *row.tolist()] for name, row in rows.items()],
+        title="Merging coefficients λ",
+        summary=["mean", *torch.stack(list(rows.values())).mean(0).tolist()],
+        digits=".3f",
+    )

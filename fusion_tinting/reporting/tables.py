@@ -1,10 +1,10 @@
-"""The closing tables."""
+"""The table of this package, for a terminal and as Markdown, and the closing tables made with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import rich.table
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from fusion_tinting.method.objectives import agreement
@@ -13,10 +13,76 @@ from fusion_tinting.run.experts import predict
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.unlabeled import Unlabeled
 
+Cell = str | int | float | None
+"""Text, which is shown as it is; a number; or None where there is none."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under column titles.
+
+    Attributes:
+        columns: the column titles, of which the first is that of the rows' names. A line break in a title
+            is a blank in Markdown.
+        rows: a cell for each column.
+        title: what the table shows, with the unit.
+        caption: what a reader must know besides; shown below the table.
+        summary: one more row, such as the average, which is set apart and bold.
+        bold: title of the column that is bold.
+        digits: format of floating-point cells; None for one decimal, and three digits of values below 0.1.
+        numeric: whether all columns but the first are set on the right.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    caption: str = ""
+    summary: Sequence[Cell] | None = None
+    bold: str | None = None
+    digits: str | None = None
+    numeric: bool = True
+
+    def markdown(self) -> str:
+        """Return the table in Markdown under its title, with the caption below and no last line break."""
+        columns = [column.replace("\n", " ") for column in self.columns]
+        head = _line(columns) if columns[0] else _line(columns).replace("|  |", "| |", 1)
+        ruler = "|---" * len(columns) + "|"
+        if self.numeric:
+            ruler = f"| --- |{' ---: |' * (len(columns) - 1)}"
+        rows = [self._texts(row) for row in self.rows]
+        if self.bold is not None:
+            place = list(self.columns).index(self.bold)
+            rows = [[*row[:place], _bold(row[place]), *row[place + 1 :]] for row in rows]
+        if self.summary is not None:
+            rows.append([_bold(text) for text in self._texts(self.summary)])
+        table = "\n".join([head, ruler, *map(_line, rows)])
+        return "\n\n".join(filter(None, (self.title and _bold(self.title), table, self.caption)))
+
+    def rich(self) -> rich.table.Table:
+        """Return the table for a terminal."""
+        table = rich.table.Table(title=self.title, caption=self.caption or None, caption_justify="left")
+        for place, column in enumerate(self.columns):
+            justify = "right" if place and self.numeric else "left"
+            style = "bold" if column == self.bold else None
+            table.add_column(column, justify=justify, style=style, overflow="fold")
+        for row in self.rows:
+            table.add_row(*self._texts(row))
+        if self.summary is not None:
+            table.add_section()
+            table.add_row(*self._texts(self.summary), style="bold")
+        return table
+
+    def _texts(self, row: Sequence[Cell]) -> list[str]:
+        return [_text(cell, self.digits) for cell in row]
+
 
 def show(table: Table) -> None:
-    """Print a table to standard output, in colour where the terminal has it."""
-    Console().print(table)
+    """Print a table to standard output, in color where the terminal has it.
+
+    Args:
+        table: the table.
+    """
+    Console().print(table.rich())
 
 
 @dataclass(frozen=True)
@@ -26,7 +92,7 @@ class Metric:
     Attributes:
         key: its name in a task pool's report.
         title: what a table calls it.
-        scale: what the report's value is multiplied with to be shown.
+        scale: what the report's value is multiplied by to be shown.
         better: `higher` or `lower`; of an error, less is better.
     """
 
@@ -36,7 +102,14 @@ class Metric:
     better: str = "higher"
 
     def share(self, value: float, expert: float) -> float:
-        """How much of the expert is kept, in per cent: value / expert, of an error the inverse."""
+        """Return the share of the expert's score that is kept, in percent.
+
+        It is 100 · value / expert, and of an error its inverse.
+
+        Args:
+            value: the score of the model in question.
+            expert: the score of the expert; both in the unit of the report.
+        """
         top, bottom = (value, expert) if self.better == "higher" else (expert, value)
         return 100 * top / bottom if bottom else float("nan")
 
@@ -45,51 +118,69 @@ ACCURACY = Metric("accuracy", "Accuracy %")
 
 
 def score_table(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric]) -> Table:
-    """The score of each task for the baselines of a task pool's report and the tinted model; the last
-    column is the tinted model's share of the expert's score.
+    """Return the table of every task's score, of the baselines in a report and of the tinted model.
+
+    The last column is the tinted model's share of the expert's score.
 
     Args:
         report: as `TintedEvaluation.evaluate` returns it.
-        model: the tinted model, whose `info` tells the split it was adapted on.
+        model: the tinted model, whose `info` has the split that it was adapted on.
         metrics: task -> the score that counts for it. Only a common one is averaged, and titles the table.
     """
     tasks = [task for task in model.tasks if task in report]
-    columns = _columns(report, model, metrics, tasks)
+    scores = _scores(report, model, metrics, tasks)
     common = len({metrics[task] for task in tasks}) == 1
-    title = metrics[tasks[0]].title if common else "Scores"
-    table = Table(title=title, caption=_protocol(model), caption_justify="left")
-    table.add_column("task")
-    for label in columns:
-        table.add_column(label, justify="right", style="bold" if label == "tinted" else None)
-    if "expert" in columns:
-        table.add_column("tinted /\nexpert", justify="right")
-    for task in tasks:
-        name = task if common else f"{task}, {metrics[task].title}"
-        table.add_row(
-            *_row(name, {label: values[task] for label, values in columns.items()}, metrics[task])
-        )
-    means = {label: sum(values[task] for task in tasks) / len(tasks) for label, values in columns.items()}
-    table.add_section()
+    names = {task: task if common else f"{task}, {metrics[task].title}" for task in tasks}
+    rows = [_row(names[task], {k: v[task] for k, v in scores.items()}, metrics[task]) for task in tasks]
+    summary = None
     if common:
-        table.add_row(*_row("average", means, metrics[tasks[0]]), style="bold")
-    elif "expert" in columns:
-        shares = [metrics[t].share(columns["tinted"][t], columns["expert"][t]) for t in tasks]
-        blank = [""] * len(columns)
-        table.add_row("average", *blank, f"{sum(shares) / len(shares):.1f}", style="bold")
-    return table
+        means = {column: sum(values[t] for t in tasks) / len(tasks) for column, values in scores.items()}
+        summary = _row("average", means, metrics[tasks[0]])
+    elif "expert" in scores:
+        shares = [metrics[t].share(scores["tinted"][t], scores["expert"][t]) for t in tasks]
+        summary = ["average", *[""] * len(scores), sum(shares) / len(shares)]
+    return Table(
+        ["task", *scores, *(["tinted /\nexpert"] if "expert" in scores else [])],
+        rows,
+        title=metrics[tasks[0]].title if common else "Scores",
+        caption=protocol(model.info.get("split")),
+        summary=summary,
+        bold="tinted",
+        digits=".1f",
+    )
 
 
-def _columns(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], tasks: list[str]) -> dict:
-    """Column title -> task -> score."""
+def _scores(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], tasks: list[str]) -> dict:
+    """Return column title -> task -> score."""
     init = model.info.get("settings", {}).get("init")
-    labels = {
+    titles = {
         "pretrained": "pre-trained",
         "task_arithmetic": f"Task\nArithmetic\nλ = {init}",
         "expert": "expert",
     }
     baselines = report.get("baselines", {})
-    columns = {label: baselines[name] for name, label in labels.items() if name in baselines}
+    columns = {title: baselines[name] for name, title in titles.items() if name in baselines}
     return {**columns, "tinted": {task: report[task][metrics[task].key] for task in tasks}}
+
+
+def _row(name: str, scores: Mapping[str, float], metric: Metric) -> list[Cell]:
+    cells = [name, *(metric.scale * score for score in scores.values())]
+    if "expert" in scores:
+        cells.append(metric.share(scores["tinted"], scores["expert"]) if scores["expert"] else "")
+    return cells
+
+
+def protocol(split: str | None) -> str:
+    """Return the sentence that says on what a model was adapted and on what it is scored.
+
+    Args:
+        split: the split that it was adapted on; None where that is not known.
+    """
+    if split is None:
+        return "Scored on the test split."
+    if split == "test":
+        return "Adapted on the unlabeled test split itself (transductive)."
+    return f"Adapted on the unlabeled {split} split, scored on the test split (inductive)."
 
 
 def agreement_table(
@@ -100,50 +191,59 @@ def agreement_table(
     split: str,
     processes: Processes,
 ) -> Table:
-    """Agreement with each expert, for when no task pool tells accuracies.
+    """Return the table of agreement with each expert, for runs without a task pool that reports accuracies.
 
     Args:
+        model: the tinted model.
+        experts: task -> its expert.
+        heads: task -> its head.
         inputs: column title -> task -> the inputs to compare on.
         split: where those inputs are from.
+        processes: where the models run.
     """
-    table = Table(
+    rows = [
+        [
+            task,
+            *(_agreement(model, experts, heads, each[task], task, processes) for each in inputs.values()),
+        ]
+        for task in model.tasks
+    ]
+    return Table(
+        ["task", *inputs],
+        rows,
         title=f"Agreement with the experts %, on the {split} split",
         caption="For accuracies name a task pool, for example taskpool=clip-vit-b32_TA8.",
-        caption_justify="left",
+        summary=["average", *(sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:])],
+        digits=".1f",
     )
-    table.add_column("task")
-    for column in inputs:
-        table.add_column(column, justify="right")
-    sums = [0.0] * len(inputs)
-    for task in model.tasks:
-        shares = [
-            _agreement(model, experts[task], heads[task], unlabeled[task], task, processes)
-            for unlabeled in inputs.values()
-        ]
-        sums = [total + share for total, share in zip(sums, shares, strict=True)]
-        table.add_row(task, *(f"{100 * share:.1f}" for share in shares))
-    table.add_section()
-    table.add_row("average", *(f"{100 * total / len(model.tasks):.1f}" for total in sums), style="bold")
-    return table
 
 
-def _agreement(model, expert, head, unlabeled, task: str, processes: Processes) -> float:
-    theirs = predict(expert, head, unlabeled, processes=processes)
+def _agreement(
+    model: TintedModel,
+    experts: Mapping[str, nn.Module],
+    heads: Mapping[str, nn.Module],
+    unlabeled: Unlabeled,
+    task: str,
+    processes: Processes,
+) -> float:
+    """Return the mean agreement on one task's inputs, in percent."""
+    theirs = predict(experts[task], heads[task], unlabeled, processes=processes)
     ours = predict(OneTask(model, task), nn.Identity(), unlabeled, processes=processes)
-    return float(agreement(ours, theirs, of_values=model.tells_values(task)).mean())
+    return 100 * float(agreement(ours, theirs, of_values=model.tells_values(task)).mean())
 
 
-def _row(name: str, values: Mapping[str, float], metric: Metric) -> list[str]:
-    cells = [name, *(f"{metric.scale * value:.1f}" for value in values.values())]
-    if values.get("expert"):
-        cells.append(f"{metric.share(values['tinted'], values['expert']):.1f}")
-    return cells
+def _text(cell: Cell, digits: str | None) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return format(cell, digits or (".3g" if 0 < abs(cell) < 0.1 else ".1f"))
+    return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def _protocol(model: TintedModel) -> str:
-    split = model.info.get("split")
-    if split is None:
-        return "Scored on the test split."
-    if split == "test":
-        return "Adapted on the unlabelled test split itself (transductive)."
-    return f"Adapted on the unlabelled {split} split, scored on the test split (inductive)."
+def _bold(text: str) -> str:
+    return f"**{text}**" if text else ""
+
+
+def _line(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"

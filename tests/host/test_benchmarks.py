@@ -1,6 +1,9 @@
 """The benchmarks run, and peers and ours agree in what they compute (they stop if not)."""
 
+import importlib
 import json
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
@@ -12,6 +15,7 @@ from torch import nn
 from fusion_tinting.families.batch_norm import merge_statistics
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+COMMANDS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 
 
 @pytest.fixture
@@ -21,9 +25,33 @@ def benchmark(monkeypatch):
 
     def run(name: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        __import__(name).main()
+        importlib.import_module(name).BENCHMARK.main()
 
     return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_file_beside_the_readme_is_a_command(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    assert not ended.value.code
+    assert f"usage: {name}.py" in capsys.readouterr().out
+    assert f"`python benchmarks/{name}.py" in (BENCHMARKS / "README.md").read_text()
+
+
+def test_a_command_finds_its_helpers_from_any_folder(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--scale", "none"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "invalid choice: 'none'" in refused.stderr
+
+
+def test_options_that_do_not_fit_each_other_are_refused(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("leaderboard", "--quick", "--methods", "wemoe")
+    assert "['wemoe'] have no quick form" in capsys.readouterr().err
 
 
 def test_speed(benchmark, tmp_path, capsys):

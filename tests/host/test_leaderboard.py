@@ -16,7 +16,7 @@ def board(cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         import leaderboard
-        import rows
+        from helpers import rows
 
         broken = rows.Row("broken", ("method=ties_merging", "method.merge_func=strange"), quick=())
         patch.setitem(rows.ROWS, "broken", broken)
@@ -27,7 +27,7 @@ def board(cache, tmp_path_factory):
         def run(*methods: str) -> dict:
             command = ["leaderboard.py", "--pool", "clip-micro_3", "--quick", "--work", str(work)]
             patch.setattr(sys, "argv", [*command, "--methods", *methods])
-            leaderboard.main()
+            leaderboard.BENCHMARK.main()
             return json.loads((work / "clip-micro_3.json").read_text())
 
         yield run, work
@@ -85,14 +85,14 @@ def test_a_method_that_fails_has_a_row_with_the_reason(board, found, key, reason
 
 
 def test_a_second_run_runs_nothing_and_shows_what_is_known(board, found, monkeypatch):
-    import runs
+    from helpers import runs
 
     monkeypatch.setattr(runs, "timed", lambda *_: pytest.fail("a process was started"))
     assert board[0]("simple_average")["rows"] == found["rows"]
 
 
 def test_a_run_that_was_killed_is_done_again(board, found, monkeypatch):
-    import runs
+    from helpers import runs
 
     folder = board[1] / row(found, "simple_average")["runs"][0]["folder"]
     (folder / "report.json").rename(folder / "report.kept")

@@ -14,7 +14,7 @@ def test_merging(monkeypatch, tmp_path, capsys):
     path = tmp_path / "mergekit.json"
     asked = ["--quick", "--experts", "2", "--rounds", "1", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["mergekit_merge.py", *asked])
-    mergekit_merge.main()
+    mergekit_merge.BENCHMARK.main()
     found = json.loads(path.read_text())
     assert found["experts"] == 2 and found["hardware"] and found["mergekit"]
     for each in (*found["ways"].values(), found["ratios"]):

@@ -28,6 +28,7 @@ from transformers import (
 from fusion_tinting.mergekit import cli, config, report
 from fusion_tinting.mergekit.learn import learn
 from fusion_tinting.mini import texts
+from fusion_tinting.reporting.tables import Table
 
 MERGEKIT_TINT = str(Path(sys.executable).parent / "mergekit-tint")
 LABELS = {"two": 2, "three": 3, "five": 5, "number": 1}
@@ -183,8 +184,8 @@ def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path):
     assert [head.rest.config.num_labels for head in model.heads] == [2, 2, 5, 3]
 
 
-def averages(table) -> list[float]:
-    return [float(list(column.cells)[-1]) for column in table.columns[1:]]
+def averages(table: Table) -> list[float]:
+    return table.summary[1:]
 
 
 def test_the_command_itself(tmp_path):

@@ -54,7 +54,7 @@ def test_the_command_writes_scores_beside_the_experts(cache, probes, tmp_path, m
     path = tmp_path / "probes.json"
     monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or FusionBench asks the terminal, which is captured
     monkeypatch.setattr(sys, "argv", ["probes.py", pool, "--zoos", "0", "--json", str(path)])
-    probes.main()
+    probes.BENCHMARK.main()
     found = json.loads(path.read_text())["pools"][pool]
     assert len(found["tasks"]) == 3
     for task, scores in found["by_zoo"]["0"].items():

@@ -149,7 +149,7 @@ def test_a_study_of_the_benchmarks(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["studies.py", "calibration", *pool, "--results", str(tmp_path)])
     import studies
 
-    studies.main()
+    studies.BENCHMARK.main()
     rows = json.loads((tmp_path / "study_calibration.json").read_text())["rows"]
     assert [row["model"] for row in rows] == ["pre-trained", "Task Arithmetic", "tinted", "experts"]
     for row in rows:
@@ -161,7 +161,7 @@ def test_a_study_of_the_benchmarks(cache, tmp_path, monkeypatch):
 def test_experts_of_two_pretrainings_are_merged_around_the_firsts(cache, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import studies
-    from study_world import World
+    from helpers.study_world import World
 
     world = World("clip-micro_3", "model_tinting_fast", "val", tmp_path)
     world.settings["steps"] = 2
@@ -177,8 +177,8 @@ def test_experts_of_two_pretrainings_are_merged_around_the_firsts(cache, tmp_pat
 
 def test_corrupted_images_are_the_same_whenever_they_are_read(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import corruptions
     import numpy as np
+    from helpers import corruptions
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(60, 200, (32, 24, 3), dtype=np.uint8)

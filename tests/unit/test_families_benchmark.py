@@ -49,7 +49,7 @@ def test_the_table_is_empty_where_there_is_no_adamerging(families):
         "roberta-mini_4": {0: {"tinted": TEXTS}},
     }
     found = {"pools": {pool: families.summary(pool, reports) for pool, reports in pools.items()}}
-    lines = families.table(found).splitlines()
+    lines = families.table(found).markdown().splitlines()
     assert lines[2].startswith("| `resnet-mini_3` | `method=model_tinting_fast method.layer=auto")
     assert lines[2].endswith("| 35.0 % | 50.0 % | 70.0 % | 85.0 % | 1 |")
     assert lines[3].endswith("| 25.0 % | 62.5 % |  | 85.0 % | 1 |")

@@ -1,9 +1,9 @@
-"""Studies: methods that adapt several times, score what comes out, and write a table and a figure."""
+"""Studies: methods that adapt several times, score the results, and write a table and a figure."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from fusion_bench import BaseModelPool
@@ -14,10 +14,10 @@ from fusion_tinting.fusionbench.algorithm import ModelTinting
 from fusion_tinting.fusionbench.closing import show_last
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting import studies as report
-from fusion_tinting.reporting.studies import Grid
-from fusion_tinting.reporting.tables import Metric
+from fusion_tinting.reporting.tables import Metric, Table, protocol
 from fusion_tinting.run.artifact import installed_versions
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -44,7 +44,7 @@ class Study(ModelTinting):
 
     name: ClassVar[str]
 
-    def __init__(self, *, artifact: str | None = None, **options):
+    def __init__(self, *, artifact: str | None = None, **options: Any):
         if artifact is not None:
             raise ValueError(
                 f"`method.artifact={artifact}` has no effect in the study {self.name}, which adapts. To "
@@ -53,7 +53,10 @@ class Study(ModelTinting):
         super().__init__(**options)
 
     def run(self, modelpool: BaseModelPool) -> TintedModel:
-        """Do the study; one of its tinted models is returned.
+        """Do the study and return one of its tinted models.
+
+        Args:
+            modelpool: the pool of the models that are merged.
 
         Raises:
             ValueError: no task pool of fusion_tinting; or as `ModelTinting.run`.
@@ -71,14 +74,19 @@ class Study(ModelTinting):
         return self.study(family, self._unlabeled(family))
 
     def study(self, family: PoolFamily, unlabeled: Mapping[str, Unlabeled]) -> TintedModel:
-        """Adapt, score and `publish`; called with the models loaded."""
+        """Adapt, score, `publish`, and return one of the tinted models.
+
+        Args:
+            family: the models, loaded.
+            unlabeled: task -> the inputs to adapt on.
+        """
         raise NotImplementedError
 
     def check(self) -> None:
-        """See whether the study makes sense with these tasks, before anything is loaded.
+        """Refuse tasks with which the study makes no sense, before anything is loaded.
 
         Raises:
-            ValueError: saying why it does not.
+            ValueError: the study makes no sense with these tasks, and why.
         """
 
     def _prepare(self) -> None:
@@ -91,52 +99,93 @@ class Study(ModelTinting):
         """The tasks that are scored."""
         return self._taskpool.tasks
 
+    @property
+    def init(self) -> float:
+        """The λ that adaptations start from, and that Task Arithmetic has."""
+        return self.settings.get("init", Settings.init)
+
     def folder(self, part: str) -> Path:
-        """Where one adaptation of the study is kept."""
+        """Return the folder of one adaptation of the study.
+
+        Args:
+            part: which adaptation, such as the name of a layer.
+        """
         return self._run_dir(self.name) / part.replace(":", "_").replace("/", "_")
 
     def scores(self, model: TintedModel, tasks: Sequence[str] | None = None) -> Scores:
-        """The score of every task, or of these."""
+        """Return the scores of a model.
+
+        Args:
+            model: the model.
+            tasks: which tasks to score (default: all).
+        """
         pool, model = self._taskpool, self.fabric.to_device(model).eval()
         return {task: pool.score(model, task)[pool.metric(task).key] for task in tasks or self.tasks}
 
-    def shown(self, scores: Scores) -> dict[str, float]:
-        """In the unit of the tables, such as per cent."""
+    def expert_scores(self, model: TintedModel) -> Scores:
+        """Return the score of every expert on its own task.
+
+        Args:
+            model: a merge of these experts.
+        """
+        return {task: self.scores(model.remerged(task), [task])[task] for task in self.tasks}
+
+    def scaled(self, scores: Scores) -> dict[str, float]:
+        """Return scores in the unit of the tables, such as percent.
+
+        Args:
+            scores: as the task pool reports them.
+        """
         return {task: self._taskpool.metric(task).scale * value for task, value in scores.items()}
 
     @property
     def metric(self) -> Metric | None:
-        """What all tasks are scored by, if it is one."""
+        """The metric of all tasks, if they share one."""
         metrics = {self._taskpool.metric(task) for task in self.tasks}
         return metrics.pop() if len(metrics) == 1 else None
 
     def summary(self, scores: Scores, experts: Scores) -> float:
-        """One number, in the unit that `unit` names: the mean score, or what is kept of the experts."""
+        """Return one number, in `unit`: the mean score, or the share of the experts that is kept.
+
+        Args:
+            scores: the scores of a model.
+            experts: the scores of the experts.
+        """
         if self.metric is None:
             return self.share(scores, experts)
-        return sum(self.shown(scores).values()) / len(scores)
+        return sum(self.scaled(scores).values()) / len(scores)
 
     @property
     def unit(self) -> str:
-        """What `summary` gives."""
+        """The unit of `summary`."""
         return "share of the experts %" if self.metric is None else f"{self.metric.title}, average"
 
     def share(self, scores: Scores, experts: Scores) -> float:
-        """How much of the experts is kept, in per cent: the mean over the tasks."""
+        """Return the share of the experts that is kept, in percent: the mean over the tasks.
+
+        Args:
+            scores: the scores of a model.
+            experts: the scores of the experts.
+        """
         return sum(self.shares(scores, experts).values()) / len(scores)
 
     def shares(self, scores: Scores, experts: Scores) -> dict[str, float]:
-        """How much of its expert each task keeps, in per cent."""
+        """Return the share of its expert that each task keeps, in percent.
+
+        Args:
+            scores: the scores of a model.
+            experts: the scores of the experts.
+        """
         return {t: self._taskpool.metric(t).share(value, experts[t]) for t, value in scores.items()}
 
     def publish(
-        self, found: Mapping, grids: Sequence[Grid], figure: Figure, details: Sequence[Grid] = ()
+        self, content: Mapping, tables: Sequence[Table], figure: Figure, details: Sequence[Table] = ()
     ) -> None:
         """Write `<name>.json`, `.md` and `.png` into the log folder, and show the tables at the end.
 
         Args:
-            found: for the JSON.
-            grids: the tables.
+            content: what the JSON holds, besides split, settings and versions.
+            tables: the tables.
             figure: the figure.
             details: tables for the Markdown alone, too wide for a terminal.
         """
@@ -144,23 +193,25 @@ class Study(ModelTinting):
             return
         about = {"study": self.name, "split": self.adapt_split, "settings": self._settings_as_given()}
         path = self._log_folder / self.name
-        found = {**about, **found, "versions": installed_versions()}
-        report.write(path, found, [*grids, *details], figure)
+        content = {**about, **content, "versions": installed_versions()}
+        report.write(path, content, [*tables, *details], figure)
         log.info(f"Tables and figure of the study: {path}.md, {path}.png.")
-        for grid in reversed(grids):
-            show_last(grid.rich())
+        for table in reversed(tables):
+            show_last(table)
 
-    def _settings_as_given(self) -> dict:
+    def _settings_as_given(self) -> dict[str, Any]:
         return {name: dict(v) if isinstance(v, Mapping) else v for name, v in self.settings.items()}
 
     @property
     def protocol(self) -> str:
-        """What was adapted on and what was scored on."""
-        if self.adapt_split == "test":
-            return "Adapted on the unlabelled test split itself (transductive)."
-        return f"Adapted on the unlabelled {self.adapt_split} split, scored on the test split (inductive)."
+        """The sentence that says what was adapted on and what was scored on."""
+        return protocol(self.adapt_split)
 
 
 def coefficients_of(model: TintedModel) -> Tensor:
-    """λ, shape (L, K)."""
+    """Return λ of every merged tensor, (L, K).
+
+    Args:
+        model: of K tasks, with L merged tensors.
+    """
     return torch.stack(list(model.coefficients.values()))

@@ -1,13 +1,15 @@
 """`method=model_tinting/layer_sweep`: which layer to tint."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fusion_tinting.fusionbench.pools import PoolFamily
-from fusion_tinting.fusionbench.studies import Study
+from fusion_tinting.fusionbench.studies import Scores, Study
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.method.tints import part_of_head, resolve_layer, tintable
-from fusion_tinting.reporting.studies import Grid, by_parameters
+from fusion_tinting.reporting.studies import by_parameters
+from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.unlabeled import Unlabeled
 
 NO_TINT = "no tint"
@@ -17,13 +19,14 @@ class LayerSweep(Study):
     """One adaptation for every layer, each with its score and its extra parameters per task.
 
     Extra parameters are the numbers in a task's tint, the mean over tasks; a head tint is counted whole.
-    For comparison λ is also trained without a tint. Returned is the model that agrees best with the
-    experts over the last tenth of its iterations: no label has a say in it.
+    For comparison λ is also trained without a tint. The model that agrees best with the experts over the
+    last tenth of its iterations is returned: the choice uses no label.
 
     Args:
         layers: those to tint, as `tints.resolve_layer` takes them; None for all that can be, and no tint.
         layer: must be None: `layers` names them.
-        lr_head: the learning rate of head tints; None for `lr`. Those of others is `lr_tints`.
+        lr_head: the learning rate of head tints; None for `lr`.
+        lr_tints: the learning rate of all other tints; None for `lr`.
         **options: as `Study`.
 
     Raises:
@@ -40,7 +43,7 @@ class LayerSweep(Study):
         layer: None = None,
         lr_head: float | None = None,
         lr_tints: float | None = None,
-        **options,
+        **options: Any,
     ):
         if layer is not None:
             raise ValueError(
@@ -53,32 +56,36 @@ class LayerSweep(Study):
             Settings.from_options({**self.settings, "lr_tints": rate})
 
     def study(self, family: PoolFamily, unlabeled: Mapping[str, Unlabeled]) -> TintedModel:
-        """Adapt and score every layer."""
-        layers = self._every(family) if self.layers is None else self.layers
+        """Adapt and score every layer, and return the model that agrees best with the experts.
+
+        Args:
+            family: the models, loaded.
+            unlabeled: task -> the inputs to adapt on.
+        """
+        layers = self._every_layer(family) if self.layers is None else self.layers
         for layer in layers:
             resolve_layer(family.pretrained, family.layers.get(layer, layer))
         rows, experts, best = {}, {}, (-1.0, None)
         for layer in layers:
             model = self._tinted(family, unlabeled, layer)
-            experts = experts or self._experts(model)
+            experts = experts or self.expert_scores(model)
             rows[layer or NO_TINT] = self._row(model, experts)
-            best = max(best, (agreement(model), layer), key=lambda found: found[0])
+            best = max(best, (agreement(model), layer), key=lambda pair: pair[0])
         self._publish(rows, experts)
         return self._tinted(family, unlabeled, best[1])
 
-    def _every(self, family: PoolFamily) -> list[str | None]:
+    def _every_layer(self, family: PoolFamily) -> list[str | None]:
         frozen = self.settings.get("lr_coefficients") == 0
         return [*([] if frozen else [None]), *tintable(family.pretrained)]
 
-    def _tinted(self, family: PoolFamily, unlabeled, layer: str | None) -> TintedModel:
+    def _tinted(
+        self, family: PoolFamily, unlabeled: Mapping[str, Unlabeled], layer: str | None
+    ) -> TintedModel:
         in_head = part_of_head(layer) is not None
         lr = None if layer is None else self.lr_head if in_head else self.lr_tints
         return self._tint(family, unlabeled, self.folder(layer or NO_TINT), layer=layer, lr_tints=lr)
 
-    def _experts(self, model: TintedModel) -> dict[str, float]:
-        return {task: self.scores(model.remerged(task), [task])[task] for task in self.tasks}
-
-    def _row(self, model: TintedModel, experts: Mapping[str, float]) -> dict:
+    def _row(self, model: TintedModel, experts: Scores) -> dict[str, Any]:
         scores = self.scores(model)
         numbers = sum(tensor.numel() for tensor in model.tint_modules.parameters())
         return {
@@ -90,7 +97,7 @@ class LayerSweep(Study):
             "seconds": model.info["seconds"],
         }
 
-    def _publish(self, rows: dict, experts: Mapping[str, float]) -> None:
+    def _publish(self, rows: dict, experts: Scores) -> None:
         points = {name: (row["extra_parameters_per_task"], row["summary"]) for name, row in rows.items()}
         lines = {"experts": self.summary(experts, experts)}
         if NO_TINT in points:
@@ -98,32 +105,34 @@ class LayerSweep(Study):
         title = f"The tinted layer\n{self.protocol}"
         figure = by_parameters(points, lines, unit=self.unit, title=title)
         rates = {"lr_tints": self.lr_tints, "lr_head": self.lr_head}
-        found = {"unit": self.unit, **rates, "layers": rows, "experts": experts}
+        content = {"unit": self.unit, **rates, "layers": rows, "experts": experts}
         summaries, by_task = self._summaries(rows, lines["experts"]), self._by_task(rows, experts)
-        self.publish(found, [summaries], figure, details=[by_task])
+        self.publish(content, [summaries], figure, details=[by_task])
 
-    def _summaries(self, rows: dict, experts: float) -> Grid:
-        shown = ("extra_parameters_per_task", "summary", "share_of_experts")
-        lines = [[name, *map(row.get, shown), 100 * row["agreement"]] for name, row in rows.items()]
+    def _summaries(self, rows: dict, experts: float) -> Table:
+        read = ("extra_parameters_per_task", "summary", "share_of_experts")
+        lines = [[name, *map(row.get, read), 100 * row["agreement"]] for name, row in rows.items()]
         columns = ["layer", "extra parameters", self.unit, "% of the experts", "agreement %"]
         lines.append(["experts", None, experts, 100.0, None])
         caption = f"{self.protocol} Task by task: {self.name}.md in the log folder."
-        return Grid("The tinted layer", columns, lines, caption)
+        return Table(columns, lines, title="The tinted layer", caption=caption)
 
-    def _by_task(self, rows: dict, experts: Mapping[str, float]) -> Grid:
+    def _by_task(self, rows: dict, experts: Scores) -> Table:
+        columns = [self.scaled(scores) for scores in (*(row["per_task"] for row in rows.values()), experts)]
         lines = [
-            [f"{task}, {self._taskpool.metric(task).title}", *values]
-            for task, *values in zip(
-                self.tasks,
-                *(self.shown(row["per_task"]).values() for row in rows.values()),
-                self.shown(experts).values(),
-                strict=True,
-            )
+            [f"{task}, {self._taskpool.metric(task).title}", *(column[task] for column in columns)]
+            for task in self.tasks
         ]
-        return Grid("Task by task", ["task", *rows, "experts"], lines)
+        return Table(["task", *rows, "experts"], lines, title="Task by task")
 
 
 def agreement(model: TintedModel) -> float:
-    """Share of samples on which tinted model and experts agreed, over the last tenth of the iterations."""
+    """Return the share of samples on which a tinted model and the experts agreed at the end.
+
+    That is over the last tenth of the iterations.
+
+    Args:
+        model: the tinted model, with its history.
+    """
     values = model.history.agreement
     return float(values[-max(1, len(values) // 10) :].mean())

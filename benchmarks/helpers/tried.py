@@ -1,5 +1,7 @@
-"""Changes to Model Tinting that its paper does not have, for `ablations.py`: other starts, low-rank
-tints, and other ways to add up the tasks' gradients."""
+"""Changes to Model Tinting that are not in its paper, for `ablations.py`.
+
+Other starts, tints of low rank, and other ways to sum the tasks' gradients.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,13 +27,20 @@ def tsv_m(model: TintedModel) -> None:
 
 
 def iso_c(model: TintedModel) -> None:
-    """Start from ISO-C (Marczak et al., arXiv 2502.04959): of matrices with Σ τ_k = U σ Vᵀ the vectors
-    M τ_k, M = U diag(σ̄ / σ) Uᵀ; others are averaged."""
+    """Start from ISO-C (Marczak et al., arXiv 2502.04959) instead of Task Arithmetic.
+
+    The vectors of a matrix with Σ τ_k = U σ Vᵀ are M τ_k, M = U diag(σ̄ / σ) Uᵀ. Other tensors are averaged.
+    """
     model.vectors = changed(model.vectors, _iso_c)
 
 
-def changed(vectors: TaskVectors, matrices) -> TaskVectors:
-    """Task vectors whose sum, times `START`, is another merge: matrices by a function of all K of them."""
+def changed(vectors: TaskVectors, matrices: Callable[[Tensor], Tensor]) -> TaskVectors:
+    """Return task vectors whose sum, times `START`, is another merge.
+
+    Args:
+        vectors: the task vectors of K experts.
+        matrices: K task vectors of a matrix, (K, m, n), -> those in their place, (K, m, n).
+    """
     rows = Rows(*vectors.deltas.shape, torch.float32, vectors.base.device)
     rows.whole.copy_(vectors.deltas)
     for place, delta in enumerate(vectors.views(rows.whole).values()):
@@ -52,7 +61,7 @@ def _tsv_m(deltas: Tensor) -> Tensor:
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns."""
+    """Return the nearest matrix with orthonormal rows or columns."""
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     return u @ v
 
@@ -72,12 +81,16 @@ class LowRank(nn.Module):
         self.left, self.right = nn.Parameter(u[:, :rank] * root), nn.Parameter(root[:, None] * v[:rank])
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Return the matrix with what is added to it."""
         return weight + self.left @ self.right
 
 
 def low_rank(model: TintedModel, rank: int) -> None:
-    """Tints that keep the pre-trained block's matrices and train what is added to them, of low rank; they
-    start at the truncated singular value decomposition of the task vector."""
+    """Make tints of low rank.
+
+    They keep the pre-trained block's matrices and train a product A B that is added to each; it starts at
+    the truncated singular value decomposition of the task vector.
+    """
     pretrained = model.remerged(0.0).encoder.get_submodule(model.layer)
     for tint in model.tint_modules:
         for name, linear in tint.named_modules():
@@ -90,29 +103,30 @@ def low_rank(model: TintedModel, rank: int) -> None:
 
 
 class Aggregated(Adaptation):
-    """λ follows an aggregation of the K tasks' gradients instead of their sum (TorchJD's; joint mode).
+    """An adaptation whose λ follows an aggregation of the K tasks' gradients (TorchJD's; joint mode).
 
-    It needs them apart: K sweeps over the task vectors instead of one, and an encoder's pass for each task.
+    It needs the gradients apart: K sweeps over the task vectors instead of one, and a pass for each task.
 
     Args:
-        aggregator: K -> what makes one row, (L · K,), of the tasks' K rows.
+        aggregator: K -> function of the tasks' K gradients, (K, L · K), to one, (L · K,).
     """
 
-    def __init__(self, *given, aggregator: Callable[[int], Callable[[Tensor], Tensor]]):
-        super().__init__(*given)
+    def __init__(self, *args: object, aggregator: Callable[[int], Callable[[Tensor], Tensor]]):
+        super().__init__(*args)
         self.aggregate, self.jacobian = aggregator(len(self.model.tasks)), []
 
-    def __enter__(self):
+    def __enter__(self) -> "Aggregated":
         super().__enter__().at_once = 0
         return self
 
     def teach(self, step: int, batches: dict) -> dict:
+        """Teach a task, and take its gradient."""
         kept = super().teach(step, batches)
         self.jacobian.append(super().take_gradient())
         return kept
 
     def take_gradient(self) -> Tensor:
-        """The aggregation, in place of the sum."""
+        """Return the aggregation, in place of the sum."""
         rows = torch.stack(self.jacobian).flatten(1)
         shape = self.jacobian[0].shape
         self.jacobian = []

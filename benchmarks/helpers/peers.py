@@ -1,14 +1,14 @@
-"""What the benchmarks of cost compare: random models and inputs, our steps, and the peers' steps on them.
+"""Random models and inputs, with our steps and the peers' steps on them, for the benchmarks of cost.
 
 The peers: FusionBench's layer-wise AdaMerging class as it is; and the paper's training loop, written
-anew after the released code. That of versions 1 and 2, here `sequential`: before every task's optimiser
+anew after the released code. That of versions 1 and 2, here `sequential`: before every task's optimizer
 step θ(λ) in Python sums, of θ₀ times one and the task vectors, all of which require gradients. That of
-version 3, here `v3`: the same without those gradients. And `joint`, which no release has: the first loop,
-but one step for the sum of the K losses, which is how AdaMerging's habit would look in that code. All are
-given the experts' labels, where the released code asks the experts at every step.
+version 3, here `v3`: the same without those gradients. And `joint`, which no release has: the first loop
+with one step for the sum of the K losses, as AdaMerging does it. All are given the experts' labels, where
+the released code runs the experts at every step.
 
-Peers run CLIP's tower as transformers does; ours as our CLIP family does, without what nobody reads of
-the last block.
+Peers run CLIP's tower as transformers does; ours as our CLIP family does, without the tokens of the last
+block that are not read.
 """
 
 import time
@@ -44,18 +44,19 @@ class EveryToken(CLIPImageEncoder):
     """The encoder as its library runs it, which computes every token of the last block too."""
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return normalized embeddings, (B, D)."""
         return F.normalize(self.visual_projection(self.vision_model(images).pooler_output), dim=-1)
 
 
 def encoder(scale: str) -> CLIPImageEncoder:
-    """A CLIP vision tower that returns normalised embeddings."""
+    """Return a CLIP vision tower that returns normalized embeddings."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     return CLIPImageEncoder(CLIPVisionModel(CLIPVisionConfig(**SCALES[scale])), nn.Identity())
 
 
 class Experts(Mapping):
-    """Made when asked for, as a model pool loads them: who needs all at once pays for it."""
+    """Experts that are made on access, as a model pool loads them: who needs all at once pays for it."""
 
     def __init__(self, pretrained: nn.Module, tasks: list[str]):
         self._pretrained, self._tasks = pretrained, tasks
@@ -98,8 +99,8 @@ class World:
         self.predictions = {task: torch.randn(2 * self.batch, CLASSES) for task in self.tasks}
         self._vectors: dict[tuple[str, str], ft.TaskVectors] = {}
 
-    def vectors(self, dtype: str = "fp32", storage: str = "memory", **_) -> ft.TaskVectors:
-        """Task vectors, made once for all that ask for the same kind; other options change nothing here."""
+    def vectors(self, dtype: str = "fp32", storage: str = "memory", **_: object) -> ft.TaskVectors:
+        """Return the task vectors of a kind, which are made once; other options change nothing here."""
         kind = dtype, storage
         if kind not in self._vectors:
             self._vectors[kind] = ft.TaskVectors.from_models(
@@ -108,13 +109,14 @@ class World:
         return self._vectors[kind]
 
     def schedule(self, task: str) -> Tensor:
+        """Return the rows of a task's batch at every step, (steps, batch)."""
         return batch_schedule(2 * self.batch, self.batch, self.steps, SEED, task)
 
 
 class Ours:
-    """`ft.Adaptation`, an iteration a step."""
+    """`ft.Adaptation`, one iteration a step."""
 
-    def __init__(self, world: World, processes: ft.Processes | None = None, **settings):
+    def __init__(self, world: World, processes: ft.Processes | None = None, **settings: object):
         options = {
             "steps": world.steps,
             "batch_size": world.batch,
@@ -136,10 +138,12 @@ class Ours:
         self.done = 0
 
     def step(self) -> None:
+        """Do one iteration."""
         self.adaptation.iteration(self.done, self.batches)
         self.done += 1
 
     def lam(self) -> Tensor:
+        """Return the raw λ, (L, K)."""
         return self.adaptation.coefficients.raw.detach()
 
 
@@ -160,6 +164,7 @@ class Paper:
         self.optimizer = torch.optim.Adam([self.raw, *self.heads.parameters()], lr=LR)
 
     def merged(self) -> dict[str, Tensor]:
+        """Return θ(λ) by name, with its graph."""
         lam = torch.cat([torch.ones_like(self.raw[:, :1]), self.raw.clamp(0, 1)], 1)
         return {
             name: sum(weight * term[name] for weight, term in zip(lam[place], self.terms, strict=True))
@@ -167,6 +172,7 @@ class Paper:
         }
 
     def step(self) -> None:
+        """Visit every task once."""
         total = 0.0
         for task in task_order(self.world.tasks, self.done, SEED):
             rows = self.schedules[task][self.done]
@@ -188,15 +194,18 @@ class Paper:
         self.optimizer.step()
 
     def lam(self) -> Tensor:
+        """Return the raw λ, (L, K)."""
         return self.raw.detach()
 
 
 def fusionbench_steps(
     world: World, steps: int, between: Callable[[], object] = lambda: None
 ) -> tuple[list[float], Tensor]:
-    """Seconds of each step of FusionBench's own AdaMerging loop, and λ after the last.
+    """Return the seconds of each step of FusionBench's own AdaMerging loop, and λ after the last, (L, K).
 
     Args:
+        world: the models and inputs.
+        steps: the number of steps.
         between: called before each step; its time does not count.
     """
     import fusion_tinting.fusionbench  # noqa: F401, I001 (repairs it for today's transformers)
@@ -206,14 +215,14 @@ def fusionbench_steps(
     from omegaconf import OmegaConf
 
     class Timed(LayerWiseAdaMergingAlgorithm):
-        def get_shuffled_test_loader_iter(self, task):
+        def get_shuffled_test_loader_iter(self, task: str) -> Iterator[tuple[Tensor]]:
             if task == world.tasks[0]:
                 stops.append(now(world.device))
                 between()
                 starts.append(now(world.device))
             return ((world.inputs[task][rows].to(world.device),) for rows in self.schedules[task])
 
-        def compute_logits(self, module, images, task):
+        def compute_logits(self, module: nn.Module, images: Tensor, task: str) -> Tensor:
             return world.heads[task](module(images))
 
     starts: list[float] = []
@@ -242,7 +251,7 @@ def fusionbench_steps(
 
 
 def now(device: torch.device) -> float:
-    """CPU seconds of this process; on a GPU seconds by the clock, once it has finished."""
+    """Return CPU seconds of this process; on a GPU seconds by the clock, once it has finished."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -250,6 +259,7 @@ def now(device: torch.device) -> float:
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes."""
     start = now(device)
     work()
     return now(device) - start

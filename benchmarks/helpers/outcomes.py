@@ -1,18 +1,18 @@
-"""What the leaderboard says of a method, from the reports of its runs."""
+"""The leaderboard's entry of a method, made of the reports of its runs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
-from rows import TRAIN, Row
-from runs import spread
-
 from fusion_tinting.run.files import read_tensors
+from helpers.averages import spread
+from helpers.rows import TRAIN, Row
 
 EXAMPLES = ("num_regmean_examples", "num_fisher_examples")
 
 
 class Outcomes:
-    """Makes rows; each run is its `report`, `cost`, `folder` and composed `method`.
+    """Makes entries; each run is its `report`, `cost`, `folder` and composed `method`.
 
     Args:
         experts: task -> accuracy % of its expert, the denominators.
@@ -23,7 +23,13 @@ class Outcomes:
         self.experts_accuracy, self.pretrained = experts, pretrained
 
     def row(self, row: Row, runs: dict[int, dict], on_val: dict[float, float]) -> dict:
-        """A method's entry: its runs by seed, and what the choice of λ rests on."""
+        """Return a method's entry.
+
+        Args:
+            row: the method.
+            runs: seed -> run.
+            on_val: λ -> accuracy on `val`, on which the choice of λ rests; empty if it is not chosen so.
+        """
         first = next(iter(runs.values()))
         reports = {
             seed: run["report"][row.part] if row.part else run["report"] for seed, run in runs.items()
@@ -42,15 +48,15 @@ class Outcomes:
         return entry | ({"on_val": on_val} if row.tuned else {})
 
     def reference(self, name: str, scored: dict[str, float]) -> dict:
-        """The entry of models that are not merged."""
+        """Return the entry of models that are not merged."""
         return {"key": name, "name": name, "family": "reference", **self.scores({0: scored})}
 
     def accuracies(self, report: dict) -> dict[str, float]:
-        """Task -> accuracy %."""
+        """Return task -> accuracy % of a report."""
         return {task: 100 * report[task]["accuracy"] for task in self.experts_accuracy}
 
     def scores(self, by_seed: dict[int, dict[str, float]]) -> dict:
-        """Averages over tasks, spread over seeds; a task's share is that of its own expert in this pool."""
+        """Return averages over tasks, with their deviation over seeds; shares are of the pool's experts."""
         tasks = {task: mean(scored[task] for scored in by_seed.values()) for task in self.experts_accuracy}
         worst = min(tasks, key=tasks.get)
         return {
@@ -62,11 +68,11 @@ class Outcomes:
         }
 
     def share(self, scored: dict[str, float]) -> float:
-        """Mean over tasks of accuracy / expert's accuracy, in per cent."""
+        """Return the mean over tasks of accuracy / expert's accuracy, in percent."""
         return mean(100 * scored[task] / expert for task, expert in self.experts_accuracy.items())
 
     def extra(self, run: dict, report: dict) -> int:
-        """Numbers stored beyond one encoder, per task; a tint is counted whole, a head tint too."""
+        """Return the numbers stored beyond one encoder, per task; a tint is counted whole, a head too."""
         tints = sorted(Path(run["folder"]).glob("run/tints/*.safetensors"))
         if tints:
             beyond = sum(tensor.numel() for path in tints for tensor in read_tensors(path)[0].values())
@@ -75,23 +81,25 @@ class Outcomes:
         return round(beyond / len(self.experts_accuracy))
 
     def run(self, seed: int, run: dict, scored: dict[str, float]) -> dict:
-        """One run: what is behind the averages."""
+        """Return one run, of which the averages are made."""
         return {"seed": seed, "folder": run["folder"].name, "per_task": scored, **run["cost"]}
 
 
-def costs(runs) -> dict:
-    """Seconds of `method.run` of the fastest run, for other work on a machine only adds to them; and memory
-    of the whole process."""
-    found = [run["cost"] for run in runs]
-    seconds = [cost["method_seconds"] for cost in found if cost["method_seconds"] is not None]
+def costs(runs: Iterable[dict]) -> dict:
+    """Return seconds of `method.run` and peak memory of the whole process.
+
+    The seconds are those of the fastest run, for other work on a machine only adds to them.
+    """
+    each = [run["cost"] for run in runs]
+    seconds = [cost["method_seconds"] for cost in each if cost["method_seconds"] is not None]
     return {
         "adaptation_seconds": min(seconds, default=None),
-        "peak_memory_mb": spread(cost["peak_memory_mb"] for cost in found),
+        "peak_memory_mb": spread(cost["peak_memory_mb"] for cost in each),
     }
 
 
 def budget(method: dict) -> dict:
-    """Steps, and images a task that were drawn for them, as the method's configuration says."""
+    """Return steps, and images drawn for them per task, by the method's configuration."""
     steps = method.get("max_steps", method.get("steps", method.get("iter_num")))
     if "surgery_steps" in method:
         steps += method["surgery_steps"]
@@ -102,5 +110,6 @@ def budget(method: dict) -> dict:
 
 
 def chosen(on_val: dict[float, float]) -> str:
+    """Return the text for a λ that was chosen by `val` labels."""
     best = max(on_val, key=on_val.get)
     return f"{best}, of {', '.join(map(str, on_val))} by `val` labels"

@@ -1,13 +1,11 @@
-"""What the studies of `studies.py` share: a pool's models, inputs and labels, and how a model is scored."""
+"""A pool's models, inputs, labels and scores, for `studies.py` and `ablations.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
-from composed import accuracy, compose_run, labels_of, loaded
-from corruptions import Corrupted
 from fusion_bench.dataset.image_dataset import ImageClassificationDataset
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -16,6 +14,8 @@ from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
 from fusion_tinting.method.tinted_model import OneTask
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.unlabeled import InMemory, batch_schedule
+from helpers.composed import accuracy, compose_run, labels_of, loaded
+from helpers.corruptions import Corrupted
 
 
 class World:
@@ -23,9 +23,9 @@ class World:
 
     Args:
         pool: FusionBench's name of the model pool.
-        preset: name of a method of ours.
-        split: the split whose inputs teach; scored is `test`.
-        work: where adaptations are kept, a folder each; those that are finished are read again.
+        preset: the name of a method of ours.
+        split: the split that is adapted on; `test` is scored.
+        work: where adaptations are kept, a folder each; those that are finished are loaded.
         *overrides: of the configuration, such as another `modelpool.zoo_seed`.
     """
 
@@ -40,7 +40,7 @@ class World:
         self._inputs: dict[tuple, Unlabeled] = {}
 
     def inputs(self, split: str, task: str, corruption: str | None = None) -> Unlabeled:
-        """A task's images, as they are or corrupted; read once."""
+        """Return a task's images, as they are or corrupted; they are read once."""
         key = split, task, corruption
         if key not in self._inputs:
             rows = self.family.dataset(task, split)
@@ -49,28 +49,35 @@ class World:
         return self._inputs[key]
 
     def forget(self, corruption: str | None) -> None:
-        """Let go of these images."""
+        """Free the memory of these images."""
         self._inputs = {key: inputs for key, inputs in self._inputs.items() if key[2] != corruption}
 
-    def teaching(self, corruption: str | None = None) -> dict[str, Unlabeled]:
-        """Task -> the inputs to adapt on."""
+    def adapted_on(self, corruption: str | None = None) -> dict[str, Unlabeled]:
+        """Return task -> the inputs to adapt on."""
         return {task: self.inputs(self.split, task, corruption) for task in self.tasks}
 
-    def some(self, counts: dict[str, int], seed: int) -> dict[str, Unlabeled]:
-        """Task -> so many of its inputs, at random; with more of them the earlier ones stay."""
-        found = {}
-        for task, inputs in self.teaching().items():
+    def subsets(self, counts: dict[str, int], seed: int) -> dict[str, Unlabeled]:
+        """Return task -> so many of its inputs, at random; with larger counts the earlier ones stay."""
+        subsets = {}
+        for task, inputs in self.adapted_on().items():
             order = batch_schedule(len(inputs), len(inputs), 1, seed, f"study {task}")[0]
-            found[task] = inputs.subset(order[: counts[task]].tolist())
-        return found
+            subsets[task] = inputs.subset(order[: counts[task]].tolist())
+        return subsets
 
-    def tinted(self, part: str, inputs: dict[str, Unlabeled], **changes) -> TintedModel:
-        """An adaptation, new or the one that is kept as `part`."""
+    def tinted(self, part: str, inputs: dict[str, Unlabeled], **changes: object) -> TintedModel:
+        """Return the model of an adaptation, new or kept as `part`, with changed settings."""
         info = {"split": self.split, "tensor_names": self.family.tensor_names}
         return self.kept(part, self.family.experts, self.family.heads, inputs, info=info, **changes)
 
-    def kept(self, part: str, experts, heads, inputs: dict[str, Unlabeled], **changes) -> TintedModel:
-        """The same with any experts and heads, around this pool's pre-trained model."""
+    def kept(
+        self,
+        part: str,
+        experts: Mapping[str, nn.Module],
+        heads: Mapping[str, nn.Module],
+        inputs: dict[str, Unlabeled],
+        **changes: object,
+    ) -> TintedModel:
+        """Return the same of any experts and heads, around this pool's pre-trained model."""
         print(part, flush=True)
         return tint(
             self.family.pretrained,
@@ -85,39 +92,39 @@ class World:
 
     @cached_property
     def untrained(self) -> TintedModel:
-        """From which the merges are made that are compared with."""
+        """The model that the compared merges are made from."""
         family = self.family
         return family.model_class.untrained(family.pretrained, family.experts, family.heads, layer=None)
 
     def reference(self, name: str, task: str) -> TintedModel:
-        """A model that needs no adaptation, for a task: `pre-trained`, `Task Arithmetic` or `experts`."""
+        """Return the `pre-trained` model, `Task Arithmetic`, or of the `experts` that of a task."""
         lam = {"pre-trained": 0.0, "Task Arithmetic": self.settings["init"], "experts": task}
         return self.untrained.remerged(lam[name])
 
     def labels(self, task: str) -> Tensor:
-        """Of the test images."""
+        """Return the labels of a task's test images, (N,)."""
         return labels_of(self.family, task)
 
     def logits(self, model: TintedModel, task: str, corruption: str | None = None) -> Tensor:
-        """Of the test images, shape (N, classes)."""
+        """Return the logits of a task's test images, (N, classes)."""
         return predict(OneTask(model, task), nn.Identity(), self.inputs("test", task, corruption))
 
-    def accuracies(self, model, corruption: str | None = None) -> dict[str, float]:
-        """Task -> accuracy in per cent of a tinted model, or of the reference of this name."""
+    def accuracies(self, model: TintedModel | str, corruption: str | None = None) -> dict[str, float]:
+        """Return task -> accuracy in percent of a tinted model, or of the reference of this name."""
         of = (lambda task: self.reference(model, task)) if isinstance(model, str) else lambda task: model
         return {task: self.accuracy(of(task), task, corruption) for task in self.tasks}
 
     def accuracy(self, model: TintedModel, task: str, corruption: str | None = None) -> float:
-        """Of one task, in per cent."""
+        """Return the accuracy of one task, in percent."""
         return round(100 * accuracy(self.logits(model, task, corruption), self.labels(task)), 2)
 
     @cached_property
     def experts(self) -> float:
-        """Mean accuracy of the experts, each on its own task, in per cent."""
+        """Mean accuracy of the experts, each on its own task, in percent."""
         return mean(self.accuracies("experts").values())
 
     def averages(self, *names: str) -> dict[str, float]:
-        """Name of a reference -> mean accuracy in per cent."""
+        """Return name of a reference -> mean accuracy in percent."""
         return {name: mean(self.accuracies(name).values()) for name in names}
 
 
@@ -139,17 +146,17 @@ class Pair:
 
     @cached_property
     def untrained(self) -> TintedModel:
-        """From which merges are made that need no adaptation."""
+        """The model that merges without adaptation are made from."""
         family = self.base.family
         vectors = {"pretraining": "different"}
         return family.model_class.untrained(family.pretrained, self.experts, self.heads, None, vectors)
 
     def tinted(self, part: str, changes: dict) -> TintedModel:
-        """As `World.tinted`."""
+        """Return the model of an adaptation, as `World.tinted`."""
         inputs = {task: home.inputs(home.split, task) for task, home in self.homes.items()}
         vectors = {"task_vectors": {"pretraining": "different"}}
         return self.base.kept(part, self.experts, self.heads, inputs, **vectors, **changes)
 
     def accuracies(self, model: Callable[[str], TintedModel]) -> dict[str, float]:
-        """Task -> accuracy in per cent of its model."""
+        """Return task -> accuracy in percent of its model."""
         return {task: home.accuracy(model(task), task) for task, home in self.homes.items()}

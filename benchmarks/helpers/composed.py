@@ -1,4 +1,4 @@
-"""FusionBench's configuration as its command composes it, and a model pool with its models and labels."""
+"""FusionBench's configuration as its command composes it, and a model pool's models, inputs and labels."""
 
 import fusion_bench.scripts.cli  # noqa: F401  (our search-path plugin acts where FusionBench is loaded)
 import torch
@@ -15,13 +15,13 @@ STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 
 
 def compose_run(*overrides: str) -> DictConfig:
-    """What the command makes of these overrides."""
+    """Return the configuration that the command composes from these overrides."""
     with initialize_config_dir(str(STOCK), version_base=None):
         return compose("fabric_model_fusion", overrides=list(overrides))
 
 
 def loaded(config: DictConfig) -> PoolFamily:
-    """The family of a configuration's model pool, with its models."""
+    """Return the family of a configuration's model pool, with its models loaded."""
     family = family_of(instantiate(config.modelpool))
     family.check()
     family.load()
@@ -29,16 +29,16 @@ def loaded(config: DictConfig) -> PoolFamily:
 
 
 def labels_of(family: PoolFamily, task: str, split: str = "test") -> Tensor:
-    """A task's labels, (N,), of a pool with a column of that name."""
+    """Return the labels of a task, (N,), of a pool whose data have a column `label`."""
     return torch.as_tensor(family.dataset(task, split).with_format(None)["label"][:])
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> float:
-    """Of logits (N, classes), as a share."""
+    """Return the share of logits (N, classes) whose largest is that of the label (N,)."""
     return float((outputs.argmax(1) == labels).float().mean())
 
 
 def beside_the_expert(metric: Metric, probe: float, expert: float) -> dict[str, float]:
-    """The scores of a probe and of an expert as they are shown, and the share that the probe keeps."""
-    shown = {"probe": metric.scale * probe, "expert": metric.scale * expert}
-    return shown | {"share": metric.share(probe, expert)}
+    """Return the scores of a `probe` and an `expert` as they are shown, and the `share` that is kept."""
+    scores = {"probe": metric.scale * probe, "expert": metric.scale * expert}
+    return scores | {"share": metric.share(probe, expert)}

@@ -1,46 +1,44 @@
 """The leaderboard's figures: accuracy against cost, task by task, and against the number of tasks."""
 
-import io
 import json
+from argparse import Namespace
 from pathlib import Path
 
-import matplotlib
-from common import COLORS
-from PIL import Image
-from rows import FAMILIES
+from matplotlib.axes import Axes
 
 from fusion_tinting.reporting import plots
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from helpers.figures import COLORS, new, save
+from helpers.rows import FAMILIES
 
 STYLES = dict(zip(FAMILIES, (("o", COLORS[0]), ("s", COLORS[1]), ("^", COLORS[2])), strict=True))
+"""Family -> marker and color."""
 BARS = ("task_arithmetic", "adamerging", "model_tinting", "recommended")
-"""Rows that are drawn task by task, and by the number of tasks with two more."""
+"""Rows that are drawn task by task."""
 CURVES = (*BARS, "tsv_m", "emr")
+"""Rows that are drawn by the number of tasks."""
 MARKS = "osD^vP"
 
 
-def write_all(path: Path, found: dict) -> None:
-    """Draw, beside the JSON at `path`, each protocol that something was adapted under."""
+def write_all(_: Namespace, board: dict, path: Path) -> None:
+    """Draw, beside the JSON at `path`, the figures of each protocol that something was adapted under."""
     for protocol in ("inductive", "transductive"):
-        if any(row.get("protocol") == protocol and "failed" not in row for row in found["rows"]):
-            rows = rows_of(found, protocol)
-            title = f"{found['pool']}, {protocol}"
+        if any(row.get("protocol") == protocol and "failed" not in row for row in board["rows"]):
+            rows = rows_of(board, protocol)
+            title = f"{board['pool']}, {protocol}"
             cost(path.with_name(f"{path.stem}_cost_{protocol}.png"), rows, title)
             by_task(path.with_name(f"{path.stem}_tasks_{protocol}.png"), rows, title)
-            against_tasks(path.parent, found, protocol)
+            against_tasks(path.parent, board, protocol)
 
 
-def rows_of(found: dict, protocol: str) -> dict[str, dict]:
-    """Key -> entry, of what ran under a protocol or under none."""
-    ran = [row for row in found["rows"] if "failed" not in row]
+def rows_of(board: dict, protocol: str) -> dict[str, dict]:
+    """Return key -> entry, of what ran under a protocol or under none."""
+    ran = [row for row in board["rows"] if "failed" not in row]
     return {row["key"]: row for row in ran if row.get("protocol") in (None, protocol)}
 
 
 def cost(path: Path, rows: dict[str, dict], title: str) -> None:
-    """Accuracy against seconds of merging and adaptation, one mark a method."""
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    """Draw accuracy against seconds of merging and adaptation, one mark a method."""
+    figure, axes = new(8, 5.5)
     points = {
         row["name"]: (row["adaptation_seconds"], row["accuracy"]["mean"], row["family"])
         for row in rows.values()
@@ -52,14 +50,13 @@ def cost(path: Path, rows: dict[str, dict], title: str) -> None:
     axes.axhline(rows["experts"]["accuracy"]["mean"], color="0.4", linestyle=":", label="experts")
     axes.set(xscale="log", ylabel="accuracy %", title=title)
     axes.set_xlabel("seconds of loading, merging and adaptation")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
     name_points(axes, {name: point[:2] for name, point in points.items()})
     save(figure, path)
 
 
-def name_points(axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names in a column on either side, as near to the height of their points as they can be apart."""
+def name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Write the names of points in a column on either side, near the height of their points."""
     xs = sorted(x for x, _ in points.values())
     span = max(xs[-1] / xs[0], 2.0)
     axes.set_xlim(xs[0] / span**0.5, xs[-1] * span**0.5)
@@ -82,12 +79,12 @@ def name_points(axes, points: dict[str, tuple[float, float]]) -> None:
 
 
 def by_task(path: Path, rows: dict[str, dict], title: str) -> None:
-    """Bars of a few methods for every task, and a line where the expert is."""
-    shown = [rows[key] for key in BARS if key in rows]
+    """Draw bars of a few methods for every task, and a line where the expert is."""
+    drawn = [rows[key] for key in BARS if key in rows]
     experts = rows["experts"]["per_task"]
-    figure, axes = pyplot.subplots(figsize=(max(7, 0.75 * len(experts)), 4.2), layout="constrained")
-    width = 0.8 / len(shown)
-    for place, row in enumerate(shown):
+    figure, axes = new(max(7, 0.75 * len(experts)), 4.2)
+    width = 0.8 / len(drawn)
+    for place, row in enumerate(drawn):
         heights = [row["per_task"][task] for task in experts]
         left = [at - 0.4 + width * (place + 0.5) for at in range(len(experts))]
         axes.bar(left, heights, width, color=COLORS[place], label=row["name"])
@@ -97,26 +94,27 @@ def by_task(path: Path, rows: dict[str, dict], title: str) -> None:
     )
     axes.set(ylabel="accuracy %", title=title)
     axes.margins(x=0.01)
-    axes.grid(axis="y", alpha=0.3)
+    axes.grid(False, axis="x")
     axes.set_axisbelow(True)
     figure.legend(fontsize=7, loc="outside lower center", ncols=5, columnspacing=1, frameon=False)
     save(figure, path)
 
 
 def edges(count: int) -> tuple[list[float], list[float]]:
+    """Return where the places of `count` groups of bars begin and end."""
     return [at - 0.45 for at in range(count)], [at + 0.45 for at in range(count)]
 
 
-def against_tasks(folder: Path, found: dict, protocol: str) -> None:
-    """Share of the experts by the number of tasks, of every board of this pool's family in the folder."""
-    family = found["pool"].rsplit("_", 1)[0]
+def against_tasks(folder: Path, board: dict, protocol: str) -> None:
+    """Draw shares of the experts by the number of tasks, of all boards of a pool's family in a folder."""
+    family = board["pool"].rsplit("_", 1)[0]
     boards = [json.loads(path.read_text()) for path in folder.glob(f"{family}_*.json")]
     boards = [board for board in boards if board["pool"].startswith(family) and not board["zoo_seed"]]
     by_count = {len(board["tasks"]): rows_of(board, protocol) for board in boards}
     if len(by_count) < 2:
         return
-    figure, axes = pyplot.subplots(figsize=(6.5, 4.5), layout="constrained")
-    for key, color, mark in zip(CURVES, COLORS, MARKS, strict=True):
+    figure, axes = new(6.5, 4.5)
+    for key, color, mark in zip(CURVES, COLORS, MARKS, strict=False):
         curve = {k: rows[key] for k, rows in sorted(by_count.items()) if key in rows}
         if curve:
             shares = [row["share_of_experts"]["mean"] for row in curve.values()]
@@ -125,14 +123,5 @@ def against_tasks(folder: Path, found: dict, protocol: str) -> None:
     axes.axhline(100, color="0.4", linestyle=":", label="experts")
     axes.set(xlabel="tasks K", ylabel="accuracy, % of the experts", title=f"{family}, {protocol}")
     axes.set_xticks(sorted(by_count))
-    axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     save(figure, folder / f"{family}_by_tasks_{protocol}.png")
-
-
-def save(figure, path: Path) -> None:
-    """In 64 colours, a third of the bytes."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150)
-    pyplot.close(figure)
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)

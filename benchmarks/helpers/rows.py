@@ -7,7 +7,7 @@ TEST_TIME = "test-time"
 PER_TASK = "keeps parameters per task"
 FAMILIES = (TRAINING_FREE, TEST_TIME, PER_TASK)
 
-UNLABELLED, TRAIN, NONE = "unlabelled", "train", "none"
+UNLABELED, TRAIN, NONE = "unlabeled", "train", "none"
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 AROUND_ONE = (0.6, 0.8, 1.0, 1.3, 1.6)
 LEARNED = "learned without labels, from 0.3"
@@ -24,7 +24,7 @@ class Row:
     overrides: tuple[str, ...]
     family: str = TRAINING_FREE
     data: str = NONE
-    """Read besides the models: `none`; `train`, the experts' own data; `unlabelled`, of either split."""
+    """Read besides the models: `none`; `train`, the experts' own data; `unlabeled`, of either split."""
     lam: str = "its default"
     """How λ, or whatever scales the task vectors, was chosen."""
     tuned: str | None = None
@@ -42,17 +42,19 @@ class Row:
 
     @property
     def ours(self) -> bool:
+        """Whether the method is one of this package."""
         return self.overrides[0].startswith("method=model_tinting")
 
 
 def clip(method: str, name: str, *overrides: str) -> tuple[str, ...]:
-    """Methods of FusionBench 0.1's make are chosen by file and name."""
+    """Return the overrides of a method in the style of FusionBench 0.1, chosen by file and by name."""
     return (f"method={method}", f"method.name=clip_{name}", *STEPS, *overrides)
 
 
 def tinting(title: str, method: str, quick: tuple[str, ...] | None = None, notes: str = "") -> Row:
+    """Return the row of a method of ours."""
     return Row(
-        title, (f"method={method}", *TINT), PER_TASK, UNLABELLED, LEARNED,
+        title, (f"method={method}", *TINT), PER_TASK, UNLABELED, LEARNED,
         seeded=True, task_identity=True, quick=quick, notes=notes,
     )  # fmt: skip
 
@@ -93,16 +95,16 @@ ROWS = {
     "concrete_ta": Row(
         "Concrete Task Arithmetic",
         clip("concrete_subspace/clip_concrete_task_arithmetic", "concrete_task_arithmetic"),
-        TEST_TIME, UNLABELLED, "0.3, its default; the mask is learned", seeded=True,
+        TEST_TIME, UNLABELED, "0.3, its default; the mask is learned", seeded=True,
         notes="500 of its default 2000 iterations",
     ),
     "adamerging_task": Row(
         "AdaMerging, task-wise", clip("adamerging/clip", "task_wise_adamerging"),
-        TEST_TIME, UNLABELLED, LEARNED, seeded=True, notes="500 of its default 1000 iterations",
+        TEST_TIME, UNLABELED, LEARNED, seeded=True, notes="500 of its default 1000 iterations",
     ),
     "adamerging": Row(
         "AdaMerging, layer-wise", clip("adamerging/clip", "layer_wise_adamerging"),
-        TEST_TIME, UNLABELLED, LEARNED, seeded=True, quick=("method.max_steps=5",),
+        TEST_TIME, UNLABELED, LEARNED, seeded=True, quick=("method.max_steps=5",),
         notes="500 of its default 1000 iterations",
     ),
     "surgery": Row(
@@ -111,12 +113,12 @@ ROWS = {
             "surgery/adamerging_surgery", "layer_wise_adamerging_surgery",
             "method.surgery_steps=500", "method.eval_iterations=1000000",
         ),
-        PER_TASK, UNLABELLED, LEARNED, seeded=True, task_identity=True, part="surgery",
+        PER_TASK, UNLABELED, LEARNED, seeded=True, task_identity=True, part="surgery",
         notes="500 iterations of AdaMerging, then 500 of Surgery (defaults: 1000 each)",
     ),
     "wemoe": Row(
         "WEMoE", clip("wemoe/weight_ensembling_moe", "weight_ensembling_moe"),
-        PER_TASK, UNLABELLED, "0.3 outside the MLPs; inside, a router of the input", seeded=True,
+        PER_TASK, UNLABELED, "0.3 outside the MLPs; inside, a router of the input", seeded=True,
         notes="500 of its default 1000 iterations; routes whole evaluation batches, each of a single task",
     ),
     "emr": Row(
@@ -151,4 +153,4 @@ PUBLISHED = {
         "RegMean++": "84.4", "WUDI": "84.5", "ISO-C": "82.8", "WEMoE": "89.2",
     },
 }  # fmt: skip
-"""Accuracy %, other people's figures: transductive where a method adapts."""
+"""Accuracy %, figures that others report: transductive where a method adapts."""

@@ -1,4 +1,4 @@
-"""Runs `fusion_bench` as a user would, each in a process of its own, and remembers what it reported."""
+"""Runs of `fusion_bench`, started as a user would, each in a process of its own, whose reports are kept."""
 
 import hashlib
 import json
@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
 
 from fusion_tinting.run.cache import cache_folder
 from fusion_tinting.run.files import read_json, write_json
+from helpers.averages import average
 
 FUSION_BENCH = str(Path(sys.executable).parent / "fusion_bench")
 READABLE = {"COLUMNS": "200", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 """So that a line arrives when it is printed, and whole."""
-
-
+SCORED_ON_VAL = "taskpool.test_datasets=${modelpool.val_datasets}"
+ADAPTED_ON_VAL = "modelpool.test_datasets=${modelpool.val_datasets}"
+"""For FusionBench's methods, which adapt on the model pool's test sets; the task pool keeps its own."""
 ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b|In '.*Could not|Could not ")
-"""How a traceback's last line begins, or Hydra's message."""
+"""The beginning of a traceback's last line, or of Hydra's message."""
 
 
 class RunFailed(RuntimeError):
@@ -30,15 +31,16 @@ class RunFailed(RuntimeError):
 
 
 class MethodClock:
-    """Seconds of FusionBench's `method.run`, by what it prints before and after.
+    """The `seconds` of FusionBench's `method.run`, by what it prints before and after.
 
-    That is loading the models, zero-shot heads, merging and adaptation; neither imports nor evaluation.
+    These are loading the models, zero-shot heads, merging and adaptation; neither imports nor evaluation.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._taskpool, self._began, self.seconds = False, None, None
 
     def see(self, line: str) -> None:
+        """Look at a line that FusionBench prints."""
         if "loading task pool" in line:
             self._taskpool = True
         elif self._taskpool and self._began is None and line.startswith("╰"):  # the pool is constructed
@@ -48,7 +50,7 @@ class MethodClock:
 
 
 class Runner:
-    """Runs `fusion_bench`, a few processes at a time, and remembers each report by its arguments.
+    """Runs `fusion_bench`, a few processes at a time, and keeps each report by its arguments.
 
     Args:
         work: where the runs are kept, a folder each: `report.json`, `cost.json` and `log.txt`.
@@ -56,7 +58,7 @@ class Runner:
         environment: variables that they are given.
         pools: the arguments that every run has.
         identity: overrides -> everything that a run's outcome depends on, as JSON.
-        failures: what a remembered failure depends on besides (default: none is remembered).
+        failures: what a failure that is kept depends on besides (default: none is kept).
         fresh_cache: give every run a cache of its own, so that none profits from another.
     """
 
@@ -76,45 +78,48 @@ class Runner:
         self.failures, self.fresh_cache = failures, fresh_cache
 
     def all(self, plan: dict) -> dict:
-        """Key -> report, for every key and its overrides.
+        """Return key -> report of every run.
+
+        Args:
+            plan: key -> overrides of a run.
 
         Raises:
             RunFailed: one of the runs failed.
         """
         return dict(zip(plan, self.each(lambda item: self.one(*item), plan), strict=True))
 
-    def each(self, what: Callable, plan: dict) -> list:
-        """Call `what` with every (key, overrides), a few at a time."""
+    def each(self, work: Callable, plan: dict) -> list:
+        """Call `work` with every (key, overrides) of a plan, a few at a time, and return the results."""
         for overrides in plan.values():
             self.folder(overrides)  # here, for Hydra composes in one thread only
         with ThreadPoolExecutor(self.jobs) as pool:
-            return list(pool.map(what, plan.items()))
+            return list(pool.map(work, plan.items()))
 
     def folder(self, overrides: tuple[str, ...]) -> Path:
-        """Where the run with these arguments is kept."""
+        """Return the folder of the run with these arguments."""
         content = json.dumps(self.identity(overrides))
         return self.work / hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def one(self, name, overrides: tuple[str, ...]) -> dict:
-        """The report of one run, remembered or new; raises as `all`."""
+    def one(self, name: object, overrides: tuple[str, ...]) -> dict:
+        """Return the report of one run, kept or new; raises as `all`."""
         folder = self.folder(overrides)
         reason = self.failed(overrides)
         if reason is None and not (folder / "report.json").is_file():
             reason = self._run(folder, overrides)
         if reason is not None:
             raise RunFailed(f"{name}: {reason} ({folder / 'log.txt'})")
-        found = read_json(folder / "report.json")
-        print(f"{_score(found)}  {found['seconds']:6.0f} s  {name}", flush=True)
-        return found
+        report = read_json(folder / "report.json")
+        print(f"{_score(report)}  {report['seconds']:6.0f} s  {name}", flush=True)
+        return report
 
     def failed(self, overrides: tuple[str, ...]) -> str | None:
-        """Why this run is known to fail."""
+        """Return why this run is known to fail, if it is."""
         path = self.folder(overrides) / "failed.json"
-        found = read_json(path) if path.is_file() and self.failures is not None else {}
-        return found.get("reason") if found.get("depends_on") == self.failures else None
+        failure = read_json(path) if path.is_file() and self.failures is not None else {}
+        return failure.get("reason") if failure.get("depends_on") == self.failures else None
 
     def _run(self, folder: Path, overrides: tuple[str, ...]) -> str | None:
-        """Run from an empty folder, so that all of the cost is counted; why it failed, if it did."""
+        """Run from an empty folder, so that all of the cost is counted; return why it failed, if it did."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         partial = folder / "report.partial"
@@ -128,7 +133,7 @@ class Runner:
         return None
 
     def _failure(self, folder: Path, status: int) -> str:
-        """The last line that names an error, remembered unless somebody stopped the run."""
+        """Return the last line that names an error, and keep it unless somebody stopped the run."""
         lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
         errors = [line.strip() for line in lines if ERROR.match(line)]
         reason = errors[-1] if errors else f"exit status {status}"
@@ -139,7 +144,7 @@ class Runner:
 
 
 def empty_cache(work: Path) -> Path:
-    """A cache folder with the user's zoos in it, and nothing else."""
+    """Return a cache folder in `work` with the user's zoos in it, and nothing else."""
     folder = work.resolve() / "cache"
     folder.mkdir(parents=True, exist_ok=True)
     zoos = cache_folder().resolve() / "mini"
@@ -150,7 +155,16 @@ def empty_cache(work: Path) -> Path:
 
 
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, dict]:
-    """Run a command: its exit status; seconds, those of the method, and peak resident memory."""
+    """Run a command; return its exit status, and its cost.
+
+    Args:
+        command: the program and its arguments.
+        folder: where it runs, and where `log.txt` goes.
+        environment: variables besides those of this process.
+
+    Returns:
+        the exit status; `seconds`, `method_seconds` (see `MethodClock`) and `peak_memory_mb` (resident).
+    """
     clock, start = MethodClock(), time.perf_counter()
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, **environment},
@@ -171,17 +185,3 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tupl
 
 def _score(report: dict) -> str:
     return f"{average(report):6.2f}" if "accuracy" in report.get("average", {}) else " " * 6
-
-
-def average(report: dict) -> float:
-    """Mean accuracy over the tasks, in per cent."""
-    return 100 * report["average"]["accuracy"]
-
-
-def spread(values) -> dict:
-    values = list(values)
-    return {"mean": round(mean(values), 2), "sd": round(stdev(values), 2) if len(values) > 1 else None}
-
-
-def shown(value: dict) -> str:
-    return f"{value['mean']:.1f}" + (f" ± {value['sd']:.1f}" if value["sd"] is not None else "")

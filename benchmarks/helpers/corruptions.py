@@ -1,11 +1,12 @@
 """The seven corruptions that FusionBench's robustness configurations name, for small images.
 
-Written anew, for FusionBench's own need ImageMagick and OpenCV; each with the numbers of the strongest of
-the five levels of CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261).
+They are written anew, because FusionBench's own need ImageMagick and OpenCV. The numbers are those of the
+strongest of the five levels of CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261). Each function takes
+an image (H, W, 3) in 0..1.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ MUD = np.array([63, 42, 20]) / 255
 
 
 def motion_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mean over a path of 9 pixels, in a direction within 45 degrees, weighted by a Gaussian of 2.5."""
+    """Average over a path of 9 pixels, within 45 degrees of the horizontal, by a Gaussian of 2.5."""
     angle = rng.uniform(-np.pi / 4, np.pi / 4)
     path = np.arange(10)
     weights = np.exp(-(path**2) / (2 * 2.5**2))
@@ -30,24 +31,24 @@ def motion_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def impulse_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """7 % of the values black or white."""
+    """Set 7 % of the values to black or white."""
     return random_noise(image, mode="s&p", amount=0.07, rng=rng)
 
 
 def gaussian_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of standard deviation 0.1."""
+    """Add noise of standard deviation 0.1."""
     return image + rng.normal(scale=0.1, size=image.shape)
 
 
 def pixelate(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """0.65 of the pixels in either direction."""
+    """Keep 0.65 of the pixels in either direction."""
     small = _picture(image)
     small = small.resize([round(0.65 * side) for side in small.size], Image.Resampling.BOX)
     return np.asarray(small.resize(image.shape[1::-1], Image.Resampling.BOX)) / 255
 
 
 def spatter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mud where blurred noise is high."""
+    """Put mud where blurred noise is high."""
     noise = ndimage.gaussian_filter(rng.normal(0.65, 0.1, image.shape[:2]), 0.5)
     mud = ndimage.gaussian_filter((noise > 0.68).astype(float), 0.6)
     mud = np.where(mud < 0.8, 0, mud)[..., None]
@@ -55,13 +56,13 @@ def spatter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """0.15 of it."""
+    """Keep 0.15 of the contrast."""
     mean = image.mean((0, 1))
     return mean + 0.15 * (image - mean)
 
 
 def jpeg_compression(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Quality 40 of 100."""
+    """Compress with quality 40 of 100."""
     file = io.BytesIO()
     _picture(image).save(file, "jpeg", quality=40)
     return np.asarray(Image.open(file)) / 255
@@ -73,13 +74,13 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] 
         motion_blur, impulse_noise, gaussian_noise, pixelate, spatter, contrast, jpeg_compression,
     )
 }  # fmt: skip
-"""Name -> what makes an image (H, W, 3) in 0..1 worse."""
+"""Name -> function of an image (H, W, 3) in 0..1 and a generator to the corrupted image."""
 
 
 class Corrupted:
     """A data set of images and labels with every image corrupted, the same way whenever it is read."""
 
-    def __init__(self, dataset, corruption: str):
+    def __init__(self, dataset: Sequence[dict], corruption: str) -> None:
         self.dataset, self.corruption = dataset, corruption
 
     def __len__(self) -> int:
