@@ -143,17 +143,24 @@ def table(outcome: dict) -> Table:
     return Table(["pool", "setting", *COLUMNS.values(), "zoos"], rows, numeric=False)
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuse pools that have no setting here."""
+    if unknown := set(options.pools) - set(MINIS):
+        raise ValueError(f"unknown pool(s) {sorted(unknown)}; expected one or more of {list(MINIS)}")
+
+
 BENCHMARK = Benchmark(
     __doc__,
     measure,
     table,
     options={
-        "pools": {"choices": MINIS},
+        "pools": {"help": f"of {', '.join(MINIS)} (default: all)"},
         "--zoos": {},
         "--jobs": {"default": 1},
         "--work": {"default": Path("outputs/families")},
         "--json": {"default": RESULTS / "families.json"},
     },
+    check=check,
 )
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Each way makes one step of all tasks in a process of its own, with the same models and batches as
 `speed.py`. Anonymous memory is what must be held; resident memory also counts the pages of mapped files
-that are in use. Experts are made when asked for: only who keeps all of them at once pays for it.
+that are in use. Experts are created on access: only who keeps all of them at once pays for it.
 """
 
 import argparse

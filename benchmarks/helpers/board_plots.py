@@ -4,10 +4,11 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from fusion_tinting.reporting import plots
-from helpers.figures import COLORS, new, save
+from helpers.figures import COLORS, grouped_bars, new, save
 from helpers.rows import FAMILIES
 
 STYLES = dict(zip(FAMILIES, (("o", COLORS[0]), ("s", COLORS[1]), ("^", COLORS[2])), strict=True))
@@ -83,26 +84,14 @@ def by_task(path: Path, rows: dict[str, dict], title: str) -> None:
     drawn = [rows[key] for key in BARS if key in rows]
     experts = rows["experts"]["per_task"]
     figure, axes = new(max(7, 0.75 * len(experts)), 4.2)
-    width = 0.8 / len(drawn)
-    for place, row in enumerate(drawn):
-        heights = [row["per_task"][task] for task in experts]
-        left = [at - 0.4 + width * (place + 0.5) for at in range(len(experts))]
-        axes.bar(left, heights, width, color=COLORS[place], label=row["name"])
-    axes.hlines(list(experts.values()), *edges(len(experts)), color="black", lw=1.5, label="its expert")
-    axes.set_xticks(
-        range(len(experts)), [task.removeprefix("mini-") for task in experts], rotation=30, ha="right"
-    )
+    heights = {row["name"]: [row["per_task"][task] for task in experts] for row in drawn}
+    grouped_bars(axes, heights, list(experts), width=0.8)
+    places = np.arange(len(experts))
+    line = {"color": "black", "lw": 1.5, "label": "its expert"}
+    axes.hlines(list(experts.values()), places - 0.45, places + 0.45, **line)
     axes.set(ylabel="accuracy %", title=title)
-    axes.margins(x=0.01)
-    axes.grid(False, axis="x")
-    axes.set_axisbelow(True)
     figure.legend(fontsize=7, loc="outside lower center", ncols=5, columnspacing=1, frameon=False)
     save(figure, path)
-
-
-def edges(count: int) -> tuple[list[float], list[float]]:
-    """Return where the places of `count` groups of bars begin and end."""
-    return [at - 0.45 for at in range(count)], [at + 0.45 for at in range(count)]
 
 
 def against_tasks(folder: Path, board: dict, protocol: str) -> None:

@@ -1,9 +1,10 @@
 """Figures in the look of the benchmarks."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from PIL import Image
 
 from fusion_tinting.reporting.plots import DARK_FIRST as COLORS
 
-__all__ = ["COLORS", "against_k", "new", "save"]
+__all__ = ["COLORS", "against_k", "grouped_bars", "new", "save"]
 
 
 def new(width: float, height: float) -> tuple[Figure, Axes]:
@@ -20,6 +21,28 @@ def new(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def grouped_bars(
+    axes: Axes, series: Mapping[str, Sequence[float]], groups: Sequence[str], width: float = 0.84
+) -> None:
+    """Draw a group of bars for each of `groups`, with a bar for each of `series`.
+
+    Args:
+        axes: where to draw.
+        series: name -> the height in every group.
+        groups: the names of the groups, from left to right.
+        width: the width of a group; the distance of two is 1.
+    """
+    bar = width / len(series)
+    for place, ((name, heights), color) in enumerate(zip(series.items(), COLORS, strict=False)):
+        left = np.arange(len(groups)) - width / 2 + bar * (place + 0.5)
+        axes.bar(left, heights, bar, color=color, label=name)
+    names = [group.removeprefix("mini-").replace("_", " ") for group in groups]
+    axes.set_xticks(range(len(groups)), names, rotation=25, ha="right", rotation_mode="anchor")
+    axes.margins(x=0.01)
+    axes.grid(False, axis="x")
+    axes.set_axisbelow(True)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -56,7 +56,7 @@ def encoder(scale: str) -> CLIPImageEncoder:
 
 
 class Experts(Mapping):
-    """Experts that are made on access, as a model pool loads them: who needs all at once pays for it."""
+    """Experts that are created on access, as a model pool loads them: who needs all at once pays for it."""
 
     def __init__(self, pretrained: nn.Module, tasks: list[str]):
         self._pretrained, self._tasks = pretrained, tasks

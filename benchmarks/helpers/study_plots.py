@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from helpers.figures import COLORS, new, save
+from helpers.figures import COLORS, grouped_bars, new, save
 
 
 def curve(path: Path, outcome: dict, pool: str) -> None:
@@ -86,17 +85,11 @@ def bars(path: Path, values: dict, groups: list[str], unit: str, title: str) -> 
         unit: the label of the heights.
         title: the title of the figure.
     """
-    series = list(dict.fromkeys(name for name, _ in values))
+    names = dict.fromkeys(name for name, _ in values)
+    series = {name: [values.get((name, group), 0) for group in groups] for name in names}
     figure, axes = new(2 + 1.1 * len(groups), 4.6)
-    width = 0.84 / len(series)
-    for place, (name, color) in enumerate(zip(series, COLORS, strict=False)):
-        at = np.arange(len(groups)) - 0.42 + width * (place + 0.5)
-        axes.bar(at, [values.get((name, group), 0) for group in groups], width, color=color, label=name)
-    names = [group.removeprefix("mini-").replace("_", " ") for group in groups]
-    axes.set_xticks(range(len(groups)), names, rotation=25, ha="right", rotation_mode="anchor")
+    grouped_bars(axes, series, groups)
     axes.set(ylabel=unit, title=title)
-    axes.margins(x=0.01)
-    axes.set_axisbelow(True)
     finish(figure, path)
 
 

@@ -15,12 +15,12 @@ from fusion_tinting.run.processes import Processes, sensible_threads
 
 
 class Measured(NamedTuple):
-    """A way of merging on one task's inputs.
+    """How a way of merging does on one task's inputs.
 
     Attributes:
         agreement: with the expert, (N,).
         divergence: KL from the expert, (N,); None where the output is a single number.
-        output: (N, ...), where there are labels for it: a vocabulary for every token would be too much.
+        output: (N, ...), where there are labels; None elsewhere: a vocabulary a token would be too much.
     """
 
     agreement: Tensor
@@ -33,7 +33,12 @@ Report = Mapping[str, Mapping[str, Measured]]
 
 
 def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
-    """Four ways of merging, and the experts, on the inputs kept aside."""
+    """Return how four ways of merging, and the experts, do on the inputs kept aside.
+
+    Args:
+        model: the tinted model.
+        aside: task -> the inputs kept aside.
+    """
     count, init = len(model.tasks), model.info["settings"]["init"]
     ways: dict[str, Callable[[], TintedModel]] = {
         "base": lambda: model.remerged(0.0),
@@ -41,14 +46,14 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
         f"Task Arithmetic\nλ = {init}": lambda: model.remerged(init),
         "tinted": lambda: model,
     }
-    found: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
+    report: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
     device = next(model.parameters()).device
     with sensible_threads(model.vectors.base.numel(), device):
         for task, inputs in aside.items():
             expert = model.remerged(task)
             for name, merge in (*ways.items(), ("expert", lambda expert=expert: expert)):
-                found[name][task] = _measured(merge(), expert, task, inputs, model.tells_values(task))
-    return found
+                report[name][task] = _measured(merge(), expert, task, inputs, model.tells_values(task))
+    return report
 
 
 def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
@@ -78,7 +83,12 @@ def _values(report: Report, tasks: Iterable[str], measure: Callable[[str, Measur
 
 
 def score(output: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy of class logits (N, C); of a single output (N, 1) Pearson's correlation with the labels."""
+    """Return the accuracy of class logits, or Pearson's correlation of single outputs with the labels.
+
+    Args:
+        output: (N, C), or (N, 1) for a single output.
+        labels: (N,).
+    """
     if _single(output):
         return torch.corrcoef(torch.stack([output.flatten(), labels]))[0, 1]
     return (output.argmax(1) == labels).float().mean()
@@ -87,15 +97,15 @@ def score(output: Tensor, labels: Tensor) -> Tensor:
 def _measured(
     model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, of_values: bool
 ) -> Measured:
-    """Batch by batch, so that never more than one batch's outputs are there."""
+    """Measure batch by batch, so that only one batch's outputs are in memory."""
     processes = Processes(next(model.parameters()).device)
 
-    def said(one: TintedModel) -> Iterator[Tensor]:
+    def outputs_of(one: TintedModel) -> Iterator[Tensor]:
         every = range(len(inputs.unlabeled))
         return outputs(lambda batch: one(batch, task=task), inputs.unlabeled, every, processes=processes)
 
     agreed, apart, kept = [], [], []
-    for ours, theirs in zip(said(model), said(expert), strict=True):
+    for ours, theirs in zip(outputs_of(model), outputs_of(expert), strict=True):
         agreed.append(agreement(ours, theirs, of_values=of_values).cpu())
         if not _single(theirs):
             apart.append(divergence(ours, theirs).cpu())

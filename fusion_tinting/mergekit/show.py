@@ -1,4 +1,4 @@
-"""`mergekit-tint show RUN`: what is in a run."""
+"""`mergekit-tint show RUN`: the settings and the coefficients of a run."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from fusion_tinting.reporting.tables import Table, show
 from fusion_tinting.run.artifact import COEFFICIENTS, check_files, read_manifest
 
 FEW = 24
-"""So many tensors are shown one by one; more are gathered by their block."""
+"""Up to so many tensors are shown one by one; more are averaged by block."""
 
 
 @click.command("show")
@@ -41,17 +41,17 @@ def command(run_dir: Path, tensors: bool) -> None:
 
 
 def by_block(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean row of each numbered block, and of each module outside them; in the order they come.
+    """Return the mean row of each numbered block, and of each module outside them, in their order.
 
     Args:
-        rows: tensor name -> (K,).
+        rows: tensor name -> λ, (K,).
     """
     groups: dict[str, list[Tensor]] = {}
     for name, row in rows.items():
         block = re.match(r".*?\.\d+(?=\.)", name)
         tinted = " (tinted)" if name.endswith(" (tinted)") else ""
         groups.setdefault((block.group() if block else name.rpartition(".")[0]) + tinted, []).append(row)
-    return {group: torch.stack(found).mean(0) for group, found in groups.items()}
+    return {group: torch.stack(each).mean(0) for group, each in groups.items()}
 
 
 def _facts(manifest: Mapping) -> list[tuple[str, str]]:

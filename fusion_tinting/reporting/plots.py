@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -64,21 +65,32 @@ def curves(history: History) -> Figure:
     window = max(1, len(history) // 25)
     for axes, (column, label) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         values = getattr(history, column) * (100 if "%" in label else 1)
-        smooth = _smooth(values, 1 if column == "coefficient" else window)
-        steps = np.arange(len(history) - len(smooth), len(history)) + 1
-        for k, task in enumerate(history.tasks):
-            style = {"color": OKABE_ITO[k % 8], "linestyle": STYLES[k // 8 % 3]}
-            axes.plot(steps, smooth[:, k], linewidth=1.2, label=task, **style)
-        axes.plot(steps, smooth.mean(1), color="black", linewidth=2, label="mean")
+        _lines(axes, history.tasks, _smooth(values, 1 if column == "coefficient" else window), len(history))
         axes.set(xlabel="iteration", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
         if column == "kept":
             axes.set_ylim(0, 105)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     averaged = f", moving average of {window} iterations" if window > 1 else ""
     figure.suptitle(f"Adaptation{averaged}")
     return figure
+
+
+def _lines(axes: Axes, tasks: Sequence[str], values: np.ndarray, last: int) -> None:
+    """Draw a line for each task, and their mean.
+
+    Args:
+        axes: where to draw.
+        tasks: the names of the K tasks.
+        values: (T, K), of T iterations.
+        last: the last of these iterations.
+    """
+    steps = np.arange(last - len(values), last) + 1
+    for k, task in enumerate(tasks):
+        style = {"color": OKABE_ITO[k % 8], "linestyle": STYLES[k // 8 % 3]}
+        axes.plot(steps, values[:, k], linewidth=1.2, label=task, **style)
+    axes.plot(steps, values.mean(1), color="black", linewidth=2, label="mean")
+    axes.grid(alpha=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def coefficient_map(coefficients: Mapping[str, Tensor], tasks: Sequence[str]) -> Figure:

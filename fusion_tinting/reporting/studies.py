@@ -51,14 +51,7 @@ def by_parameters(
     """
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    for place, kind in enumerate(("head", "block", "another layer")):
-        own = [point for name, point in points.items() if _kind(name) == kind]
-        if own:
-            look = {"color": plots.DARK_FIRST[place], "label": kind, "markersize": 7}
-            axes.plot(*zip(*own, strict=True), "os^"[place], **look)
-    for place, (name, value) in enumerate(lines.items()):
-        style = {"color": "0.35", "linestyle": plots.STYLES[place % len(plots.STYLES)]}
-        axes.axhline(value, label=name, linewidth=1.2, **style)
+    _draw(axes, points, lines)
     axes.set(xscale="log", xlabel="extra parameters per task", ylabel=unit, title=title)
     axes.margins(y=0.1)
     if points:
@@ -68,6 +61,18 @@ def by_parameters(
     best = sorted(points, key=lambda name: points[name][1], reverse=True)[:NAMED]
     _name(axes, dict(zip(_short(best), map(points.get, best), strict=True)))
     return figure
+
+
+def _draw(axes: Axes, points: Mapping[str, tuple[float, float]], lines: Mapping[str, float]) -> None:
+    """Draw the marks, a color for each kind of layer, and the lines."""
+    for place, kind in enumerate(("head", "block", "another layer")):
+        own = [point for name, point in points.items() if _kind(name) == kind]
+        if own:
+            look = {"color": plots.DARK_FIRST[place], "label": kind, "markersize": 7}
+            axes.plot(*zip(*own, strict=True), "os^"[place], **look)
+    for place, (name, value) in enumerate(lines.items()):
+        style = {"color": "0.35", "linestyle": plots.STYLES[place % len(plots.STYLES)]}
+        axes.axhline(value, label=name, linewidth=1.2, **style)
 
 
 def heat_map(
@@ -95,7 +100,11 @@ def heat_map(
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_title(title, fontsize=10)
-    middle = (low + high) / 2
+    _write_numbers(axes, matrix, (low + high) / 2)
+
+
+def _write_numbers(axes: Axes, matrix: np.ndarray, middle: float) -> None:
+    """Write each number into its cell, in white below the middle of the colors."""
     size = 9 if max(matrix.shape) <= 8 else 6
     for (row, column), value in np.ndenumerate(matrix):
         if not np.isnan(value):

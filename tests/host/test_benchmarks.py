@@ -57,12 +57,12 @@ def test_options_that_do_not_fit_each_other_are_refused(benchmark, capsys):
 def test_speed(benchmark, tmp_path, capsys):
     path = tmp_path / "speed.json"
     benchmark("speed", "--tasks", "2", "--rounds", "1", "--json", str(path))
-    found = json.loads(path.read_text())
+    outcome = json.loads(path.read_text())
     ratios = ["merge_forward_ratio", "lambda_gradient_ratio", "step_ratio_entropy", "step_ratio_paper"]
     for name in (*ratios, "step_ratio_paper_sequential", "step_ratio_paper_v3"):
-        assert found[name] > 0
-    assert found["tasks"] == 2
-    assert found["hardware"]
+        assert outcome[name] > 0
+    assert outcome["tasks"] == 2
+    assert outcome["hardware"]
     assert "tinting step, paper's loop" in capsys.readouterr().out
 
 

@@ -34,23 +34,23 @@ def board(cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(board) -> dict:
+def outcome(board) -> dict:
     return board[0](*ROWS, "missing")
 
 
-def row(found: dict, key: str) -> dict:
-    (one,) = [row for row in found["rows"] if row["key"] == key]
+def row(outcome: dict, key: str) -> dict:
+    (one,) = [row for row in outcome["rows"] if row["key"] == key]
     return one
 
 
 @pytest.mark.parametrize("key", ["simple_average", "task_arithmetic", "model_tinting"])
-def test_a_row_says_what_its_report_says(board, found, key):
-    entry = row(found, key)
+def test_a_row_has_the_figures_of_its_report(board, outcome, key):
+    entry = row(outcome, key)
     (run,) = entry["runs"]
     folder = board[1] / run["folder"]
     report = json.loads((folder / "report.json").read_text())
-    accuracies = {task: 100 * report[task]["accuracy"] for task in found["tasks"]}
-    shares = [100 * value / found["experts"][task] for task, value in accuracies.items()]
+    accuracies = {task: 100 * report[task]["accuracy"] for task in outcome["tasks"]}
+    shares = [100 * value / outcome["experts"][task] for task, value in accuracies.items()]
     assert run["per_task"] == accuracies
     assert entry["accuracy"] == {"mean": round(100 * report["average"]["accuracy"], 2), "sd": None}
     assert entry["share_of_experts"]["mean"] == pytest.approx(sum(shares) / 3, abs=0.01)
@@ -59,8 +59,8 @@ def test_a_row_says_what_its_report_says(board, found, key):
     assert entry["peak_memory_mb"]["mean"] > 100
 
 
-def test_what_a_tint_costs_is_told(board, found):
-    entry = row(found, "model_tinting")
+def test_what_a_tint_costs_is_in_its_row(board, outcome):
+    entry = row(outcome, "model_tinting")
     manifest = json.loads((board[1] / entry["runs"][0]["folder"] / "run/tinting.json").read_text())
     assert (entry["protocol"], entry["adapted_on"], manifest["split"]) == ("inductive", "val", "val")
     assert entry["adaptation_seconds"] >= manifest["seconds"]
@@ -68,8 +68,8 @@ def test_what_a_tint_costs_is_told(board, found):
     assert entry["extra_parameters_per_task"] > 0 and entry["task_identity"]
 
 
-def test_lambda_is_the_best_on_val(found):
-    entry = row(found, "task_arithmetic")
+def test_lambda_is_the_best_on_val(outcome):
+    entry = row(outcome, "task_arithmetic")
     best = max(entry["on_val"], key=entry["on_val"].get)
     assert len(entry["on_val"]) == 2
     assert entry["lam"].startswith(best)
@@ -77,24 +77,24 @@ def test_lambda_is_the_best_on_val(found):
 
 
 @pytest.mark.parametrize(("key", "reason"), [("broken", "strange"), ("missing", "no_such_method")])
-def test_a_method_that_fails_has_a_row_with_the_reason(board, found, key, reason):
-    entry = row(found, key)
+def test_a_method_that_fails_has_a_row_with_the_reason(board, outcome, key, reason):
+    entry = row(outcome, key)
     assert reason in entry["failed"] and "accuracy" not in entry
     table = (board[1] / "clip-micro_3.md").read_text()
     assert f"does not run: {entry['failed']}" in table
 
 
-def test_a_second_run_runs_nothing_and_shows_what_is_known(board, found, monkeypatch):
+def test_a_second_run_runs_nothing_and_shows_what_is_known(board, outcome, monkeypatch):
     from helpers import runs
 
     monkeypatch.setattr(runs, "timed", lambda *_: pytest.fail("a process was started"))
-    assert board[0]("simple_average")["rows"] == found["rows"]
+    assert board[0]("simple_average")["rows"] == outcome["rows"]
 
 
-def test_a_run_that_was_killed_is_done_again(board, found, monkeypatch):
+def test_a_run_that_was_killed_is_done_again(board, outcome, monkeypatch):
     from helpers import runs
 
-    folder = board[1] / row(found, "simple_average")["runs"][0]["folder"]
+    folder = board[1] / row(outcome, "simple_average")["runs"][0]["folder"]
     (folder / "report.json").rename(folder / "report.kept")
     kept, started = (folder / "report.kept").read_text(), []
 
@@ -106,10 +106,10 @@ def test_a_run_that_was_killed_is_done_again(board, found, monkeypatch):
     monkeypatch.setattr(runs, "timed", timed)
     again = row(board[0]("simple_average"), "simple_average")
     assert len(started) == 1 and "method=simple_average" in started[0]
-    assert again["accuracy"] == row(found, "simple_average")["accuracy"]
+    assert again["accuracy"] == row(outcome, "simple_average")["accuracy"]
 
 
-def test_the_plots_are_small(board, found):
+def test_the_plots_are_small(board, outcome):
     plots = sorted(path.name for path in board[1].glob("*.png"))
     assert plots == ["clip-micro_3_cost_inductive.png", "clip-micro_3_tasks_inductive.png"]
     assert all((board[1] / name).stat().st_size < 100_000 for name in plots)

@@ -15,9 +15,9 @@ def test_merging(monkeypatch, tmp_path, capsys):
     asked = ["--quick", "--experts", "2", "--rounds", "1", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["mergekit_merge.py", *asked])
     mergekit_merge.BENCHMARK.main()
-    found = json.loads(path.read_text())
-    assert found["experts"] == 2 and found["hardware"] and found["mergekit"]
-    for each in (*found["ways"].values(), found["ratios"]):
+    outcome = json.loads(path.read_text())
+    assert outcome["experts"] == 2 and outcome["hardware"] and outcome["mergekit"]
+    for each in (*outcome["ways"].values(), outcome["ratios"]):
         assert each["wall_s"] > 0 and each["cpu_s"] > 0 and each["anonymous_gib"] > 0
     assert "`mergekit-tint yaml`" in capsys.readouterr().out
     assert path.with_suffix(".md").read_text().startswith("| 1 + 2 models")

@@ -4,17 +4,19 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fusion_tinting.fusionbench.studies import cross_task
+from fusion_tinting.fusionbench.studies import cross_task, layer_sweep, transfer
+from fusion_tinting.reporting.tables import ACCURACY
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 STEPS = "method.steps=2"
 
 
-def found(folder, name: str) -> dict:
+def content_of(folder, name: str) -> dict:
     """The JSON of a study, once its other two files are seen to be there."""
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / f"{name}.md").read_text().startswith("**")
@@ -35,7 +37,7 @@ class TestLayerSweep:
 
     def test_a_row_is_the_report_of_a_run_of_its_own(self, fuse, tmp_path):
         report = fuse(*self.SWEEP, "method.layers=[null,head,block:1]")["report"]
-        rows = found(tmp_path, "layer_sweep")["layers"]
+        rows = content_of(tmp_path, "layer_sweep")["layers"]
         assert list(rows) == ["no tint", "head", "block:1"]
         assert rows["no tint"]["extra_parameters_per_task"] == 0
         best = max(rows.values(), key=lambda row: row["agreement"])
@@ -45,23 +47,23 @@ class TestLayerSweep:
         assert accuracies(alone["report"]) == rows["block:1"]["per_task"]
         tint = alone["merged_model"].tints["mini-digits"]
         assert rows["block:1"]["extra_parameters_per_task"] == sum(p.numel() for p in tint.parameters())
-        assert found(tmp_path, "layer_sweep")["experts"] == alone["report"]["baselines"]["expert"]
+        assert content_of(tmp_path, "layer_sweep")["experts"] == alone["report"]["baselines"]["expert"]
 
     def test_without_layers_it_takes_all_and_continues_where_it_was_stopped(
         self, fuse, tmp_path, monkeypatch
     ):
         fuse(*self.SWEEP)
-        first = found(tmp_path, "layer_sweep")
+        first = content_of(tmp_path, "layer_sweep")
         assert list(first["layers"])[:4] == ["no tint", "head", "block:0", "block:1"]
         assert "visual_projection" in first["layers"]
         monkeypatch.setattr("fusion_tinting.tinting.adapt", None)  # nothing is adapted again
         fuse(*self.SWEEP)
-        assert found(tmp_path, "layer_sweep") == first
+        assert content_of(tmp_path, "layer_sweep") == first
 
 
 def test_cross_task_before_tinting_is_the_expert_with_another_head(fuse, tmp_path):
     report = fuse("method=model_tinting/cross_task", STEPS)["report"]
-    study = found(tmp_path, "cross_task")
+    study = content_of(tmp_path, "cross_task")
     experts = report["baselines"]["expert"]
     assert study["experts"] == experts
     encoder = accuracies(fuse("method=dummy", "modelpool.models={_pretrained_: mini-signs}")["report"])
@@ -101,7 +103,7 @@ def test_correlation():
 def test_transfer_puts_every_tint_into_every_encoder(fuse, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or FusionBench asks the terminal, which is captured
     report = fuse("method=model_tinting/transfer", STEPS, "method.adamerging.steps=2")["report"]
-    study = found(tmp_path, "transfer")
+    study = content_of(tmp_path, "transfer")
     assert "Score, % of the experts, head tints" in capsys.readouterr().out
     scores = study["scores"]
     tinted = accuracies(report)
@@ -135,6 +137,33 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(fuse, monkeypatch,
     with pytest.raises(Exception, match=message) as caught:
         fuse(f"method=model_tinting/{study}", *overrides)
     assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
+
+
+def published(content: dict) -> tuple:
+    """What a study makes its tables of, from the content of its JSON."""
+    pairs = {tuple(pair.split(" + ")): scores for pair, scores in content.get("merged_pairs", {}).items()}
+    return {
+        "layer_sweep": lambda: (content["layers"], content["experts"]),
+        "cross_task": lambda: (content["cross_task"], pairs, content["merged_all"], content["experts"]),
+        "transfer": lambda: (content["scores"], content["experts"]),
+    }[content["study"]]()
+
+
+@pytest.mark.parametrize("study", [layer_sweep.LayerSweep, cross_task.CrossTask, transfer.Transfer])
+def test_the_committed_tables_are_those_of_the_committed_figures(study, monkeypatch):
+    path = BENCHMARKS / "results" / f"{study.name}_clip-mini_8.json"
+    content, tables = json.loads(path.read_text()), []
+    pool = SimpleNamespace(tasks=list(content["experts"]), metric=lambda _: ACCURACY)
+    stub = object.__new__(study)
+    vars(stub).update(adapt_split=content["split"], settings=content["settings"], adamerging={})
+    vars(stub).update(_program=SimpleNamespace(taskpool=pool), lr_tints=None, lr_head=None)
+    monkeypatch.setattr(
+        study, "publish", lambda self, _, shown, figure, details=(): tables.extend([*shown, *details])
+    )
+    if study is cross_task.CrossTask:  # its file has shares in the place of scores
+        monkeypatch.setattr(study, "shares", lambda self, scores, experts: scores)
+    stub._publish(*published(content))
+    assert "\n\n".join(table.markdown() for table in tables) + "\n" == path.with_suffix(".md").read_text()
 
 
 def test_a_layer_that_there_is_not_is_named_before_anything_is_adapted(fuse, monkeypatch):

@@ -48,12 +48,25 @@ def test_the_table_is_empty_where_there_is_no_adamerging(families):
         "resnet-mini_3": {0: {"tinted": IMAGES, "adamerging": ADAMERGED}},
         "roberta-mini_4": {0: {"tinted": TEXTS}},
     }
-    found = {"pools": {pool: families.summary(pool, reports) for pool, reports in pools.items()}}
-    lines = families.table(found).markdown().splitlines()
+    outcome = {"pools": {pool: families.summary(pool, reports) for pool, reports in pools.items()}}
+    lines = families.table(outcome).markdown().splitlines()
     assert lines[2].startswith("| `resnet-mini_3` | `method=model_tinting_fast method.layer=auto")
     assert lines[2].endswith("| 35.0 % | 50.0 % | 70.0 % | 85.0 % | 1 |")
     assert lines[3].endswith("| 25.0 % | 62.5 % |  | 85.0 % | 1 |")
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("given", [[], ["resnet-mini_3", "nyuv2-mini_3"]])
+def test_pools_can_be_named(families, monkeypatch, given):
+    monkeypatch.setattr("sys.argv", ["families.py", *given])
+    assert families.BENCHMARK.parse().pools == given
+
+
+def test_an_unknown_pool_is_refused(families, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["families.py", "resnet-mini_4"])
+    with pytest.raises(SystemExit):
+        families.BENCHMARK.parse()
+    assert "unknown pool(s) ['resnet-mini_4']" in capsys.readouterr().err
 
 
 def test_each_way_is_one_run_a_zoo_and_texts_are_not_adamerged(families, monkeypatch):

@@ -85,20 +85,20 @@ def test_the_leaderboard_is_the_benchmarks(benchmark, leaderboard):
 def test_the_leaderboard_has_every_row_and_shows_what_is_claimed(benchmark, leaderboard):
     rows = benchmark("helpers.rows").ROWS
     assert {row["key"] for row in leaderboard["rows"]} == {"pre-trained", "experts", *rows}
-    found = {(row["key"], row.get("protocol")): row["accuracy"]["mean"] for row in leaderboard["rows"]}
+    outcome = {(row["key"], row.get("protocol")): row["accuracy"]["mean"] for row in leaderboard["rows"]}
     for protocol in ("inductive", "transductive"):
-        ours = [found[name, protocol] for name in ("model_tinting", "recommended")]
-        assert found["adamerging", protocol] + 5 < ours[0] < ours[1] <= found["experts", None]
-        assert found["surgery", protocol] < ours[0]
-        assert found["fast", protocol] > found["emr", None]
-    assert found["emr", None] > found["model_tinting", "inductive"]
-    assert min(found["tsv_m", None], found["iso_cts", None]) > found["adamerging", "transductive"]
+        ours = [outcome[name, protocol] for name in ("model_tinting", "recommended")]
+        assert outcome["adamerging", protocol] + 5 < ours[0] < ours[1] <= outcome["experts", None]
+        assert outcome["surgery", protocol] < ours[0]
+        assert outcome["fast", protocol] > outcome["emr", None]
+    assert outcome["emr", None] > outcome["model_tinting", "inductive"]
+    assert min(outcome["tsv_m", None], outcome["iso_cts", None]) > outcome["adamerging", "transductive"]
 
 
 def test_the_minis_of_the_families_show_what_is_claimed(benchmark):
-    found = json.loads((RESULTS / "families.json").read_text())
-    assert benchmark("families").table(found).markdown() in README
-    for pool, row in found["pools"].items():
+    outcome = json.loads((RESULTS / "families.json").read_text())
+    assert benchmark("families").table(outcome).markdown() in README
+    for pool, row in outcome["pools"].items():
         share = {name: value["mean"] for name, value in row["share_of_experts"].items()}
         in_order = [share[name] for name in benchmark("families").COLUMNS if name in share]
         assert in_order == sorted(in_order) and share["tinted"] <= 100, pool
@@ -106,41 +106,41 @@ def test_the_minis_of_the_families_show_what_is_claimed(benchmark):
         assert share["tinted"] >= max(95, share["task_arithmetic"] + 5), pool
 
 
-def test_what_a_linear_probe_keeps_is_told(benchmark):
-    found = study("probes")
-    assert f"{benchmark('probes').table(found).markdown()}\n" == (RESULTS / "probes.md").read_text()
+def test_what_a_linear_probe_keeps_is_in_the_readme(benchmark):
+    outcome = study("probes")
+    assert f"{benchmark('probes').table(outcome).markdown()}\n" == (RESULTS / "probes.md").read_text()
     pools = ("openclip-mini_3", "resnet-mini_3", "roberta-mini_4", "nyuv2-mini_3")
     each = [f"# to # % of `{pool}`'s" for pool in pools[1:]]
-    said = told(f"keeps # to # % of an expert of `{pools[0]}`, {each[0]}, {each[1]} and {each[2]}")
+    numbers = quoted(f"keeps # to # % of an expert of `{pools[0]}`, {each[0]}, {each[1]} and {each[2]}")
     expected = []
     for pool in pools:
-        shares = [task["share"]["mean"] for task in found["pools"][pool]["tasks"].values()]
+        shares = [task["share"]["mean"] for task in outcome["pools"][pool]["tasks"].values()]
         expected += [round(min(shares)), round(max(shares))]
-    assert said == expected
-    assert max(said) <= 90  # or the family's claim would say nothing
+    assert numbers == expected
+    assert max(numbers) <= 90  # or the family's claim would say nothing
 
 
 def test_the_study_of_batch_norm_is_the_benchmarks(benchmark):
     from fusion_tinting.families import batch_norm
 
-    found = json.loads((RESULTS / "batch_norm.json").read_text())
-    table = benchmark("batch_norm").table(found).markdown()
+    outcome = json.loads((RESULTS / "batch_norm.json").read_text())
+    table = benchmark("batch_norm").table(outcome).markdown()
     assert table in batch_norm.__doc__
     assert f"{table}\n" == (RESULTS / "batch_norm.md").read_text()
 
 
 def test_agreement_without_labels_puts_the_layers_in_the_order_of_their_accuracy():
-    found = json.loads((RESULTS / "layer_sweep_clip-mini_8.json").read_text())["layers"]
-    by_accuracy = sorted(found, key=lambda layer: found[layer]["summary"])
-    assert by_accuracy == sorted(found, key=lambda layer: found[layer]["agreement"])
+    outcome = json.loads((RESULTS / "layer_sweep_clip-mini_8.json").read_text())["layers"]
+    by_accuracy = sorted(outcome, key=lambda layer: outcome[layer]["summary"])
+    assert by_accuracy == sorted(outcome, key=lambda layer: outcome[layer]["agreement"])
     assert by_accuracy[-1] == "block:0"
 
 
-def told(pattern: str, page: str = README) -> list[float]:
+def quoted(pattern: str, page: str = README) -> list[float]:
     """The numbers of a sentence of a page; blanks in the pattern may be line breaks there."""
-    found = re.search(pattern.replace(" ", r"\s+").replace("#", r"([\d.]*\d)"), page)
-    assert found, pattern
-    return [float(number) for number in found.groups()]
+    match = re.search(pattern.replace(" ", r"\s+").replace("#", r"([\d.]*\d)"), page)
+    assert match, pattern
+    return [float(number) for number in match.groups()]
 
 
 def study(name: str) -> dict:
@@ -152,46 +152,46 @@ def rounded(*values: float, digits: int = 1) -> list[float]:
 
 
 def test_the_figures_of_the_studies_are_the_benchmarks():
-    def at(found: dict, **wanted) -> float:
-        rows = [row for row in found["rows"] if all(row[key] == value for key, value in wanted.items())]
+    def at(outcome: dict, **wanted) -> float:
+        rows = [row for row in outcome["rows"] if all(row[key] == value for key, value in wanted.items())]
         accuracies = [row["accuracy"] for row in rows]
         return mean(mean(a) if isinstance(a, list) else a for a in accuracies)
 
     samples = study("study_samples")
-    assert told(
+    assert quoted(
         r"worse than none \(#\), ten are enough to pass Task Arithmetic \(#\), all give #"
     ) == rounded(*(at(samples, samples=count) for count in (1, 10, 1280)))
     arithmetic = samples["references"]["Task Arithmetic"]
     assert at(samples, samples=1) < arithmetic < at(samples, samples=10)
     steps = study("study_steps")
-    assert told("# after ten, # after 500") == rounded(at(steps, steps=10), at(steps, steps=500))
+    assert quoted("# after ten, # after 500") == rounded(at(steps, steps=10), at(steps, steps=500))
     streams = study("study_imbalance")
-    assert told("# where tasks have 1 to 1280 images, # where they share as many") == rounded(
+    assert quoted("# where tasks have 1 to 1280 images, # where they share as many") == rounded(
         at(streams, stream="imbalanced"), at(streams, stream="balanced")
     )
     errors = {row["model"]: row["error"] for row in study("study_calibration")["rows"]}
-    assert told("error #, the experts' #, Task Arithmetic's #") == rounded(
+    assert quoted("error #, the experts' #, Task Arithmetic's #") == rounded(
         *(errors[name] for name in ("tinted", "experts", "Task Arithmetic"))
     )
-    origins, strangers = study("study_origins"), {"pair": "two pre-trainings"}
+    origins, apart = study("study_origins"), {"pair": "two pre-trainings"}
     ways = ("simple average", "AdaMerging", "tinted head", "tinted block", "experts")
     pattern = (
         r"at chance \(# and #\), a tinted head brings them to #, a tinted block to # of the experts' #\."
     )
-    assert told(pattern) == rounded(*(at(origins, model=way, **strangers) for way in ways))
+    assert quoted(pattern) == rounded(*(at(origins, model=way, **apart) for way in ways))
 
 
-def test_what_the_studies_of_fusionbench_methods_found_is_told():
+def test_what_the_studies_of_fusionbench_methods_found_is_in_the_readme():
     share = study("transfer_clip-mini_8")["share_of_experts"]["Task Arithmetic"]
     pattern = "keeps # % of the experts, with its own head tints #, with those of other encoders # and #"
     sources = ("original layers", "Task Arithmetic", "AdaMerging", "Model Tinting")
-    assert told(pattern) == rounded(*(share[source] for source in sources))
-    (pairs,) = told("r = # over 56 pairs")
-    found = study("cross_task_clip-mini_8")["correlation"]["over_pairs"]["before"]
-    assert (round(found["r"], 2), found["points"]) == (pairs, 56)
+    assert quoted(pattern) == rounded(*(share[source] for source in sources))
+    (pairs,) = quoted("r = # over 56 pairs")
+    outcome = study("cross_task_clip-mini_8")["correlation"]["over_pairs"]["before"]
+    assert (round(outcome["r"], 2), outcome["points"]) == (pairs, 56)
 
 
-def test_what_the_ablations_found_is_told(benchmark):
+def test_what_the_ablations_found_is_in_the_readme(benchmark):
     gains = []
     for preset in ("fast", "recommended"):
         name = f"ablations_clip-mini_8_model_tinting_{preset}"
@@ -205,15 +205,17 @@ def test_what_the_ablations_found_is_told(benchmark):
         "averaged",
     }  # as it is
     assert gain["λ alone"] < -5
-    said = told("the tint nearly all, λ # points, the mean of the last quarter #.*? TSV-M would add #\\.")
-    assert said == rounded(-gain["tints alone"], -gain["last iteration"], gain["TSV-M start"])
-    said = told("on two zoos, the mean is worth #, and such a start would add #\\.")
-    assert said == rounded(-of_recommended["last iteration"], of_recommended["TSV-M start"])
+    numbers = quoted(
+        "the tint nearly all, λ # points, the mean of the last quarter #.*? TSV-M would add #\\."
+    )
+    assert numbers == rounded(-gain["tints alone"], -gain["last iteration"], gain["TSV-M start"])
+    numbers = quoted("on two zoos, the mean is worth #, and such a start would add #\\.")
+    assert numbers == rounded(-of_recommended["last iteration"], of_recommended["TSV-M start"])
     for name in ("UPGrad", "PCGrad", "CAGrad", "Nash-MTL", "MGDA"):
         assert -0.25 < gain[name] < 0.25
 
 
-def test_what_corrupted_images_do_is_told():
+def test_what_corrupted_images_do_is_in_the_readme():
     rows = {
         (row["images"], row["model"]): mean(row["accuracy"]) for row in study("study_corruption")["rows"]
     }
@@ -221,24 +223,24 @@ def test_what_corrupted_images_do_is_told():
     on_clean = {name: rows[name, "adapted on clean images"] for name in kinds}
     assert all(on_clean[name] > rows[name, "Task Arithmetic"] for name in kinds)
     gains = {name: rows[name, "adapted on corrupted images"] - on_clean[name] for name in kinds}
-    gained, lost = told("gains # points with motion blur and loses # with impulse noise")
+    gained, lost = quoted("gains # points with motion blur and loses # with impulse noise")
     assert rounded(max(gains.values()), -min(gains.values())) == [gained, lost]
     assert (max(gains, key=gains.get), min(gains, key=gains.get)) == ("motion_blur", "impulse_noise")
 
 
 @pytest.mark.parametrize("tasks", [14, 20])
 def test_the_figures_of_more_tasks_are_the_benchmarks(benchmark, tasks):
-    found = json.loads((RESULTS / f"clip-mini_{tasks}.json").read_text())
-    assert benchmark("helpers.board").page(found) == (RESULTS / f"clip-mini_{tasks}.md").read_text()
-    score = {row["key"]: row["accuracy"]["mean"] for row in found["rows"]}
-    share = {row["key"]: row["share_of_experts"]["mean"] for row in found["rows"]}
-    said = told(
+    outcome = json.loads((RESULTS / f"clip-mini_{tasks}.json").read_text())
+    assert benchmark("helpers.board").page(outcome) == (RESULTS / f"clip-mini_{tasks}.md").read_text()
+    score = {row["key"]: row["accuracy"]["mean"] for row in outcome["rows"]}
+    share = {row["key"]: row["share_of_experts"]["mean"] for row in outcome["rows"]}
+    numbers = quoted(
         rf"clip-mini_{tasks}\.md\), the rows that matter, inductive, one seed\) the experts "
         r"score #, the recommended setting #, `fast` #, EMR-Merging #, Model Tinting #, AdaMerging #, Task "
         r"Arithmetic #\."
     )
     keys = ("experts", "recommended", "fast", "emr", "model_tinting", "adamerging", "task_arithmetic")
-    assert said == [float(f"{score[key]:.1f}") for key in keys]
+    assert numbers == [float(f"{score[key]:.1f}") for key in keys]
     assert share["recommended"] >= 93
     assert score["recommended"] >= score["adamerging"] + 10
 
@@ -254,8 +256,8 @@ def test_the_figures_of_more_tasks_are_the_benchmarks(benchmark, tasks):
     ],
 )
 def test_tables_of_cost_are_the_benchmarks(benchmark, command, name, page):
-    found = json.loads((RESULTS / f"{name}.json").read_text())
-    assert benchmark(command).table(found).markdown() in (ROOT / page).read_text()
+    outcome = json.loads((RESULTS / f"{name}.json").read_text())
+    assert benchmark(command).table(outcome).markdown() in (ROOT / page).read_text()
 
 
 def test_the_committed_costs_show_what_is_claimed():
@@ -265,10 +267,10 @@ def test_the_committed_costs_show_what_is_claimed():
         return json.loads((RESULTS / f"{name}.json").read_text())
 
     for name, merge, gradient in (("S_8", 3, 3.5), ("S_20", 3, 3.5), ("B_8", 2.5, 2.3)):
-        found = read(f"speed_{name}")
-        assert found["merge_forward_ratio"] >= merge
-        assert found["lambda_gradient_ratio"] >= gradient
-        assert min(value for name, value in found.items() if name.startswith("step_ratio")) > 1
+        outcome = read(f"speed_{name}")
+        assert outcome["merge_forward_ratio"] >= merge
+        assert outcome["lambda_gradient_ratio"] >= gradient
+        assert min(value for name, value in outcome.items() if name.startswith("step_ratio")) > 1
     small, large, real = read("speed_S_8"), read("speed_S_20"), read("speed_B_8")
     assert small["step_ratio_entropy"] >= 1.25
     assert large["step_ratio_entropy"] >= 1.6
@@ -280,12 +282,12 @@ def test_the_committed_costs_show_what_is_claimed():
     ours = half["ours entropy"] / half["encoder alone"]
     theirs = half["FusionBench entropy"] / half["every token alone"]
     page = (ROOT / "benchmarks" / "README.md").read_text()
-    said = told(
+    numbers = quoted(
         "at scale B # % more, where FusionBench's step is # % above its own, so that an engine alone could "
         "be ahead there # times at most",
         page,
     )
-    assert said == [round(100 * (ours - 1)), round(100 * (theirs - 1)), pytest.approx(theirs, abs=0.005)]
+    assert numbers == [round(100 * (ours - 1)), round(100 * (theirs - 1)), pytest.approx(theirs, abs=0.005)]
     memory = read("memory_B_8")
     assert memory["peak_memory_ratio"] >= 1.4
     assert memory["mmap_growth_mb"] < 100

@@ -28,14 +28,14 @@ class CrossTask(Study):
 
     * cross-task (A, B): task B by the encoder of expert A, with B's own head. After tinting: with the tint
       of B that was trained on A's encoder, which stays as it is, against the predictions of expert B on B's
-      unlabelled inputs.
+      unlabeled inputs.
     * merge (A, B), for A ≠ B: task B by θ₀ + λ (τ_A + τ_B), λ = `init`, with B's own head; after tinting
       with the tint of B that was trained on this encoder.
     * Pearson's r between the two, before and after, over the K (K − 1) ordered pairs. Pairs share tasks, so
       they are not independent, and p is smaller than it should be.
     * The same over the K tasks: the mean of cross-task (A, B) over A ≠ B, against B in the merge of all.
 
-    An encoder A is made the base that is merged onto, with λ = 0, and one adaptation trains all the tints.
+    Encoder A is the base that is merged onto, with λ = 0, and one adaptation trains all the tints.
     Returned is the merge of all tasks with its tints.
 
     Args:

@@ -67,7 +67,7 @@ class Transfer(Study):
             "AdaMerging": merged.remerged(coefficients_of(merged)),
             "Model Tinting": own["Model Tinting"].remerged(coefficients_of(own["Model Tinting"])),
         }
-        # `init` is one number and λ of this encoder are many: the encoder is made the base, and λ = 0.
+        # `init` is one number and λ of this encoder are many: the encoder becomes the base, and λ = 0.
         base = deepcopy(encoders["AdaMerging"].encoder).cpu()  # where the experts are
         own["AdaMerging"] = tinted("adamerging_tints", base=base, init=0.0, lr_coefficients=0)
         scores = {name: self._row(encoder, own) for name, encoder in encoders.items()}
