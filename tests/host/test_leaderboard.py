@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.rendered
 ROWS = ("simple_average", "task_arithmetic", "model_tinting", "broken")
 
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from PIL import Image
 
 from fusion_tinting.reporting.plots import write_pictures
 
@@ -25,10 +26,13 @@ def written(folder) -> list[str]:
     return [path.name for path in paths]
 
 
+@pytest.mark.rendered
 def test_a_run_gets_its_pictures(run):
     model, folder = run
     write_pictures(model, str(folder))
     assert written(folder) == sorted(PICTURES)
+    for name in PICTURES:
+        assert len(Image.open(folder / name).convert("RGB").getcolors(10**6)) > 20
 
 
 def test_a_finished_run_that_is_loaded_gets_those_that_are_missing(run, world):
