@@ -32,6 +32,7 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.rendered  # its labels are placed by what is drawn
 class TestLayerSweep:
     SWEEP = ("method=model_tinting/layer_sweep", STEPS, "method.run_dir=run")
 
@@ -149,6 +150,7 @@ def published(content: dict) -> tuple:
     }[content["study"]]()
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize("study", [layer_sweep.LayerSweep, cross_task.CrossTask, transfer.Transfer])
 def test_the_committed_tables_are_those_of_the_committed_figures(study, monkeypatch):
     path = BENCHMARKS / "results" / f"{study.name}_clip-mini_8.json"
