@@ -23,6 +23,7 @@ ENDINGS = {
     "ForSequenceClassification": "sequence_classification",
     "ForCausalLM": "causal_lm",
     "LMHeadModel": "causal_lm",
+    "ForImageClassification": "image_classification",
     "CLIPModel": "clip",
     "CLIPVisionModel": "clip",
     "CLIPVisionModelWithProjection": "clip",

@@ -24,6 +24,7 @@ passes one.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,13 @@ class MergedBatchNorm(nn.Module):
         self.eps = norm.eps
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean = nn.Parameter(norm.running_mean.detach().clone(), requires_grad=False)
-        log_variance = (norm.running_var.detach() + norm.eps).log()
-        self.log_variance = nn.Parameter(log_variance, requires_grad=False)
+        merged = log_variance(norm.eps).merged(norm.running_var.detach())
+        self.log_variance = nn.Parameter(merged, requires_grad=False)
         # Only to be restored: no part of the model, nor of a tint's file.
         self.register_buffer("num_batches_tracked", norm.num_batches_tracked, persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise (B, C) or (B, C, ...)."""
+        """Normalize (B, C) or (B, C, ...)."""
         scale = (-self.log_variance / 2).exp()
         scale = scale if self.weight is None else scale * self.weight
         shift = -self.running_mean * scale
@@ -63,17 +64,18 @@ class MergedBatchNorm(nn.Module):
 
     @torch.no_grad()
     def restored(self) -> _BatchNorm:
-        """The layer of PyTorch that computes the same in evaluation."""
+        """Return the layer of PyTorch that computes the same in evaluation."""
         norm = self.make().to(self.running_mean)
         norm.running_mean.copy_(self.running_mean)
         norm.num_batches_tracked.copy_(self.num_batches_tracked)
-        norm.running_var.copy_((self.log_variance.exp() - self.eps).clamp(min=0))
+        norm.running_var.copy_(log_variance(self.eps).stored(self.log_variance))
         if norm.affine:
             norm.weight.copy_(self.weight)
             norm.bias.copy_(self.bias)
         return norm.requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
+        """Return what the module's representation says of it."""
         return f"{len(self.running_mean)}, eps={self.eps}"
 
 
@@ -87,14 +89,48 @@ def merge_statistics(module: nn.Module) -> nn.Module:
 
 
 def restore_statistics(module: nn.Module) -> nn.Module:
-    """The reverse of `merge_statistics`, in place: batch norms of PyTorch, with names as on disk."""
+    """Undo `merge_statistics`, in place: batch norms of PyTorch again, with names as on disk."""
     return _replaced(module, lambda m: isinstance(m, MergedBatchNorm), MergedBatchNorm.restored)
 
 
+class Form(NamedTuple):
+    """In which form a tensor of a checkpoint is merged.
+
+    Attributes:
+        merged: the tensor -> what is merged.
+        stored: the reverse.
+    """
+
+    merged: Callable[[Tensor], Tensor]
+    stored: Callable[[Tensor], Tensor]
+
+
+AS_IT_IS = Form(lambda tensor: tensor, lambda tensor: tensor)
+
+
+def log_variance(eps: float) -> Form:
+    """Return the form in which a variance σ² is merged: log(σ² + ε).
+
+    Args:
+        eps: ε of the batch norm.
+    """
+    return Form(lambda tensor: (tensor + eps).log(), lambda tensor: (tensor.exp() - eps).clamp(min=0))
+
+
+def is_variance(name: str) -> bool:
+    """Return whether a tensor is the variance of a batch norm, by its name on disk."""
+    return name.rpartition(".")[2] == "running_var"
+
+
 def name_on_disk(name: str) -> str:
-    """The buffer from which a parameter of `merge_statistics` was made; any other name as it is."""
+    """Return the buffer that a parameter of `merge_statistics` stands for; other names as they are."""
     prefix, found, rest = name.rpartition("log_variance")
     return f"{prefix}running_var" if found and not rest else name
+
+
+def name_of_parameter(name: str) -> str:
+    """Return the reverse of `name_on_disk`."""
+    return name.removesuffix("running_var") + "log_variance" if is_variance(name) else name
 
 
 def _replaced(module: nn.Module, which: Callable, replace: Callable) -> nn.Module:

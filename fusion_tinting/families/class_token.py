@@ -11,7 +11,7 @@ from torch import nn
 
 
 def unobserved(*modules: nn.Module) -> bool:
-    """Whether modules evaluate, without dropout, and nobody's hook wants to see or change what they do."""
+    """Return whether modules evaluate, without dropout, and no hook sees or changes what they do."""
     return not any(
         module.training
         or module._forward_hooks

@@ -36,7 +36,7 @@ CLIP = CLIPVisionModel.__module__
 
 
 class CLIPImageEncoder(nn.Module):
-    """Pixels (B, 3, H, W) -> L2-normalised image embeddings (B, d).
+    """Pixels (B, 3, H, W) -> L2-normalized image embeddings (B, d).
 
     The visual projection belongs to the pre-trained model: the experts share the object itself, so it
     has no task vector, but it can be tinted (`layer=visual_projection`).
@@ -48,6 +48,7 @@ class CLIPImageEncoder(nn.Module):
         self.visual_projection = visual_projection
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return normalized embeddings."""
         if _is_as_made(self.vision_model):
             pooled = class_token(self.vision_model, pixel_values)
         else:
@@ -56,7 +57,7 @@ class CLIPImageEncoder(nn.Module):
 
 
 def class_token(vision_model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The `pooler_output` of CLIP's tower, (B, d), without what nobody reads of its last block."""
+    """Return the `pooler_output` of CLIP's tower, (B, d), without what nobody reads of its last block."""
     tower = _tower(vision_model)
     states = tower.pre_layrnorm(tower.embeddings(pixel_values))
     *blocks, last = tower.encoder.layers
@@ -66,7 +67,7 @@ def class_token(vision_model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def _first_token(block: nn.Module, states: Tensor) -> Tensor:
-    """The first token, (B, 1, d), that a `CLIPEncoderLayer` makes of `states`, (B, N, d)."""
+    """Return the first token, (B, 1, d), that a `CLIPEncoderLayer` makes of `states`, (B, N, d)."""
     attention, normed = block.self_attn, block.layer_norm1(states)
 
     def heads(projected: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def _tower(vision_model: nn.Module) -> nn.Module:
 
 
 def _is_as_made(vision_model: nn.Module) -> bool:
-    """Whether a tower, and what may be around it, is transformers' own of CLIP, in evaluation."""
+    """Return whether a tower, and what may be around it, is transformers' own of CLIP, in evaluation."""
     tower = _tower(vision_model)
     if type(tower).__module__ != CLIP:
         return False
@@ -101,9 +102,13 @@ class TintedCLIP(TintedModel):
         """The shared vision tower θ(λ), a `transformers.CLIPVisionModel`."""
         return self.encoder.vision_model
 
-    def save_pretrained(self, path: str | Path, **kwargs) -> None:
-        """Save the shared vision tower as `CLIPVisionModel.from_pretrained` reads it, and, in the same
-        folder, the artefact: coefficients and tints."""
+    def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
+        """Save the shared vision tower as `CLIPVisionModel` reads it, and the artifact beside it.
+
+        Args:
+            path: a folder.
+            **kwargs: as the model's own `save_pretrained`.
+        """
         self.merged.save_pretrained(path, **kwargs)
         self.save(path)
 
@@ -245,13 +250,13 @@ def load_tower(path: str) -> CLIPVisionModel:
 
 
 def folded_head(zero_shot: Tensor, scale: Tensor | float) -> nn.Linear:
-    """The zero-shot classifier as released: logits = (scale · W) z + b, with b starting at zero.
+    """Return the zero-shot classifier as released: logits = (scale · W) z + b, with b starting at zero.
 
     The logit scale (100 for OpenAI's CLIP) is multiplied INTO the class weights before training, which
     at the same learning rate is another algorithm than training W with the scale outside.
 
     Args:
-        zero_shot: W, normalised class embeddings, shape (classes, d).
+        zero_shot: W, normalized class embeddings, shape (classes, d).
         scale: exp of CLIP's logit scale.
     """
     head = nn.Linear(zero_shot.shape[1], zero_shot.shape[0])
@@ -268,9 +273,15 @@ def zero_shot_weights(
     class_names: Sequence[str],
     templates: Sequence[Callable[[str], str]],
 ) -> Tensor:
-    """Normalised class embeddings (classes, d): the mean over templates of normalised text embeddings.
+    """Return normalized class embeddings (classes, d): the mean over templates of text embeddings.
 
     Cached on disk by the content of the text tower and of every prompt.
+
+    Args:
+        clip_model: a whole CLIP.
+        processor: with its tokenizer.
+        class_names: in the order of the labels.
+        templates: turn a name into a prompt.
 
     Raises:
         ValueError: a file in the cache that is damaged or another's.
@@ -288,11 +299,12 @@ def zero_shot_weights(
 
 
 def names_on_disk(encoder: CLIPImageEncoder, whole: CLIPModel | None = None) -> Mapping[str, str]:
-    """Parameter name -> tensor name in the checkpoint that the vision tower was loaded from.
+    """Return parameter name -> tensor name in the checkpoint that the vision tower was loaded from.
 
     transformers 5 drops and restores prefixes such as `vision_model.`; this asks it which.
 
     Args:
+        encoder: around the vision tower.
         whole: the CLIP whose part the vision tower is, if it was loaded as one.
     """
     model, prefix = (encoder.vision_model, "") if whole is None else (whole, "vision_model.")

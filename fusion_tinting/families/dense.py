@@ -46,10 +46,12 @@ class DenseHead(nn.Module):
         self.trunk, self.size = nn.Sequential(*trunk), tuple(size)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return outputs of the images' size."""
         outputs = self.last(self.trunk(features))
         return F.interpolate(outputs, self.size, mode="bilinear", align_corners=True)
 
     def extra_repr(self) -> str:
+        """Return what the module's representation says of it."""
         return f"size={self.size}"
 
 
@@ -62,8 +64,13 @@ class TintedDense(TintedModel):
         return restore_statistics(deepcopy(self.encoder))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Save the shared encoder and every task's decoder in one file, as `load_tensors` reads it, and, in
-        the same folder, the artefact. A tint in the encoder is in the artefact alone."""
+        """Save the shared encoder and every task's decoder in one file, and the artifact beside it.
+
+        `load_tensors` reads the file. A tint in the encoder is in the artifact alone.
+
+        Args:
+            path: a folder.
+        """
         tensors = {f"encoder.{name}": tensor for name, tensor in self.merged.state_dict().items()}
         for task, head in zip(self.tasks, self.heads, strict=True):
             for name, tensor in self._decoder(task, head).state_dict().items():
@@ -118,7 +125,10 @@ class Dense(Family):
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: a Lightning one, a state dict, or safetensors, also in a folder.
+    """Load the tensors of a checkpoint: a Lightning one, a state dict, or safetensors, also in a folder.
+
+    Args:
+        path: file or folder.
 
     Raises:
         ValueError: a file that is none of these, or that is not there.
@@ -138,6 +148,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str) -> None:
     """Load `module` from the tensors whose names begin with `prefix`; others are not its own.
 
+    Args:
+        module: filled in place.
+        tensors: of a checkpoint.
+        prefix: of the module's own.
+        path: of the checkpoint, for errors.
+
     Raises:
         ValueError: a tensor missing or of another shape, named.
     """
@@ -155,10 +171,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: st
 
 
 def encoder_of(encoder: nn.Module) -> nn.Module:
-    """An encoder ready to be merged, statistics and all; the one given is taken over."""
+    """Make an encoder, which is taken over, ready to be merged with its statistics."""
     return merge_statistics(encoder).requires_grad_(False).eval()
 
 
 def names_on_disk(encoder: nn.Module) -> dict[str, str]:
-    """Parameter name -> tensor name in a checkpoint."""
+    """Return parameter name -> tensor name in a checkpoint."""
     return {name: f"encoder.{name_on_disk(name)}" for name, _ in encoder.named_parameters()}

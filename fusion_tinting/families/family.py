@@ -69,7 +69,7 @@ class Models:
         return {PRETRAINED: self.base, **self.experts}
 
     def opened(self, name: str) -> nn.Module | None:
-        """The model that the host loads itself; None where it leaves that to the family."""
+        """Return the model that the host loads itself; None where it leaves that to the family."""
         return None if self.load is None else self.load(name)
 
 
@@ -197,6 +197,16 @@ class Family:
         Args:
             run_dir: the run's folder.
         """
+
+    @property
+    def variance_epsilon(self) -> float | None:
+        """ε of the batch norms whose variances are merged as log(σ² + ε); None where there are none."""
+        return None
+
+    @property
+    def head_names(self) -> Mapping[str, str]:
+        """`head.` and a name in a head -> its tensor's name on disk, where `names` does not say it."""
+        return {}
 
     @staticmethod
     def parameter_of(name: str, prefix: str) -> str:

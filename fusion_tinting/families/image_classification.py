@@ -4,14 +4,20 @@ from collections.abc import Mapping
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.families import images
-from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
+from fusion_tinting.families.batch_norm import (
+    MergedBatchNorm,
+    merge_statistics,
+    name_of_parameter,
+    name_on_disk,
+    restore_statistics,
+)
 from fusion_tinting.families.family import BY_FILE, Family
 from fusion_tinting.families.loading import (
     configurations,
@@ -48,18 +54,22 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.head_name = head_name(classifier)
         # Not a submodule: what the head was before fine-tuning is not merged, only saved again.
-        self._own_head = [classifier._modules[self.head_name]]
-        classifier._modules[self.head_name] = nn.Identity()
+        self._own_head = [_replace(classifier, self.head_name, nn.Identity())]
         self.model = merge_statistics(call_class_forward(classifier)).requires_grad_(False).eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return what the head is given."""
         output = self.model(pixel_values)
         return output if isinstance(output, Tensor) else output.logits
 
     def classifier(self, head: nn.Module | None = None) -> nn.Module:
-        """A classifier as it was given, with a copy of this encoder and of `head` (default: its own)."""
+        """Return a classifier as it was given, with copies of this encoder and of a head.
+
+        Args:
+            head: None stands for its own.
+        """
         model = restore_statistics(deepcopy(self.model))
-        model._modules[self.head_name] = deepcopy(self._own_head[0] if head is None else head)
+        _replace(model, self.head_name, deepcopy(self._own_head[0] if head is None else head))
         return model
 
 
@@ -71,9 +81,13 @@ class TintedClassifier(TintedModel):
         """The shared classifier θ(λ), of the pre-trained model's class and with its head."""
         return self.encoder.classifier()
 
-    def save_pretrained(self, path: str | Path, **kwargs) -> None:
-        """Save `merged` as `AutoModelForImageClassification` reads it, and, in the same folder, the
-        artefact: coefficients and tints."""
+    def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
+        """Save `merged` as `AutoModelForImageClassification` reads it, and the artifact beside it.
+
+        Args:
+            path: a folder.
+            **kwargs: as the model's own `save_pretrained`.
+        """
         self.merged.save_pretrained(path, **kwargs)
         self.save(path)
 
@@ -82,7 +96,6 @@ class ImageClassification(Family):
     """Backbones are merged; a task's head is its expert's own last layer. Of the base's nothing is used."""
 
     keys: ClassVar[tuple[str, ...]] = ("image", "label")
-    recipes = BY_FILE
     model_class: ClassVar[type[TintedModel]] = TintedClassifier
 
     @cached_property
@@ -117,6 +130,32 @@ class ImageClassification(Family):
         """Return class indices."""
         return rows.labels(width(self.heads[task]), self.configs[task].label2id)
 
+    @property
+    def variance_epsilon(self) -> float | None:
+        """ε of the backbone's batch norms, the first one's where they differ."""
+        return next(iter(self._epsilons), None)
+
+    @property
+    def recipes(self) -> str | None:
+        """Files can be merged by a recipe where all batch norms have one ε."""
+        return BY_FILE if len(self._epsilons) < 2 else None
+
+    @property
+    def head_names(self) -> Mapping[str, str]:
+        """The head's names in the whole classifier."""
+        names = next(iter(self.heads.values())).state_dict()
+        return {f"head.{name}": f"{self.pretrained.head_name}.{name}" for name in names}
+
+    @staticmethod
+    def parameter_of(name: str, prefix: str) -> str:
+        """Return what `ImageEncoder` calls a tensor."""
+        return f"model.{name_of_parameter(name)}"
+
+    @property
+    def _epsilons(self) -> list[float]:
+        norms = (m for m in self.pretrained.modules() if isinstance(m, MergedBatchNorm))
+        return list(dict.fromkeys(norm.eps for norm in norms))
+
     def _split(self, name: str) -> tuple[ImageEncoder, nn.Module]:
         model = self.models.opened(name)
         if model is None:
@@ -133,6 +172,11 @@ def head_name(classifier: nn.Module) -> str:
     for name in HEADS:
         if name in classifier._modules:
             return name
+    outputs = getattr(getattr(classifier, "config", None), "num_labels", 0)
+    linear = {name: m for name, m in classifier.named_modules() if isinstance(m, nn.Linear)}
+    inner = [name for name, module in linear.items() if module.out_features == outputs]
+    if len(inner) == 1:  # such as timm's within transformers' wrapper
+        return inner[0]
     raise ValueError(
         f"A {type(classifier).__name__} has no last layer named {' or '.join(HEADS)}. Expected an "
         "image classifier of transformers or a ResNet of torchvision."
@@ -140,24 +184,33 @@ def head_name(classifier: nn.Module) -> str:
 
 
 def split(classifier: nn.Module) -> tuple[ImageEncoder, nn.Module]:
-    """A classifier's encoder and its head; the classifier is taken over."""
-    head = classifier._modules[head_name(classifier)]
+    """Split a classifier, which is taken over, into its encoder and its head."""
+    head = classifier.get_submodule(head_name(classifier))
     return ImageEncoder(classifier), head.requires_grad_(False).eval()
 
 
+def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module in the place of a submodule, which is returned."""
+    parent, _, last = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    replaced, owner._modules[last] = owner._modules[last], module
+    return replaced
+
+
 def width(head: nn.Module) -> int:
-    """The number of classes that a head tells apart; 0 of one without parameters."""
+    """Return the number of classes that a head tells apart; 0 of one without parameters."""
     return max((len(parameter) for parameter in head.parameters()), default=0)
 
 
 def load(path: str, with_head: bool = True) -> nn.Module:
-    """A classifier of transformers from a folder or hub id; in float32.
+    """Load a classifier of transformers in float32.
 
     Args:
-        with_head: whether the checkpoint must have a head; else one may be made up.
+        path: folder or hub id.
+        with_head: whether the checkpoint must have a head; else that may be randomly initialized.
 
     Raises:
-        OSError: no such model.
+        FileNotFoundError: a model that cannot be reached.
         ValueError: no image classifier, or tensors that the checkpoint lacks, named.
     """
     model, missing = load_partly(AutoModelForImageClassification, path, safetensors=None)

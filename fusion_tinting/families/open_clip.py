@@ -51,7 +51,11 @@ class Architecture:
 
     @classmethod
     def named(cls, model_name: str, quick_gelu: bool = True) -> "Architecture":
-        """One that open_clip knows, with OpenAI's activation, as the released checkpoints have it.
+        """Return an architecture that open_clip knows.
+
+        Args:
+            model_name: open_clip's name.
+            quick_gelu: OpenAI's activation, as the released checkpoints have it.
 
         Raises:
             ValueError: an unknown name.
@@ -62,14 +66,18 @@ class Architecture:
         return cls(model_name, config["embed_dim"], config["vision_cfg"], quick_gelu)
 
     def build(self, device: str = "meta") -> nn.Module:
-        """The visual tower; without weights on the meta device, elsewhere with random ones."""
+        """Make the visual tower; without weights on the meta device, elsewhere with random ones.
+
+        Args:
+            device: where.
+        """
         with torch.device(device):
             whole = open_clip.CLIP(self.embed_dim, dict(self.vision_cfg), NO_TEXT, self.quick_gelu)
         return whole.visual
 
 
 class VisualEncoder(nn.Module):
-    """Pixels (B, 3, H, W) -> image embeddings (B, d), not normalised: OpenCLIP's `encode_image`.
+    """Pixels (B, 3, H, W) -> image embeddings (B, d), not normalized: OpenCLIP's `encode_image`.
 
     Parameters are named as on disk, `model.visual.*`. Like FusionBench's `ImageEncoder` it carries its
     `train_preprocess` and `val_preprocess`.
@@ -83,6 +91,7 @@ class VisualEncoder(nn.Module):
         self.train_preprocess, self.val_preprocess = (preprocessing(architecture, t) for t in (True, False))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return embeddings."""
         visual = self.model["visual"]
         return class_token(visual, images) if _is_as_made(visual) else visual(images)
 
@@ -92,7 +101,7 @@ class VisualEncoder(nn.Module):
 
 
 def class_token(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """The image embedding, (B, d), without what nobody reads of the last block."""
+    """Return the image embedding, (B, d), without what nobody reads of the last block."""
     states = visual._embeds(images)
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
@@ -102,15 +111,17 @@ def class_token(visual: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def _first_token(block: ResidualAttentionBlock, states: Tensor) -> Tensor:
-    """The first token, (B, 1, d), that a block makes of `states`, (B, N, d)."""
+    """Return the first token, (B, 1, d), that a block makes of `states`, (B, N, d)."""
     normed = block.ln_1(states)
     first = states[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
     return first + block.ls_2(block.mlp(block.ln_2(first)))
 
 
 def _is_as_made(visual: nn.Module) -> bool:
-    """Whether a tower is a plain vision transformer, as OpenAI's are, that pools its class token, in
-    evaluation; and of a release that keeps `_embeds` and `_pool` apart and puts the batch first."""
+    """Return whether a tower is a plain vision transformer that pools its class token, in evaluation.
+
+    OpenAI's are. The release must keep `_embeds` and `_pool` apart and put the batch first.
+    """
     if type(visual) is not VisionTransformer or not {"_embeds", "_pool"} <= set(dir(visual)):
         return False
     transformer, last = visual.transformer, visual.transformer.resblocks[-1]
@@ -128,7 +139,7 @@ class ClassificationHead(nn.Linear):
     Args:
         weight: W, shape (classes, d).
         bias: b, shape (classes,), or None for zeros.
-        normalize: whether the embeddings are normalised first.
+        normalize: whether the embeddings are normalized first.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, normalize: bool):
@@ -138,6 +149,7 @@ class ClassificationHead(nn.Linear):
         self.normalize = normalize
 
     def forward(self, embeddings: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
         if self.normalize:
             embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
         return super().forward(embeddings)
@@ -161,7 +173,7 @@ class TintedOpenCLIP(TintedModel):
         return self.encoder.val_preprocess
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Save the shared encoder as `model.safetensors` and, in the same folder, the artefact."""
+        """Save the shared encoder as `model.safetensors`, and the artifact beside it."""
         self.merged.save(Path(path) / "model.safetensors")
         self.save(path)
 
@@ -195,7 +207,12 @@ class OpenClip(Family):
 
 
 def preprocessing(architecture: Architecture, is_train: bool = False):
-    """OpenAI's: an image of any size and mode -> pixels (3, H, W)."""
+    """Return OpenAI's preprocessing: an image of any size and mode -> pixels (3, H, W).
+
+    Args:
+        architecture: which has the size.
+        is_train: whether images are augmented.
+    """
     return open_clip.image_transform(architecture.vision_cfg["image_size"], is_train=is_train)
 
 

@@ -36,9 +36,10 @@ class Stored:
 
 
 def load_encoder(path: str | Path, model_name: str | None, trust_pickles: bool = False) -> VisualEncoder:
-    """The encoder of a checkpoint, released or converted, in float32.
+    """Load the encoder of a checkpoint, released or converted, in float32.
 
     Args:
+        path: of the file.
         model_name: its architecture, where the file does not tell it.
         trust_pickles: see `read`.
 
@@ -61,7 +62,12 @@ def load_encoder(path: str | Path, model_name: str | None, trust_pickles: bool =
 
 
 def load_head(path: str | Path, trust_pickles: bool = False) -> ClassificationHead:
-    """A classification head, released or converted, in float32; raises as `load_encoder`."""
+    """Load a classification head, released or converted, in float32; raises as `load_encoder`.
+
+    Args:
+        path: of the file.
+        trust_pickles: see `read`.
+    """
     stored = read(path, trust_pickles)
     weight, bias = stored.tensors.get("weight"), stored.tensors.get("bias")
     if "normalize" not in stored.info or weight is None or weight.ndim != 2:
@@ -71,15 +77,16 @@ def load_head(path: str | Path, trust_pickles: bool = False) -> ClassificationHe
 
 
 def converted(path: str | Path) -> Path:
-    """The safetensors file in the place of a released one, if it is there, else `path` itself."""
+    """Return the safetensors file in the place of a released one, if it is there, else `path` itself."""
     path = Path(path)
     return path.with_suffix(CONVERTED) if path.with_suffix(CONVERTED).is_file() else path
 
 
 def read(path: str | Path, trust_pickles: bool = False) -> Stored:
-    """The tensors of a file; of `x.pt` those of `x.safetensors`, where that exists.
+    """Read the tensors of a file; of `x.pt` those of `x.safetensors`, where that exists.
 
     Args:
+        path: of the file.
         trust_pickles: whether a pickle of a whole module may be loaded.
 
     Raises:

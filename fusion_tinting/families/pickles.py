@@ -12,7 +12,10 @@ FOREIGN = ("src", "open_clip", "clip", "torchvision", "fusion_bench")
 
 
 def unpickled(path: Path):
-    """The object in a pickle, of which classes of `FOREIGN` packages are stand-ins. Runs its code.
+    """Load the object in a pickle, in which classes of `FOREIGN` packages are stand-ins. Runs its code.
+
+    Args:
+        path: of the file.
 
     Raises:
         ValueError: no pickle, or one that needs a module that is not here.

@@ -97,7 +97,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         return getattr(self._program, "taskpool", None)
 
     def _checked(self, modelpool: BaseModelPool) -> PoolFamily:
-        """The pool's family, once everything that can be seen to fail before loading has been looked at."""
+        """Return the pool's family, once all that can be seen to fail before loading has been checked."""
         family = family_of(modelpool, self.num_workers)
         checks.modelpool(modelpool)
         checks.save_path(self._program)
@@ -139,10 +139,14 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         on_step=None,
         **changes,
     ) -> TintedModel:
-        """One adaptation, of the experts whose inputs are given.
+        """Adapt the experts whose inputs are given.
 
         Args:
+            family: the model pool's.
+            unlabeled: task -> what teaches it.
+            run_dir: of this adaptation.
             base: another encoder than θ₀ to merge onto.
+            on_step: called with (step, history) after every iteration.
             **changes: of the settings.
         """
         tasks, pool = list(unlabeled), family.pool
@@ -199,7 +203,7 @@ def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dic
 
 
 def model_id(modelpool: BaseModelPool, name: str) -> str:
-    """The hub id or path of a pool's model, as its configuration says."""
+    """Return the hub id or path of a pool's model, as its configuration says."""
     config = modelpool.get_model_config(name)
     if isinstance(config, str):
         return config

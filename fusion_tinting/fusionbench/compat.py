@@ -10,6 +10,7 @@ import typing
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 MODELING_CLIP = "transformers.models.clip.modeling_clip"
 
@@ -25,7 +26,7 @@ def apply() -> None:
 
 
 def repair_typing() -> None:
-    """Python 3.11: the OpenCLIP, ResNet, ConvNeXt and DINOv2 pools import `typing.override`."""
+    """Add `typing.override` to Python 3.11, which the OpenCLIP and image pools import."""
     if sys.version_info < (3, 12) and not hasattr(typing, "override"):
         from typing_extensions import override
 
@@ -33,7 +34,7 @@ def repair_typing() -> None:
 
 
 def repair_modeling_clip(module: ModuleType) -> None:
-    """transformers 5 merged `CLIPVisionTransformer` into `CLIPVisionModel`."""
+    """Give back `CLIPVisionTransformer`, which transformers 5 merged into `CLIPVisionModel`."""
     model = module.CLIPVisionModel
 
     # The CLIP task pool and the surgery wrapper import the old name, for isinstance checks.
@@ -61,7 +62,7 @@ def repair_state_dict_arithmetic(module: ModuleType) -> None:
 
 
 def repair_clip_taskpool(module: ModuleType) -> None:
-    """EMR: the CLIP task pool activates no task of a `ModulatedModel`. (To do it twice does no harm.)"""
+    """Activate the task of a `ModulatedModel`, such as EMR, in the CLIP task pool; twice does no harm."""
     pool = module.CLIPVisionModelTaskPool
     evaluate = pool._evaluate
     if evaluate.__module__ == __name__:
@@ -79,7 +80,7 @@ def repair_clip_taskpool(module: ModuleType) -> None:
 
 
 def repair_seq2seq_pool(module: ModuleType) -> None:
-    """`load_tokenizer` calls `isinstance`, with one argument, where the other pools call `instantiate`."""
+    """Let `load_tokenizer` call `instantiate`, as the other pools do, where it calls `isinstance`."""
     from fusion_bench.utils import instantiate
 
     pool = module.Seq2SeqLMPool
@@ -106,7 +107,8 @@ REPAIRS = {
 class RepairOnImport(MetaPathFinder):
     """Finds a module, as the import system would, and repairs it once it has been executed."""
 
-    def find_spec(self, fullname, path, target=None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Return the specification of a module that will be repaired; None of any other."""
         if fullname not in REPAIRS:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

@@ -28,7 +28,9 @@ class FabricProcesses(Processes):
             )
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all processes."""
         return self.fabric.all_reduce(tensor, reduce_op="sum") if self.count > 1 else tensor
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context of Fabric's precision."""
         return self.fabric.autocast()

@@ -39,7 +39,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str) -> "Checkpoint":
-        """A local folder, a file of tensors, or a hub id.
+        """Open a checkpoint.
+
+        Args:
+            model: a local folder, a file of tensors, or a hub id.
 
         Raises:
             FileNotFoundError: no such folder, and nothing of that name can be reached.
@@ -59,7 +62,7 @@ class Checkpoint:
             ) from error
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, read from its file."""
+        """Read one tensor from its file."""
         path = self.folder / self.files[name]
         with _reading(path):
             if path.suffix != ".safetensors":
@@ -83,7 +86,7 @@ class Checkpoint:
 
 
 def headers(path: Path) -> dict[str, Header]:
-    """What a file of tensors holds.
+    """Return what a file of tensors holds.
 
     Raises:
         FileNotFoundError: no such file.
@@ -105,7 +108,8 @@ def require_same(output: Mapping, wanted: Mapping, what: str, advice: str) -> No
     """Refuse an output whose tensors are not those of the checkpoint that it stands for.
 
     Args:
-        output, wanted: tensor name -> shape.
+        output: tensor name -> shape.
+        wanted: the same of that checkpoint.
         what: how the output is called in the error.
         advice: what to do.
 

@@ -26,9 +26,11 @@ class Lazy(click.Group):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
@@ -43,11 +45,12 @@ class Lazy(click.Group):
         return getattr(found, attribute)() if attribute else found.command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, importing none."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context):
-        """As click does; the errors that are expected are messages of one line, not tracebacks."""
+        """Run as click does; the errors that are expected are messages of one line, not tracebacks."""
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):  # which are RuntimeErrors
@@ -59,7 +62,7 @@ class Lazy(click.Group):
 
 
 def one_line(error: Exception) -> str:
-    """What an error says; of a file that mergekit cannot read, where and what it expects."""
+    """Return an error's message in one line; of a bad file, where and what mergekit expects."""
     if hasattr(error, "errors"):  # pydantic's
         parts = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors())
         return "; ".join(f"`{where}`: {what}" if where else what for where, what in parts)
@@ -70,7 +73,7 @@ def one_line(error: Exception) -> str:
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(package_name="fusion_tinting")
 def main(traceback: bool) -> None:
-    """Model Tinting for mergekit: learn, merge, ship one shared model and small tints.
+    r"""Model Tinting for mergekit: learn, merge, ship one shared model and small tints.
 
     \b
       mergekit-tint learn CONFIG.yml RUN

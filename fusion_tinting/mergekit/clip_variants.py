@@ -55,15 +55,15 @@ class TowerRun:
         return self._tower[name]
 
     def stored(self, name: str) -> str:
-        """What a tensor is called on disk."""
+        """Return what a tensor is called on disk."""
         return name
 
     def own(self, task: str) -> dict[str, Tensor]:
-        """The tinted block of a task, where one is."""
+        """Return the tinted block of a task, where one is."""
         return self._blocks[task]
 
     def wanted(self, task: str) -> Shapes:
-        """Name -> shape of every tensor of the tower."""
+        """Return name -> shape of every tensor of the tower."""
         return {name: tuple(tensor.shape) for name, tensor in self._tower.items()}
 
     def named(self, stored: Shapes) -> Shapes:
@@ -103,7 +103,7 @@ def _parameters(tower: CLIPVisionModel, names: Mapping[str, str], who: str, entr
 
 
 def _head(run_dir: Path, task: str) -> tuple[dict[str, Tensor], dict]:
-    """The tensors of a task's head, with its tint where it is tinted, and what is known of it."""
+    """Return the tensors of a task's head, with its tint where it is tinted, and what is known of it."""
     stem = head_path(run_dir, task)
     head, _ = read_tensors(stem.with_name(f"{stem.name}.safetensors"))
     tint = _tint(run_dir, task, [PROJECTION, "head.weight", "head.bias"])

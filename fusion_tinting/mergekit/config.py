@@ -1,10 +1,19 @@
 """The configuration of `mergekit-tint learn`, in mergekit's style."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import ENDINGS
@@ -12,11 +21,53 @@ from fusion_tinting.method.settings import Settings
 
 AUTO = "auto"
 FAMILIES = (AUTO, *dict.fromkeys(ENDINGS.values()))
+EVERY_FAMILY_READS = ("path", "name", "split", "aside")
 
 
-@dataclass(frozen=True)
-class Data:
-    """Where a task's unlabelled inputs are.
+def _family(name: str) -> str:
+    if name not in FAMILIES:
+        raise unknown("family", name, FAMILIES)
+    return name
+
+
+def _settings(adapt: dict[str, Any]) -> dict[str, Any]:
+    Settings.from_options(adapt)
+    return adapt
+
+
+def _texts(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list) and texts and all(t and isinstance(t, str) for t in texts)):
+        raise ValueError(
+            "must be a text or a list of texts (in quotes, where YAML would read `1` or `no` otherwise)"
+        )
+    return value
+
+
+Name = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[str] | str | None, BeforeValidator(_texts)]
+
+
+class _Part(BaseModel):
+    """A part of a configuration. Unknown keys are an error; a key without value is not there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, content: Any) -> dict[str, Any]:
+        if not isinstance(content, Mapping):
+            raise ValueError(f"must be a mapping with keys such as `{next(iter(cls.model_fields))}`")
+        return cls._prepared({key: value for key, value in content.items() if value is not None})
+
+    @classmethod
+    def _prepared(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Short forms written out."""
+        return content
+
+
+class Data(_Part):
+    """Where a task's unlabeled inputs are.
 
     Attributes:
         path: JSON lines, CSV, Parquet or text file; or the id (or folder) of a data set.
@@ -34,39 +85,55 @@ class Data:
     path: str = ""
     name: str | None = None
     split: str = "train"
-    aside: float = 0.5
+    aside: Annotated[float, Field(gt=0, lt=1)] = 0.5
     text: str = "text"
     text_pair: str | None = None
     image: str = "image"
     label: str | None = None
-    classes: list[str] | str | None = None
-    template: list[str] | str | None = None
-    max_length: int = 256
+    classes: Texts = None
+    template: Texts = None
+    max_length: Annotated[int, Field(ge=2)] = 256
+
+    @classmethod
+    def _prepared(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return _written_out(content) or {}
 
 
-EVERY_FAMILY_READS = ("path", "name", "split", "aside")
+class Expert(_Part):
+    """One of the models to merge; `labels` is short for a label column of `data`."""
 
-
-@dataclass(frozen=True)
-class Expert:
-    """One of the models to merge."""
-
-    model: str
-    task: str
+    model: Name
+    task: Name
     data: Data
+    labels: str | None = None
+
+    @classmethod
+    def _prepared(cls, content: dict[str, Any]) -> dict[str, Any]:
+        data = _written_out(content.get("data"))
+        if isinstance(data, Mapping) and content.get("labels"):
+            data = {**data, "label": content["labels"]}
+        return {**content, "data": data} if data else {k: v for k, v in content.items() if k != "data"}
 
 
-@dataclass(frozen=True)
-class Config:
-    """All of it; see `read`."""
+class Config(_Part):
+    """All of it; see `read`. `data` holds what is the same for all models."""
 
-    base_model: str
-    experts: list[Expert]
-    family: str = "auto"
-    adapt: dict = field(default_factory=dict)
+    base_model: Name
+    family: Annotated[str, AfterValidator(_family)] = AUTO
+    adapt: Annotated[dict[str, Any], AfterValidator(_settings)] = {}
+    data: Data = Field(default_factory=Data)
+    experts: Annotated[list[Expert], Field(min_length=1, alias="models")]
+
+    @classmethod
+    def _prepared(cls, content: dict[str, Any]) -> dict[str, Any]:
+        models, defaults = content.get("models"), _written_out(content.get("data"))
+        if isinstance(models, list) and isinstance(defaults, dict):
+            content["models"] = [_with_defaults(model, defaults) for model in models]
+        return content
 
     @property
     def by_task(self) -> dict[str, Expert]:
+        """Task -> its expert."""
         return {expert.task: expert for expert in self.experts}
 
     def require_read(self, keys: Iterable[str], family: str) -> None:
@@ -74,18 +141,25 @@ class Config:
 
         Args:
             keys: those that the family reads beside the ones that every family does.
+            family: its name.
+
+        Raises:
+            ValueError: naming the key and a task.
         """
-        for entry in fields(Data):
-            given = [e.task for e in self.experts if getattr(e.data, entry.name) != entry.default]
-            if given and entry.name not in (*EVERY_FAMILY_READS, *keys):
+        for name, entry in Data.model_fields.items():
+            given = [e.task for e in self.experts if getattr(e.data, name) != entry.default]
+            if given and name not in (*EVERY_FAMILY_READS, *keys):
                 raise ValueError(
-                    f"`data.{entry.name}` (task `{given[0]}`) has no effect on models of the family "
-                    f"{family}; drop it. They read {', '.join((*EVERY_FAMILY_READS[:3], *keys))}."
+                    f"`data.{name}` (task `{given[0]}`) has no effect on models of the family {family}; "
+                    f"drop it. They read {', '.join((*EVERY_FAMILY_READS[:3], *keys))}."
                 )
 
 
 def read(path: Path) -> Config:
-    """A configuration from a YAML file.
+    """Read a configuration from a YAML file.
+
+    Args:
+        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -94,90 +168,56 @@ def read(path: Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration `{path}`.")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`{path}` is no YAML: {error}") from error
-    _known(f"key of `{path}`", found, ("base_model", "models", "family", "adapt", "data"))
-    for key in ("base_model", "models"):
-        if not found.get(key):
-            raise ValueError(f"`{path}` lacks `{key}`.")
-    family = found.get("family", "auto")
-    if family not in FAMILIES:
-        raise unknown("family", family, FAMILIES)
-    adapt = found.get("adapt") or {}
-    _known("key of adapt", adapt, [entry.name for entry in fields(Settings)])
-    Settings.from_options(adapt)
-    defaults = _data(Data(), found.get("data") or {}, "data")
-    if not isinstance(found["models"], list):
-        raise ValueError(f"`models` of `{path}` must be a list. Found {found['models']!r}.")
-    experts = [_expert(model, defaults, f"models[{i}]") for i, model in enumerate(found["models"])]
-    tasks = [expert.task for expert in experts]
+    except ValidationError as error:
+        raise _explained(path, **error.errors()[0]) from error
+    tasks = [expert.task for expert in config.experts]
     if len(set(tasks)) < len(tasks):
         raise ValueError(f"Every model needs a task of its own. Found the tasks {tasks}.")
-    return Config(str(found["base_model"]), experts, family, dict(adapt))
+    for place, expert in enumerate(config.experts):
+        if not expert.data.path:
+            raise ValueError(f"models[{place}].data of `{path}` lacks `path`.")
+    return config
 
 
-def _expert(model: object, defaults: Data, where: str) -> Expert:
-    _known(f"key of {where}", model, ("model", "task", "data", "labels"))
-    for key in ("model", "task", "data"):
-        if not model.get(key):
-            raise ValueError(f"{where} lacks `{key}`.")
-    given = model["data"] if isinstance(model["data"], Mapping) else {"path": model["data"]}
-    data = _data(defaults, given, f"{where}.data")
-    if model.get("labels"):
-        data = replace(data, label=_of(str, model["labels"], f"{where}.labels"))
-    if not data.path:
-        raise ValueError(f"{where}.data lacks `path`.")
-    return Expert(str(model["model"]), str(model["task"]), data)
-
-
-def _data(defaults: Data, given: object, where: str) -> Data:
-    names = [entry.name for entry in fields(Data) if entry.name != "aside"]
-    _known(f"key of {where}", given, names)
-    found = {key: value for key, value in given.items() if key != "split"}
-    for key in ("path", "text", "image"):
-        if key in found:
-            _of(str, found[key], f"{where}.{key}")
-    for key in ("name", "text_pair", "label"):
-        if found.get(key) is not None:
-            _of(str, found[key], f"{where}.{key}")
-    for key in ("classes", "template"):
-        if found.get(key) is not None:
-            _texts(found[key], f"{where}.{key}")
-    split = given.get("split", defaults.aside)
-    if isinstance(split, str):
-        found["split"] = split
-    elif isinstance(split, (int, float)) and 0 < split < 1:
-        found["aside"] = split
-    else:
-        raise ValueError(
+def _explained(path: Path, loc: tuple, type: str, msg: str, input: Any, **_: Any) -> ValueError:
+    """Return the first of pydantic's errors with the key's place in the file."""
+    *outer, key = loc or [""]
+    where = " of ".join(filter(None, (_place(outer), f"`{path}`")))
+    if type == "extra_forbidden":
+        part = Data if "data" in outer else Expert if outer else Config
+        names = (entry.alias or name for name, entry in part.model_fields.items())
+        return unknown(f"key of {where}", key, names)
+    if type in ("missing", "string_too_short", "too_short"):
+        return ValueError(f"{where} lacks `{key}`.")
+    if key == "aside":
+        return ValueError(
             f"`split` of {where} must be a share above 0 and below 1 (of the inputs, kept aside for the "
-            f"report), or the name of the part to read. Found {split!r}."
+            f"report), or the name of the part to read. Found {input!r}."
         )
-    length = found.get("max_length", 2)
-    if not isinstance(length, int) or length < 2:
-        raise ValueError(f"`max_length` of {where} must be a whole number above 1. Found {length!r}.")
-    return replace(defaults, **found)
+    message = msg.removeprefix("Value error, ").removeprefix("Input should be ")
+    if message[0].isupper() or message[0] == "`":  # a sentence of ours
+        return ValueError(message)
+    must = "" if message.startswith("must") else "must be "
+    place = f"`{key}` of {where}" if isinstance(key, str) else f"{_place(loc)} of `{path}`"
+    return ValueError(f"{place if loc else where} {must}{message}. Found {input!r}.")
 
 
-def _of(kind: type, value: object, where: str) -> object:
-    if not isinstance(value, kind):
-        raise ValueError(f"{where} must be a {kind.__name__}. Found {value!r}.")
-    return value
+def _place(keys: Iterable[str | int]) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
 
 
-def _texts(value: object, where: str) -> None:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(t and isinstance(t, str) for t in texts):
-        raise ValueError(
-            f"{where} must be a text or a list of texts (in quotes, where YAML would read `1` or `no` "
-            f"otherwise). Found {value!r}."
-        )
+def _with_defaults(model: Any, defaults: Mapping[str, Any]) -> Any:
+    data = _written_out(model.get("data")) if isinstance(model, Mapping) else None
+    return {**model, "data": {**defaults, **data}} if isinstance(data, dict) else model
 
 
-def _known(kind: str, given: object, names: Iterable[str]) -> None:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"Expected a mapping, of each {kind}, among {', '.join(names)}. Found {given!r}.")
-    for key in given:
-        if key not in names:
-            raise unknown(kind, key, names)
+def _written_out(data: Any) -> Any:
+    """Return `data` written out: a text is a path, a `split` that is a number the share kept aside."""
+    if isinstance(data, str) and data:
+        return {"path": data}
+    if isinstance(data, Mapping) and not isinstance(data.get("split", ""), str):
+        return {"aside" if key == "split" else key: value for key, value in data.items()}
+    return data if data else None

@@ -23,7 +23,7 @@ FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that i
 
 
 def yaml_command() -> click.Command:
-    """`mergekit-tint yaml RECIPE OUT`."""
+    """Make the command `mergekit-tint yaml RECIPE OUT`."""
 
     def run(config_file: str, out_path: str, force: bool, **given) -> None:
         options, out = _options(given), Path(out_path).resolve()
@@ -35,7 +35,7 @@ def yaml_command() -> click.Command:
 
 
 def multi_command() -> click.Command:
-    """`mergekit-tint multi CONFIG`."""
+    """Make the command `mergekit-tint multi CONFIG`."""
 
     def run(config_file, intermediate_dir, out_path, lazy: bool, force: bool, **given) -> None:
         options, folder = _options(given), Path(intermediate_dir).resolve()
@@ -59,7 +59,7 @@ def multi_command() -> click.Command:
 
 
 def pytorch_command() -> click.Command:
-    """`mergekit-tint pytorch CONFIG OUT`."""
+    """Make the command `mergekit-tint pytorch CONFIG OUT`."""
 
     def run(config_path, out_path, tensor_union, tensor_intersection, force: bool, **given) -> None:
         options, out = _options(given), Path(out_path).resolve()
@@ -73,12 +73,15 @@ def pytorch_command() -> click.Command:
         )
         if config.merge_method == NAME:
             merges = plan.merges_of(plan.saved(tasks), files, partial=tensor_union)
+            if tensor_intersection:
+                merges = [merge for merge in merges if merge.has_coefficients]
+                tasks = plan.restricted(tasks, {merge.name for merge in merges})
             preflight.require_sound(merges, next(iter(files.values())))
         _clear(out)
         storage = options.device if options.low_cpu_memory else "cpu"
         with streamed():
             Executor(tasks, math_device=options.device, storage_device=storage).execute()
-        _check_flat(list(files.values()), tensor_intersection, out)
+        _check_flat(list(files.values()), plan.names_of(tasks) if tensor_intersection else None, out)
 
     return _like(merge_raw_pytorch.main, "pytorch", run)
 
@@ -92,11 +95,10 @@ def _merge(config: MergeConfiguration, options: MergeOptions, out: Path, text: s
     outputs.check(config, options, out)
 
 
-def _check_flat(files: list[Checkpoint], intersection: bool, out: Path) -> None:
-    shapes = [file.shapes() for file in files]
-    wanted = {name: shape for found in reversed(shapes) for name, shape in found.items()}
-    if intersection:
-        wanted = {name: shape for name, shape in wanted.items() if all(name in found for found in shapes)}
+def _check_flat(files: list[Checkpoint], names: list[str] | None, out: Path) -> None:
+    wanted = {name: shape for file in reversed(files) for name, shape in file.shapes().items()}
+    if names is not None:
+        wanted = {name: wanted[name] for name in names}
     advice = "Look at mergekit's messages above."
     require_same(Checkpoint.open(str(out)).shapes(), wanted, f"`{out}` is not whole", advice)
 

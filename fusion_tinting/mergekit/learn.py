@@ -74,11 +74,12 @@ def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedM
         run_dir=run_dir,
         processes=Processes(device),
         progress=progress,
+        model_class=family.model_class,
         info={"ids": ids, "tensor_names": _names(family)},
         **family.settings({**family.defaults, **config.adapt}),
     )
     experts = {task: ids[task] for task in config.by_task}
-    recipes.write(run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes)
+    recipes.write(run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes, family.variance_epsilon)
     family.write_beside(run_dir)
     return model, aside
 
@@ -147,7 +148,7 @@ def _require_rest(family: Family) -> None:
 def _names(family: Family) -> Mapping[str, str]:
     """Names on disk: of models that mergekit merges by their architecture those in the base's own files."""
     if family.recipes != BY_ARCHITECTURE:
-        return family.names
+        return {**family.names, **family.head_names}
     checkpoint = Checkpoint.open(family.models.base)
     stored = ModelNames(checkpoint.folder).of(checkpoint.files)
     names = family.pretrained.model.state_dict()
@@ -165,7 +166,7 @@ def _split_all(
 
 
 def _split(inputs: Inputs, share: float, task: str) -> tuple[Inputs, Inputs]:
-    """What teaches, and what is kept aside: another draw for each task, the same in every run."""
+    """Return what teaches, and what is kept aside: another draw for each task, the same in every run."""
     count = len(inputs.unlabeled)
     if count < 2:
         raise ValueError(f"Task `{task}` has a single input; at least two are needed: one is kept aside.")

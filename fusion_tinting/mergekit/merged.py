@@ -1,6 +1,6 @@
 """A finished run's models, merged tensor by tensor: in memory is what is at hand, and nothing more."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_tinting.families.batch_norm import Form
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
@@ -26,11 +27,11 @@ class Named(NamedTuple):
     stored: Mapping[str, str]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, read from its file."""
+        """Read one tensor from its file."""
         return self.checkpoint.tensor(self.stored[name])
 
     def shapes(self) -> Shapes:
-        """Name -> shape."""
+        """Return name -> shape."""
         found = self.checkpoint.shapes()
         return {name: found[stored] for name, stored in self.stored.items()}
 
@@ -38,11 +39,12 @@ class Named(NamedTuple):
 class Parameters(Mapping):
     """Merged tensors as the run saw them: by their names in the encoder, in float32, read on access."""
 
-    def __init__(self, model: Named, names: Mapping[str, str]):
-        self._model, self._names = model, names
+    def __init__(self, model: Named, names: Mapping[str, str], form: Callable[[str], Form]):
+        self._model, self._names, self._form = model, names, form
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._model.tensor(self._names[name]).float()
+        name = self._names[name]
+        return self._form(name).merged(self._model.tensor(name).float())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -90,38 +92,43 @@ class MergedRun:
         Returns:
             It in the experts' dtype.
         """
-        start = self._base.tensor(name).float()
-        total, dtypes = start.clone(), []
+        form, dtypes = self._names.form(name), []
+        start = form.merged(self._base.tensor(name).float())
+        total = start.clone()
         for task, expert in self.experts.items():
             tensor = expert.tensor(name)
-            total.add_(tensor.float() - start, alpha=self._file.value(self._rows[name], task))
+            change = form.merged(tensor.float()) - start
+            total.add_(change, alpha=self._file.value(self._rows[name], task))
             dtypes.append(tensor.dtype)
-        return total.to(reduce(torch.promote_types, dtypes))
+        return form.stored(total).to(reduce(torch.promote_types, dtypes))
 
     def stored(self, name: str) -> str:
-        """What a shared tensor is called on disk: as in the first expert's checkpoint."""
+        """Return what a shared tensor is called on disk: as in the first expert's checkpoint."""
         return next(iter(self.experts.values())).stored[name]
 
     def own(self, task: str) -> dict[str, Tensor]:
-        """Name on disk -> what a task does not share: its tint, and what else its expert has, a head."""
+        """Return name on disk -> what a task does not share: its tint, and its expert's head."""
         expert, tint = self.experts[task], self._tint(task)
         rest = [name for name in self.wanted(task) if name not in self._rows and name not in tint]
         found = {expert.stored[name]: expert.tensor(name) for name in rest}
         for name, tensor in tint.items():
             like = expert.tensor(name if name in expert.stored else self._names.tied[name])
-            found[expert.stored.get(name, name)] = tensor.to(like.dtype)
+            found[expert.stored.get(name, name)] = self._names.form(name).stored(tensor).to(like.dtype)
         return found
 
     def wanted(self, task: str) -> Shapes:
-        """Name -> shape of every tensor that a variant must have: its expert's, but for a second copy of a
-        tied tensor, which some checkpoints hold and none needs."""
+        """Return name -> shape of every tensor that a variant must have: those of its expert.
+
+        A second copy of a tied tensor, which some checkpoints hold, is not needed.
+        """
         known = {*self._rows, *self._tinted.get(task, ())}
         copies = [name for name, other in self._names.tied.items() if name not in known and other in known]
         return {n: shape for n, shape in self.experts[task].shapes().items() if n not in copies}
 
     def write_rest(self, task: str, folder: Path) -> None:
-        """What a variant needs beside its tensors and what is copied from the expert: LM head and
-        embedding, one tensor there, are two where one of them has a tint.
+        """Write what a variant needs beside its tensors and what is copied from the expert.
+
+        LM head and embedding, one tensor there, are two where one of them has a tint.
 
         Raises:
             ValueError: an architecture that ties them whatever its configuration says.
@@ -166,7 +173,7 @@ class MergedRun:
         names = {self._names.encoder[name]: name for name in self._rows}
         for who, model, key in self._models():
             entry = manifest["base"] if key is None else manifest["experts"][key]
-            if content_hash(Parameters(model, names)) != entry["sha256"]:
+            if content_hash(Parameters(model, names, self._names.form)) != entry["sha256"]:
                 raise ValueError(f"The {who}, `{model.checkpoint.folder}`, has changed since. {ADVICE}")
 
     def _models(self) -> Iterator[tuple[str, Named, str | None]]:

@@ -27,6 +27,7 @@ from mergekit.merge_methods import (
 from pydantic import AfterValidator, FiniteFloat
 from torch import Tensor
 
+from fusion_tinting.families.batch_norm import AS_IT_IS, is_variance, log_variance
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 NAME = "model_tinting"
@@ -34,7 +35,7 @@ PIECE = 1 << 18  # elements
 
 
 def _readable(read):
-    """A validator that reads a file when the merge is planned, before anything is written."""
+    """Return a validator that reads a file when the merge is planned, before anything is written."""
 
     def validate(path: str | None) -> str | None:
         if path is not None:
@@ -57,6 +58,7 @@ def model_tinting(
     task: PerNonBase[str | None] = None,
     coefficients: Annotated[str | None, _readable(coefficient_file)] = None,
     tint: Annotated[str | None, _readable(tint_file)] = None,
+    variance_epsilon: FiniteFloat | None = None,
 ) -> Tensor:
     """θ₀_l + Σ_k λ_kl (θ_k,l − θ₀_l), one expert at a time, in float32; or the tint's own tensor.
 
@@ -66,16 +68,19 @@ def model_tinting(
         task: a model's task, which names its column of `coefficients`.
         coefficients: path of `coefficients.safetensors`.
         tint: path of `tints/<task>.safetensors`, whose tensors stand for the merged ones.
+        variance_epsilon: ε of the batch norms of a run that has merged their variances as log(σ² + ε).
 
     Raises:
         ValueError: a model with neither `weight` nor `coefficients`, or with both; a task or a tensor that
             `coefficients` does not have; a tint of another shape.
     """
     name, base = group.metadata.name, group.base.tensor
+    logarithmic = variance_epsilon is not None and is_variance(name)
+    form = log_variance(variance_epsilon) if logarithmic else AS_IT_IS
     if tint is not None and name in tint_file(tint):
-        return _tinted(tint, name, base)
+        return form.stored(_tinted(tint, name, base))
     lams = [coefficient(name, weight[e.id], task[e.id], coefficients) for e in group.non_base]
-    return _merged(base, [entry.tensor for entry in group.non_base], lams)
+    return form.stored(_merged(form.merged(base), [form.merged(e.tensor) for e in group.non_base], lams))
 
 
 def _merged(base: Tensor, experts: list[Tensor], lams: list[float]) -> Tensor:

@@ -14,6 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fusion_tinting.families import family_class, family_of_architecture
+from fusion_tinting.families.batch_norm import AS_IT_IS, Form, is_variance, log_variance
 
 
 class ModelNames:
@@ -47,8 +48,18 @@ class ModelNames:
         pairs = self._model.all_tied_weights_keys
         self.tied = {**{source: target for target, source in pairs.items()}, **pairs}
 
+    def form(self, name: str) -> Form:
+        """Return in which form a tensor is merged: the variance of a batch norm as its logarithm.
+
+        Args:
+            name: in the model.
+        """
+        if not is_variance(name):
+            return AS_IT_IS
+        return log_variance(self._model.get_submodule(name.rpartition(".")[0]).eps)
+
     def of(self, stored: Iterable[str]) -> dict[str, str]:
-        """Name in the model -> name among `stored`; names that the model has not stay as they are.
+        """Return name in the model -> name among `stored`; names that the model has not stay as they are.
 
         Raises:
             ValueError: tensors that transformers changes when it loads them.

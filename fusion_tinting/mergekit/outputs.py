@@ -42,7 +42,7 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
 
 
 def expected(config: MergeConfiguration, base: Shapes) -> Shapes:
-    """The tensors that a recipe makes of a model with the tensors `base`."""
+    """Return the tensors that a recipe makes of a model with the tensors `base`."""
     if config.modules:  # their layers may be any
         return {name: shape for name, shape in base.items() if not LAYER.search(name)}
     if not config.slices:
@@ -79,7 +79,7 @@ class WhenLoaded:
         return [name for name in names if not any(pattern.search(name) for pattern in patterns)]
 
     def renamed(self, wanted: Shapes, output: Shapes) -> Shapes:
-        """`wanted` by the names that `output` may have for them, without those that it does not need."""
+        """Return those of `wanted` that are needed, by the names that `output` may have for them."""
         found = {}
         for name in self.needed(wanted):
             names = (name, f"{self.prefix}.{name}", name.removeprefix(f"{self.prefix}."))
@@ -89,7 +89,7 @@ class WhenLoaded:
 
 
 def when_loaded(folder: Path) -> WhenLoaded:
-    """What transformers makes of the checkpoint in a folder."""
+    """Return what transformers makes of the checkpoint in a folder."""
     import transformers
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -104,7 +104,7 @@ def when_loaded(folder: Path) -> WhenLoaded:
 
 
 def opened(model: ModelReference, options: MergeOptions) -> Checkpoint:
-    """A model of a recipe, its LoRA merged into it as mergekit does it."""
+    """Return a model of a recipe, its LoRA merged into it as mergekit does it."""
     if model.lora is not None and not options.lora_merge_cache:
         raise ValueError(f"`{model}` names a LoRA: say with `--lora-merge-cache` where to merge it.")
     merged = model.merged(options.lora_merge_cache, options.trust_remote_code, options.lora_merge_dtype)
@@ -112,12 +112,12 @@ def opened(model: ModelReference, options: MergeOptions) -> Checkpoint:
 
 
 def vocabulary_may_change(config: MergeConfiguration, options: MergeOptions) -> bool:
-    """Whether mergekit aligns the models' vocabularies itself."""
+    """Return whether mergekit aligns the models' vocabularies itself."""
     return bool(config.tokenizer or config.tokenizer_source or options.unsafe_truncate_embeddings)
 
 
 def _resized(wanted: Shapes, output: Shapes, folder: Path) -> Shapes:
-    """`wanted` with the output's size where the base's is that of its vocabulary."""
+    """Return `wanted` with the output's size where the base's is that of its vocabulary."""
     size = _config(folder).get("vocab_size")
 
     def fits(was: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -3,7 +3,7 @@
 What is checked before a merge is this, so that whatever a recipe can say is checked too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +11,14 @@ from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
-from mergekit.io.tasks import LoaderCache, SaveTensor
+from mergekit.io.tasks import FinalizeModel, LoaderCache, SaveTensor
 from mergekit.merge import _model_out_config  # as `run_merge` does before it plans
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask, TensorDictWrapper
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 
 from fusion_tinting.mergekit.checkpoints import Checkpoint
-from fusion_tinting.mergekit.run_files import tint_file
+from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 Checkpoints = Mapping[ModelReference, Checkpoint]
 
@@ -45,11 +45,18 @@ class Merge(NamedTuple):
 
     @property
     def tinted(self) -> bool:
+        """Whether it comes from a tint's file."""
         tint = self.shared["tint"]
         return tint is not None and self.name in tint_file(tint)
 
+    @property
+    def has_coefficients(self) -> bool:
+        """Whether the file of coefficients, where there is one, has a row for it if it needs one."""
+        path = self.shared["coefficients"]
+        return path is None or self.copied or self.tinted or self.name in coefficient_file(path).rows
+
     def comparable(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A shape without the axis that mergekit aligns."""
+        """Return a shape without the axis that mergekit aligns."""
         return shape if self.aligned is None else (*shape[: self.aligned], *shape[self.aligned + 1 :])
 
 
@@ -58,8 +65,25 @@ def saved(tasks: Iterable[Task]) -> list[ExecuteMergeMethodTask]:
     return [task.tensor_task for task in tasks if isinstance(task, SaveTensor)]
 
 
+def names_of(tasks: Iterable[Task]) -> list[str]:
+    """Return the names of the tensors that mergekit's tasks write."""
+    return [task.tensor_name for task in tasks if isinstance(task, SaveTensor)]
+
+
+def restricted(tasks: Iterable[Task], names: Container[str]) -> list[Task]:
+    """Return mergekit's tasks without those that write other tensors.
+
+    Args:
+        tasks: ending with the one that finishes the model.
+        names: of the tensors that are to be written.
+    """
+    *saving, last = tasks
+    saving = [task for task in saving if task.tensor_name in names]
+    return [*saving, FinalizeModel(tensor_save_tasks=tuple(saving), writer_task=last.writer_task)]
+
+
 def planned(config: MergeConfiguration, options: MergeOptions, out: Path) -> list[ExecuteMergeMethodTask]:
-    """What mergekit will do, tensor by tensor; nothing is done yet."""
+    """Return what mergekit will do, tensor by tensor; nothing is done yet."""
     LoaderCache().setup(options)
     architecture = get_architecture_info(config, options)
     made = _model_out_config(config, architecture, options.trust_remote_code)
@@ -70,9 +94,11 @@ def planned(config: MergeConfiguration, options: MergeOptions, out: Path) -> lis
 def merges_of(
     tasks: Iterable[ExecuteMergeMethodTask], checkpoints: Checkpoints, partial: bool = False
 ) -> list[Merge]:
-    """mergekit's plan with what the models' files say of the tensors.
+    """Return mergekit's plan with what the models' files say of the tensors.
 
     Args:
+        tasks: of mergekit.
+        checkpoints: of the recipe's models.
         partial: whether an expert may lack tensors.
     """
     headers = {model: checkpoint.headers() for model, checkpoint in checkpoints.items()}
@@ -90,7 +116,7 @@ def merges_of(
 
 
 def _names(task: ExecuteMergeMethodTask) -> dict[ModelReference, tuple[str, ...]]:
-    """The names by which a tensor is looked for in each model, the last choice first."""
+    """Return the names by which a tensor is looked for in each model, the last choice first."""
     gather = getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)
     if isinstance(gather, TensorDictWrapper):
         return {model: (load.tensor_name,) for model, load in gather.tensors.items()}

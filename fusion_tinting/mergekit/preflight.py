@@ -19,7 +19,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
-    """Everything that can be seen to fail before a merge.
+    """Refuse all that can be seen to fail before a merge.
 
     Raises:
         FileNotFoundError, ValueError: naming the model, task, tensor or file.
@@ -56,7 +56,7 @@ def require_sound(merges: list[Merge], base: Checkpoint) -> None:
     for path in {merge.shared["coefficients"] for merge in merges} - {None}:
         mine = [merge for merge in merges if merge.shared["coefficients"] == path]
         rows = coefficient_file(path).rows
-        lacking = [m.name for m in mine if not (m.copied or m.tinted or m.name in rows)]
+        lacking = [m.name for m in mine if not m.has_coefficients]
         if lacking:
             raise ValueError(
                 f"`{path}` has no coefficients for {len(lacking)} tensor(s): {lacking[:5]}. It was learned "

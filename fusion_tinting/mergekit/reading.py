@@ -21,6 +21,7 @@ from fusion_tinting.mergekit.recipes import absolute
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 PER_MODEL = ("weight", "task")
+NUMBERS = ("weight", "variance_epsilon")
 FILES = {"coefficients": coefficient_file, "tint": tint_file}
 PARTS = {
     "models": InputModelDefinition,
@@ -36,9 +37,10 @@ TOKENIZERS = ("base", "union")
 
 
 def read(path: Path, kind: type[BaseModel] = MergeConfiguration) -> tuple[BaseModel, str]:
-    """A recipe with its folders and files as absolute paths, and its text as it stands.
+    """Read a recipe, with its folders and files as absolute paths; also return its text as it stands.
 
     Args:
+        path: of the recipe.
         kind: what mergekit makes of it.
 
     Raises:
@@ -53,7 +55,7 @@ def read(path: Path, kind: type[BaseModel] = MergeConfiguration) -> tuple[BaseMo
 
 
 def read_several(path: Path) -> str:
-    """The text of a file of recipes, checked like `read`, with absolute paths."""
+    """Read a file of recipes, checked like `read`; return its text with absolute paths."""
     documents = _documents(path)
     names = [found.get("name") for found in documents]
     documents = [_with_absolute_paths(found, (*TOKENIZERS, *names)) for found in documents]
@@ -84,11 +86,11 @@ def _checked(found: dict, kind: type[BaseModel]) -> BaseModel:
 
 
 def _check_keys(where: str, given: Mapping, kind: type[BaseModel]) -> None:
-    """mergekit ignores what it does not know; a mistyped name must not pass for a default."""
+    """Refuse unknown keys, which mergekit ignores: a mistyped name must not pass for a default."""
     for key in given:
         if key not in kind.model_fields:
             raise unknown(f"key of {where}", key, kind.model_fields)
-    shared = () if "model" in kind.model_fields else tuple(FILES)
+    shared = () if "model" in kind.model_fields else (*FILES, "variance_epsilon")
     for name, value in (given.get("parameters") or {}).items():
         if name not in (*shared, *PER_MODEL):
             raise unknown(f"parameter of {where}", name, (*shared, *PER_MODEL))
@@ -102,7 +104,7 @@ def _check_keys(where: str, given: Mapping, kind: type[BaseModel]) -> None:
 
 
 def _check_value(what: str, name: str, value: object) -> None:
-    if name == "weight":
+    if name in NUMBERS:
         try:
             fine = math.isfinite(float(value))
         except (TypeError, ValueError):
@@ -110,16 +112,14 @@ def _check_value(what: str, name: str, value: object) -> None:
     else:
         fine = isinstance(value, str)
     if not fine:
-        wanted = (
-            "a finite number" if name == "weight" else "a text (in quotes where it looks like a number)"
-        )
+        wanted = "a finite number" if name in NUMBERS else "a text (in quotes where it looks like a number)"
         raise ValueError(f"{what} must be {wanted}. Found {value!r}.")
     if name in FILES:
         FILES[name](value)
 
 
 def _leaves(setting: object) -> Iterator:
-    """The values of a gradient, of filters or of both."""
+    """Yield the values of a gradient, of filters or of both."""
     if isinstance(setting, list):
         for item in setting:
             yield from _leaves(item)
@@ -130,7 +130,7 @@ def _leaves(setting: object) -> Iterator:
 
 
 def _with_absolute_paths(found: Any, fixed: tuple) -> Any:
-    """A recipe with every model and file as an absolute path, but for names that are `fixed`."""
+    """Return a recipe with every model and file as an absolute path, but for names that are `fixed`."""
     if isinstance(found, list):
         return [_with_absolute_paths(item, fixed) for item in found]
     if not isinstance(found, dict):

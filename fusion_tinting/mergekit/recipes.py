@@ -33,12 +33,18 @@ tensors that all files have are merged; heads stay with their experts."""
 
 
 def write(
-    run_dir: Path, base: str, experts: Mapping[str, str], tasks: list[str], command: str | None
+    run_dir: Path,
+    base: str,
+    experts: Mapping[str, str],
+    tasks: list[str],
+    command: str | None,
+    variance_epsilon: float | None = None,
 ) -> None:
     """Write `recipe.yml` for the plugin, and `recipe-task-arithmetic.yml` for plain mergekit.
 
     Both compute in float32 and write the models' own data type. With `BY_FILE` nothing is written where a
     checkpoint is in several files or names its tensors in another way: mergekit could not merge them.
+    Plain mergekit cannot leave out heads that all models have, nor merge variances as we do.
 
     Args:
         run_dir: the run's folder.
@@ -46,23 +52,35 @@ def write(
         experts: task -> the same of its expert.
         tasks: in the order of the columns.
         command: of mergekit, that can merge these models; None where there is none.
+        variance_epsilon: ε of batch norms whose variances are merged as log(σ² + ε), or None.
     """
     if command is None:
         return
-    use = COMMANDS[command]
+    use, for_plugin = COMMANDS[command], variance_epsilon is not None
+    batch_norms = {"variance_epsilon": variance_epsilon} if for_plugin else {}
     coefficients = run_dir.resolve() / COEFFICIENTS
     paths = {model: absolute(model) for model in (base, *experts.values())}
     if command == BY_FILE:
-        paths = {model: _file(model, coefficients) for model in paths}
-        if None in paths.values():
-            return
+        rows = coefficient_file(str(coefficients)).rows
+        checkpoints = {model: Checkpoint.open(model) for model in paths}
+        paths, for_plugin = _files(checkpoints, rows), for_plugin or _share_more(checkpoints.values(), rows)
+    if paths is None:
+        return
     own = {task: {"task": task} for task in tasks}
     plugin = {
         "merge_method": NAME,
         "base_model": paths[base],
         "models": [{"model": paths[experts[t]], "parameters": own[t]} for t in tasks],
-        "parameters": {"coefficients": str(coefficients)},
+        "parameters": {"coefficients": str(coefficients), **batch_norms},
     }
+    _write(
+        run_dir / "recipe.yml",
+        plugin,
+        f"{use.ours} recipe.yml OUT{use.options}\n"
+        "# The shared model. For one task add `tint: …/tints/<task>.safetensors` to `parameters`.",
+    )
+    if for_plugin:
+        return
     weights = {task: {"weight": filters(coefficients, task)} for task in tasks}
     plain = {
         "merge_method": "task_arithmetic",
@@ -73,12 +91,6 @@ def write(
         "out_dtype": _dtype([base, *experts.values()], coefficients),
     }
     _write(
-        run_dir / "recipe.yml",
-        plugin,
-        f"{use.ours} recipe.yml OUT{use.options}\n"
-        "# The shared model. For one task add `tint: …/tints/<task>.safetensors` to `parameters`.",
-    )
-    _write(
         run_dir / "recipe-task-arithmetic.yml",
         plain,
         f"{use.plain} recipe-task-arithmetic.yml OUT{use.options}\n"
@@ -87,24 +99,39 @@ def write(
 
 
 def command_of(run_dir: Path) -> str | None:
-    """How the recipe in a run's folder is run; None where there is none."""
+    """Return how the recipe in a run's folder is run; None where there is none."""
     path = run_dir / "recipe.yml"
     if not path.is_file():
         return None
     return path.read_text().splitlines()[1].strip("# ").replace(path.name, str(path))
 
 
-def _file(model: str, coefficients: Path) -> str | None:
-    """The file of a checkpoint that is a single one and has every tensor that λ is for."""
-    checkpoint = Checkpoint.open(model)
-    names, files = coefficient_file(str(coefficients)).rows, set(checkpoint.files.values())
-    whole = len(files) == 1 and all(name in checkpoint.files for name in names)
-    return str((checkpoint.folder / files.pop()).absolute()) if whole else None
+def _files(checkpoints: Mapping[str, Checkpoint], rows: Iterable[str]) -> dict[str, str] | None:
+    """Model -> its file; None unless every model is a single one that holds all that λ is for."""
+    files = {}
+    for model, checkpoint in checkpoints.items():
+        names = set(checkpoint.files.values())
+        if len(names) > 1 or not all(name in checkpoint.files for name in rows):
+            return None
+        files[model] = str((checkpoint.folder / names.pop()).absolute())
+    return files
+
+
+def _share_more(checkpoints: Iterable[Checkpoint], rows: Iterable[str]) -> bool:
+    """Return whether all models have tensors of one name that λ is not for, such as heads."""
+    floating = ({n for n, header in c.headers().items() if header.floating} for c in checkpoints)
+    return not set.intersection(*floating) <= set(rows)
 
 
 def filters(coefficients: Path, task: str) -> list[dict]:
-    """A task's λ as mergekit's filters. They match parts of names and the first one counts, so that the
-    longest names come first."""
+    """Return a task's λ as mergekit's filters.
+
+    They match parts of names and the first one counts, so that the longest names come first.
+
+    Args:
+        coefficients: path of the file.
+        task: whose column.
+    """
     file = coefficient_file(str(coefficients))
     column = file.tasks.index(task)
     names = sorted(file.rows, key=len, reverse=True)
@@ -136,7 +163,7 @@ def require_other(out: Path, models: Iterable[Path]) -> None:
 
 
 def _dtype(models: Iterable[str], coefficients: Path) -> str:
-    """The data type that holds those of the models, as mergekit writes it."""
+    """Return the data type that holds those of the models, as mergekit writes it."""
     names, found = coefficient_file(str(coefficients)).rows, []
     for checkpoint in map(Checkpoint.open, models):
         first = next((name for name in names if name in checkpoint.files), None)

@@ -46,12 +46,12 @@ class CoefficientFile:
 
 
 def coefficient_file(path: str) -> CoefficientFile:
-    """The coefficients in a file, read once for as long as it does not change."""
+    """Return the coefficients in a file, read once for as long as it does not change."""
     return _coefficient_file(path, _stamp(path))
 
 
 def tint_file(path: str) -> dict[str, Tensor]:
-    """The tensors of a tint, read once for as long as the file does not change.
+    """Return the tensors of a tint, read once for as long as the file does not change.
 
     Raises:
         FileNotFoundError: no such file.
@@ -75,7 +75,7 @@ def _tint_file(path: str, stamp: tuple) -> dict[str, Tensor]:
 
 
 def _stamp(path: str) -> tuple:
-    """What changes when a file is written anew."""
+    """Return what changes when a file is written anew."""
     try:
         status = Path(path).stat()
     except OSError:  # for the reader to tell

@@ -76,13 +76,18 @@ def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = F
 
 
 def folder_of(task: str) -> str:
-    """The folder of a task, whatever characters its name has."""
+    """Return the folder of a task, whatever characters its name has."""
     name = quote(task, safe="")
     return f"%{ord(name[0]):02X}{name[1:]}" if name in (".", "..", SHARED) else name
 
 
 def link(source: Path, target: Path) -> None:
-    """A relative symbolic link, or a copy where the file system has none."""
+    """Make a relative symbolic link, or a copy where the file system has none.
+
+    Args:
+        source: the file.
+        target: where the link will be.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -92,7 +97,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def _shared(run: MergedRun, folder: Path, digest: str) -> Checkpoint:
-    """The shared model; one of the same run that is whole is kept, and so are the variants around it."""
+    """Write the shared model; one of the same run that is whole is kept, with the variants around it."""
     if (folder / INDEX).is_file():
         found = read_json(folder / INDEX)
         if found.get("metadata", {}).get("run") == digest:
@@ -143,7 +148,7 @@ def _variant(run: MergedRun, task: str, folder: Path, shared: Checkpoint) -> Pat
 
 
 def _remove_models(folder: Path) -> None:
-    """What an earlier command left there would be loaded in place of what is written now, or beside it."""
+    """Remove what an earlier command left, which would be loaded in place of what is written now."""
     for path in [folder / INDEX, *folder.glob("*.safetensors")]:
         path.unlink(missing_ok=True)
 
@@ -153,7 +158,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _copy_rest(expert: Path, folder: Path) -> None:
-    """Everything of an expert but its weights: configuration, tokenizer, generation settings, code."""
+    """Copy all of an expert but its weights: configuration, tokenizer, generation settings, code."""
     for path in expert.iterdir():
         weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
         if path.is_file() and not weights and path.name not in NOT_COPIED and path.name[0] != ".":

@@ -30,6 +30,7 @@ class StreamingWriter(TensorWriter):
     _file = None
 
     def save_tensor(self, name: str, tensor: Tensor, clone: bool = False) -> None:
+        """Write a tensor at once, where mergekit's own writer collects them."""
         if self.use_async or not self.safe_serialization:
             return super().save_tensor(name, tensor, clone)
         data = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()

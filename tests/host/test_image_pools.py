@@ -22,6 +22,10 @@ from transformers import (
     Dinov2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from fusion_tinting.families.image_classification import head_name
@@ -43,6 +47,19 @@ MAKERS = {
     ),
     "facebook/dinov2-base-imagenet1k-1-layer": lambda n: Dinov2ForImageClassification(
         Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, num_labels=n)
+    ),
+    "google/vit-base-patch16-224-in21k": lambda n: ViTForImageClassification(
+        ViTConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=32,
+            num_labels=n,
+        )
+    ),
+    "microsoft/swin-base-patch4-window7-224": lambda n: SwinForImageClassification(
+        SwinConfig(image_size=32, embed_dim=4, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=n)
     ),
 }
 
@@ -200,11 +217,15 @@ def test_the_real_configurations_run_on_checkpoints_in_the_hubs_layout(hub, tmp_
         f"modelpool.models._pretrained_={file('base')}",
         *(f"modelpool.models.{task}={file(task)}" for task in HUB_TASKS[:2]),
     ]
-    dinov2 = "dinov2-base-imagenet1k-1-layer"
+    named = (
+        "dinov2-base-imagenet1k-1-layer",
+        "vit-base-patch16-224-in21k",
+        "swin-base-patch4-window7-224",
+    )
     runs = [
         pools("convnext-base-224"),
         *(pools(f"resnet{size}", *experts(f"resnet-{size}")) for size in (18, 50, 152)),
-        pools(dinov2, *experts(dinov2)),
+        *(pools(name, *experts(name)) for name in named),
         pools("torchvision-resnet50", *torchvision),
     ]
     quiet = ["print_config=false", "print_function_call=false", "fabric.accelerator=cpu", "path.work_dir=."]
@@ -226,5 +247,5 @@ for number, overrides in enumerate({runs!r}):
     print("ran", len(report["baselines"]["expert"]))
 """
     result = run(sys.executable, "-c", code, cwd=tmp_path, env={"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"})
-    assert result.stdout.count("ran 8") == 5
+    assert result.stdout.count("ran 8") == 7
     assert result.stdout.count("ran 2") == 1

@@ -228,7 +228,7 @@ def test_every_kind_of_data_gives_the_same_pixels(world, tmp_path):
     files = ("images.parquet", "bytes.parquet", "paths.jsonl", "paths.csv")
     expected = [processor(images=Image.open(p), return_tensors="pt")["pixel_values"][0] for p in paths]
     for place in (world.images, *(tmp_path / name for name in files)):
-        rows = rows_of(Expert("", "task", Data(path=str(place), label="label")))
+        rows = rows_of(Expert(model="m", task="task", data=Data(path=str(place), label="label")))
         pixels = Images(rows, processor)
         torch.testing.assert_close(torch.stack(list(pixels)), torch.stack(expected), rtol=0, atol=0)
         names = {name: n for n, name in enumerate(CLASSES)}
@@ -237,7 +237,7 @@ def test_every_kind_of_data_gives_the_same_pixels(world, tmp_path):
 
 def test_class_names_come_from_a_list_a_file_fusion_bench_or_the_data_set(world, tmp_path):
     def prompts(**data) -> list[list[str]]:
-        expert = Expert("", "task", Data(path=str(world.images), **data))
+        expert = Expert(model="m", task="task", data=Data(path=str(world.images), **data))
         names, templates = classes_of(expert.data, rows_of(expert))
         return [[template(name) for template in templates] for name in names]
 

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from recipe_world import TASKS, assert_equal, make, merged, weights_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fusion_tinting.families.family import BY_ARCHITECTURE
 from fusion_tinting.mergekit import recipes
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.run.files import write_tensors
@@ -45,7 +46,7 @@ def test_both_recipes_of_a_run_give_the_same_tensors(world):
     row = {layer: world.lam[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (1, 10, 11)}
     assert not torch.equal(row[1], row[10]) and not torch.equal(row[1], row[11])
     paths = {task: str(path) for task, path in world.experts.items()}
-    recipes.write(world.folder, str(world.base), paths, list(TASKS), recipes.YAML)
+    recipes.write(world.folder, str(world.base), paths, list(TASKS), BY_ARCHITECTURE)
     ours, plain = world.folder / "ours", world.folder / "plain"
     run_program(PROGRAMS / "mergekit-tint", "yaml", world.folder / "recipe.yml", ours, cwd=world.folder)
     recipe = world.folder / "recipe-task-arithmetic.yml"
@@ -60,7 +61,7 @@ def test_recipes_of_a_run_keep_the_data_type_of_the_base(tmp_path):
     base = save(model, AutoTokenizer.from_pretrained(tmp_path / "full"), tmp_path / "base")
     world = make(tmp_path, base)
     recipes.write(
-        tmp_path, str(base), {t: str(p) for t, p in world.experts.items()}, list(TASKS), recipes.YAML
+        tmp_path, str(base), {t: str(p) for t, p in world.experts.items()}, list(TASKS), BY_ARCHITECTURE
     )
     for name in ("recipe.yml", "recipe-task-arithmetic.yml"):
         found = tensors(world.merge((tmp_path / name).read_text()))

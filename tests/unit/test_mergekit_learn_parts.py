@@ -19,7 +19,7 @@ def rows(tmp_path):
     def make(labels: list) -> Rows:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps({"text": "a", "truth": label}) + "\n" for label in labels))
-        return rows_of(Expert("m", "t", Data(str(path), label="truth")))
+        return rows_of(Expert(model="m", task="t", data=Data(path=str(path), label="truth")))
 
     return make
 

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from fusion_bench.modelpool import ResNetForImageClassificationPool
+from fusion_bench.modelpool import ConvNextForImageClassificationPool, ResNetForImageClassificationPool
 from fusion_bench.modelpool.resnet_for_image_classification import load_torchvision_resnet
 from fusion_bench.models.wrappers.switch import SwitchModule, _standardize_option_name
 from fusion_bench.tasks.clip_classification import get_num_classes
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoImageProcessor
 
 from fusion_tinting.families import image_classification
 from fusion_tinting.families.family import Models
@@ -28,6 +29,7 @@ class _TaskSwitch(SwitchModule):
         nn.Module.__init__(self)
 
     def set_active_option(self, option_name: str) -> None:
+        """Switch to a task, by FusionBench's spelling of its name."""
         names = {_standardize_option_name(task): task for task in self.tasks}
         self.set_task(names.get(_standardize_option_name(option_name), option_name))
 
@@ -85,6 +87,23 @@ class ImageClassificationPool(PoolFamily):
         return image_classification.load(path, with_head=name != PRETRAINED)
 
 
+class AutoImageClassificationPool(ConvNextForImageClassificationPool):
+    """FusionBench's pool of ConvNeXts, for every image classifier of transformers, such as ViT and Swin.
+
+    Args:
+        models: model name -> folder or hub id.
+    """
+
+    def load_processor(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the pre-trained model's image processor."""
+        return AutoImageProcessor.from_pretrained(self.get_model_config(PRETRAINED))
+
+    def save_model(self, model: nn.Module, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save a merged or a tinted model with the processor: a folder."""
+        model.save_pretrained(path)
+        self.load_processor().save_pretrained(path)
+
+
 class TorchvisionResNetPool(ResNetForImageClassificationPool):
     """FusionBench's pool of torchvision's ResNets, and of fine-tuned ones: `weights` can be a file.
 
@@ -98,7 +117,7 @@ class TorchvisionResNetPool(ResNetForImageClassificationPool):
         super().__init__(models, type=type, **kwargs)
 
     def load_model(self, model_name_or_config, *args, **kwargs) -> nn.Module:
-        """A ResNet of torchvision.
+        """Load a ResNet of torchvision.
 
         Raises:
             ValueError: a file that does not hold this ResNet.
@@ -122,12 +141,12 @@ class TorchvisionResNetPool(ResNetForImageClassificationPool):
 
 
 def of_torchvision(pool) -> bool:
-    """Whether a ResNet pool's models are torchvision's."""
+    """Return whether a ResNet pool's models are torchvision's."""
     return getattr(pool, "type", None) == "torchvision"
 
 
 def checkpoint_of(pool, name: str) -> str | None:
-    """The folder, hub id or file that a pool loads a model from as it is, with its own head."""
+    """Return the folder, hub id or file that a pool loads a model from as it is, with its own head."""
     config = pool.get_model_config(name)
     if of_torchvision(pool):
         return state_dict_file(config) if isinstance(pool, TorchvisionResNetPool) else None
@@ -138,7 +157,7 @@ def checkpoint_of(pool, name: str) -> str | None:
 
 
 def state_dict_file(config) -> Path | None:
-    """The file that the `weights` of a torchvision model name; their names in torchvision name none."""
+    """Return the file that `weights` names; None where they are a name of torchvision's."""
     weights = config.get("weights") if hasattr(config, "get") else None
     return Path(weights) if weights and Path(weights).suffix in (".safetensors", ".pth", ".pt") else None
 

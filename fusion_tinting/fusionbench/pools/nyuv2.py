@@ -43,7 +43,11 @@ class NYUv2ModelPool(StockModelPool):
         self.data_dir = data_dir
 
     def load_model(self, model_config, encoder_only: bool = True) -> nn.Module:
-        """The encoder, or a whole `NYUv2Model`.
+        """Load the encoder, or a whole `NYUv2Model`.
+
+        Args:
+            model_config: name of a model in the pool, or its configuration.
+            encoder_only: whether to leave the decoders out.
 
         Raises:
             ValueError: an encoder or task that FusionBench does not know; an expert without `ckpt_path`;
@@ -67,13 +71,13 @@ class NYUv2ModelPool(StockModelPool):
         return model.encoder if encoder_only else model
 
     def make_encoder(self, name: str, pretrained: bool) -> nn.Module:
-        """A dilated ResNet."""
+        """Make a dilated ResNet."""
         if not callable(getattr(resnet, name, None)):
             raise unknown("encoder", name, [n for n in vars(resnet) if n.startswith(("resnet", "wide"))])
         return resnet_dilated(name, pretrained=pretrained)
 
     def make_decoder(self, task: str) -> nn.Sequential:
-        """A DeepLab head for the features of a ResNet of bottlenecks."""
+        """Make a DeepLab head for the features of a ResNet of bottlenecks."""
         if task not in dense.OBJECTIVE:
             raise unknown("task", task, dense.OBJECTIVE)
         return DeepLabHead(2048, NYUv2.num_out_channels[task])

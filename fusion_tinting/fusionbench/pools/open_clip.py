@@ -43,7 +43,7 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         return self._classification_heads or {}
 
     def path(self, name: str) -> Path:
-        """The file of a model.
+        """Return the file of a model.
 
         Raises:
             ValueError: a configuration without one.
@@ -51,14 +51,14 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         return self._file(name)[0]
 
     def load_model(self, model_name_or_config, *args, **kwargs) -> open_clip.VisualEncoder:
-        """Raises as `families.open_clip_files.load_encoder`."""
+        """Load an encoder; raises as `families.open_clip_files.load_encoder`."""
         path, architecture = self._file(model_name_or_config)
         return open_clip_files.load_encoder(path, architecture, self.trust_pickles)
 
     def load_classification_head(
         self, model_name_or_config, *args, **kwargs
     ) -> open_clip.ClassificationHead:
-        """Raises as `families.open_clip_files.load_head`."""
+        """Load a head; raises as `families.open_clip_files.load_head`."""
         path = self.classification_heads.get(model_name_or_config, model_name_or_config)
         return open_clip_files.load_head(path, self.trust_pickles)
 

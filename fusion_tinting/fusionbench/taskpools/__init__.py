@@ -44,7 +44,7 @@ class TintedEvaluation:
         """
 
     def score(self, model: TintedModel, task: str) -> dict:
-        """What the stock class would report of one task of a tinted model: metric -> value."""
+        """Return what the stock class would report of one task of a tinted model: metric -> value."""
         raise NotImplementedError
 
     def metric(self, task: str) -> Metric:
@@ -52,7 +52,7 @@ class TintedEvaluation:
         return ACCURACY
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
-        """The stock report of `model`; for a tinted model with `baselines`, and a closing table."""
+        """Return the stock report of `model`; for a tinted model with `baselines`, and a closing table."""
         report = super().evaluate(model, *args, **kwargs)
         if isinstance(model, TintedModel):
             report["model_info"]["adapt_split"] = model.info.get("split")
@@ -64,7 +64,7 @@ class TintedEvaluation:
         return report
 
     def _baselines(self, model: TintedModel) -> dict:
-        """Name -> {task: score}; all are merges of the same task vectors, with the original heads."""
+        """Return name -> {task: score}, of merges of the same task vectors with the original heads."""
         init = model.info["settings"]["init"]
         shared = {"pretrained": model.remerged(0.0), "task_arithmetic": model.remerged(init)}
         found = {

@@ -51,7 +51,7 @@ class NYUv2Evaluation(ScoredTaskPool):
         self._dataloader_kwargs, self.data_dir = dataloader_kwargs, data_dir
 
     def load_test_dataset(self, task: str) -> Scenes:
-        """The scenes that a task is evaluated on.
+        """Return the scenes that a task is evaluated on.
 
         Raises:
             ValueError: no images, or no targets for them.
@@ -59,17 +59,17 @@ class NYUv2Evaluation(ScoredTaskPool):
         return instantiate(self._test_datasets[task])
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
-        """The report of a model, once it is where it runs."""
+        """Return the report of a model, once it is where it runs."""
         return super().evaluate(self.fabric.to_device(model).eval(), *args, **kwargs)
 
     def score(self, encoder: nn.Module, task: str) -> dict:
-        """Every metric of a task for an encoder with the expert's decoder."""
+        """Return every metric of a task for an encoder with the expert's decoder."""
         head = self.fabric.to_device(decoder_head(self._program.modelpool, task))
         return self.measure(lambda images: head(encoder(images)), task)
 
     @torch.no_grad()
     def measure(self, model, task: str) -> dict:
-        """Every metric of FusionBench for one task; `model` maps images to outputs (B, C, H, W)."""
+        """Return every metric of FusionBench for one task; `model` maps images to outputs (B, C, H, W)."""
         # Every process sees all of it: metrics made of medians and class counts want no average of parts.
         loader = DataLoader(self.load_test_dataset(task), **self._dataloader_kwargs)
         measured = None
@@ -91,7 +91,7 @@ class TintedNYUv2TaskPool(TintedEvaluation, NYUv2Evaluation):
             self.load_test_dataset(task)
 
     def score(self, model: nn.Module, task: str) -> dict:
-        """Every metric of a task: of a tinted model, or of a plain encoder with the expert's decoder."""
+        """Return every metric of a task, of a plain encoder with the expert's decoder."""
         if isinstance(model, TintedModel):
             return self.measure(lambda images: model(images, task), task)
         return NYUv2Evaluation.score(self, model, task)

@@ -29,11 +29,11 @@ class ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
         raise NotImplementedError
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> dict:
-        """What the report says of all tasks together."""
+        """Return what the report says of all tasks together."""
         return {}
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
-        """`model_info`, and task -> metric -> value; also written to the log folder."""
+        """Return `model_info`, and task -> metric -> value; also written to the log folder."""
         trainable, every = count_parameters(model)
         info = {
             "trainable_params": trainable,

@@ -105,13 +105,13 @@ class _TextTaskPool(ScoredTaskPool):
                 )
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
-        """The report of a model."""
+        """Return the report of a model."""
         if not self._inputs:
             self.prepare(self._models)
         return super().evaluate(model, *args, **kwargs)
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> dict:
-        """The mean of the tasks' first metrics, as GLUE's own table has it."""
+        """Return the mean of the tasks' first metrics, as GLUE's own table has it."""
         values = [scores[task][self.metrics[task][0]] for task in scores]
         return {"average": {"score": sum(values) / len(values)}}
 
@@ -129,8 +129,9 @@ class _TextTaskPool(ScoredTaskPool):
 
 
 class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
-    """Scores every task of a tinted model with its tint and head. Of a plain model, a merged backbone (or
-    a classifier, of which the backbone counts), with the head of the task's expert in the model pool.
+    """Scores every task of a tinted model with its tint, and of a plain model with the expert's head.
+
+    A plain model is a merged backbone, or a classifier, of which the backbone counts.
 
     The report is laid out as FusionBench's: `model_info`, task -> metric -> value, and under `average` the
     mean of the tasks' first metrics as `score`, as GLUE's own table has it.
@@ -160,5 +161,5 @@ class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
         return {name: float(SCORES[name].of(inputs.labels, told)) for name in self.metrics[task]}
 
     def metric(self, task: str) -> Metric:
-        """The first of a task's metrics."""
+        """Return the first of a task's metrics."""
         return SCORES[self.metrics[task][0]].metric
