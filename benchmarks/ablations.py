@@ -24,9 +24,12 @@ from helpers.averages import plus_minus, spread
 from helpers.command import Benchmark
 from helpers.study_world import World
 
-from fusion_tinting import Adaptation, Settings, TintedModel, predict_experts
+from fusion_tinting import Adaptation, Processes, Settings, TintedModel, predict_experts
 from fusion_tinting.reporting.tables import Table
+from fusion_tinting.run.context import Context
 from fusion_tinting.run.files import read_json, write_json
+from fusion_tinting.run.top_predictions import classes_kept
+from fusion_tinting.run.training import Training
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,14 @@ def run(world: World, change: Change, seed: int) -> dict:
         family.pretrained, family.experts, family.heads, settings.layer, settings.task_vectors
     )
     change.prepare(model)
-    top = {task: settings.kept_of(task) for task in world.tasks}
+    top = {task: classes_kept(settings, task) for task in world.tasks}
     predictions = predict_experts(family.experts, family.heads, inputs, top=top, cache=True, progress=False)
-    with change.kind(model, inputs, predictions, settings) as adaptation:
-        batches = adaptation.batches()
+    processes = Processes()
+    with change.kind(model, settings, processes) as adaptation:
+        context = Context(processes, progress=False)
+        lessons = Training(adaptation, inputs, predictions, context).lessons()
         for step in range(settings.steps):
-            adaptation.iteration(step, batches)
+            adaptation.iteration(step, lessons)
         adaptation.finish()
     seconds = time.process_time() - start
     trained = [p.numel() for p in model.tint_modules.parameters() if p.requires_grad]

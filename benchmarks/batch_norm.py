@@ -20,9 +20,9 @@ from torch.optim.swa_utils import update_bn
 
 import fusion_tinting as ft
 from fusion_tinting.families.batch_norm import MergedBatchNorm, restore_statistics
-from fusion_tinting.method.tinted_model import OneTask
 from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.tinted_model import OneTask
 
 LAMBDAS = (0.3, 0.4)
 PER_BATCH, BATCHES = 32, 40

@@ -26,7 +26,7 @@ from helpers.study_world import Pair, World
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fusion_tinting import TintedModel
-from fusion_tinting.run.unlabeled import stable_seed
+from fusion_tinting.method.schedule import stable_seed
 
 SAMPLES = (1, 3, 10, 30, 100, 300)
 STEPS = (10, 20, 40, 100, 200, 500)
@@ -62,7 +62,7 @@ def tinted(world: World, part: str, counts: dict, seed: int, **changes: object) 
     """Return the row of one adaptation on `counts[task]` inputs; `samples` says how many it visited."""
     model = world.tinted(f"{part}-seed{seed}", world.subsets(counts, seed), seed=seed, **changes)
     scored = world.accuracies(model)
-    samples = model.info["samples"]
+    samples = model.info.samples
     return {"seed": seed, "samples": samples, "accuracy": mean(scored.values()), "per_task": scored}
 
 

@@ -1,20 +1,40 @@
 """Small helpers for the errors that users see: name near misses, list the choices."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
-def unknown(kind: str, found: object, choices: Iterable[str]) -> ValueError:
-    """Return (not raise) the error for a value that is not one of `choices`."""
+def unknown(kind: str, value: object, choices: Iterable[str]) -> ValueError:
+    """Return (not raise) the error for a value that is not one of `choices`.
+
+    Args:
+        kind: what the value is, such as `sampler`.
+        value: the value that was given.
+        choices: the values that there are; the one that is spelled most alike is suggested.
+    """
     choices = list(choices)
-    near = get_close_matches(str(found), choices, n=1)
+    near = get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     listed = ", ".join(f"`{choice}`" for choice in choices)
-    return ValueError(f"Unknown {kind} `{found}`.{hint} Expected one of: {listed}.")
+    return ValueError(f"Unknown {kind} `{value}`.{hint} Expected one of: {listed}.")
 
 
-def same_tasks(tasks: list[str], **given: Iterable[str]) -> None:
-    """Check that every mapping in `given` has exactly the keys `tasks`.
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first three of many names, and how many more there are, for a message.
+
+    Args:
+        names: of tensors, files or the like.
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{list(names[:3])}{more}" if names else "none"
+
+
+def same_tasks(tasks: Sequence[str], **entries: Iterable[str]) -> None:
+    """Check that every mapping in `entries` has exactly the keys `tasks`.
+
+    Args:
+        tasks: the names of the tasks.
+        **entries: what the mapping is called -> the mapping.
 
     Raises:
         ValueError: naming the mapping, the tasks it lacks and the tasks it has too many; or a task whose
@@ -23,12 +43,15 @@ def same_tasks(tasks: list[str], **given: Iterable[str]) -> None:
     for task in tasks:
         if not isinstance(task, str):
             raise ValueError(f"The names of tasks must be strings. Found {task!r}.")
-    for what, names in given.items():
+    for what, names in entries.items():
+        names = list(names)
         missing = [task for task in tasks if task not in names]
         extra = [name for name in names if name not in tasks]
         if missing or extra:
             parts = [f"has none for {missing}"] * bool(missing)
             parts += [f"has {extra}, which is none of them"] * bool(extra)
             raise ValueError(
-                f"`{what}` must have one entry for each task {tasks}, but it " + " and ".join(parts) + "."
+                f"`{what}` must have one entry for each task {list(tasks)}, but it "
+                + " and ".join(parts)
+                + "."
             )

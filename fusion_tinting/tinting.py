@@ -1,24 +1,35 @@
-"""`tint`: the whole of Model Tinting in one call."""
+"""`tint`: the whole of Model Tinting in one call, the method and what a run needs around it."""
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion_tinting.errors import same_tasks
-from fusion_tinting.method.adaptation import adapt
+from fusion_tinting.method.coefficients import Init
+from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.task_vectors import require_module
-from fusion_tinting.method.tinted_model import TintedModel
-from fusion_tinting.method.tints import AUTO
-from fusion_tinting.run import artifact, checkpoint, layer_choice
+from fusion_tinting.method.tints import AUTO, resolve_layer
+from fusion_tinting.run.artifact import read_coefficients
+from fusion_tinting.run.checkpoint import check_folder
+from fusion_tinting.run.context import Context, OnStep
 from fusion_tinting.run.experts import predict_experts
-from fusion_tinting.run.files import read_json, require_writable, write_json
+from fusion_tinting.run.files import require_writable
+from fusion_tinting.run.identity import Identity
+from fusion_tinting.run.info import RunInfo
+from fusion_tinting.run.layer_choice import choose_or_recall
+from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.storage import refuse_device
-from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule, to_device
+from fusion_tinting.run.tinted_model import TintedModel
+from fusion_tinting.run.top_predictions import classes_kept
+from fusion_tinting.run.training import train
+from fusion_tinting.run.unlabeled import Unlabeled, to_device
 
 
 def tint(
@@ -26,14 +37,14 @@ def tint(
     *,
     experts: Mapping[str, nn.Module],
     heads: Mapping[str, nn.Module],
-    unlabeled: Mapping[str, Iterable],
+    unlabeled: Mapping[str, Iterable[Any]],
     run_dir: str | Path | None = None,
     processes: Processes | None = None,
     progress: bool = True,
-    on_step=None,
-    info: Mapping | None = None,
+    on_step: OnStep | None = None,
+    info: RunInfo | None = None,
     model_class: type[TintedModel] = TintedModel,
-    **settings,
+    **settings: Any,
 ) -> TintedModel:
     """Merge `experts` by Model Tinting and return the tinted model.
 
@@ -43,7 +54,7 @@ def tint(
             on access keeps one expert at a time in memory.
         heads: task -> module from the encoder's output to logits (B, classes).
         unlabeled: task -> DataLoader, or another iterable of batches. Labels are ignored.
-        run_dir: where checkpoints and the artefact go; a run found there is continued, a finished one
+        run_dir: where checkpoints and the artifact go; a run found there is continued, a finished one
             loaded.
         processes: where it runs (default: this process, the device of `pretrained`).
         progress: whether to show progress bars.
@@ -60,61 +71,85 @@ def tint(
     """
     require_module("`pretrained`", pretrained)
     options = Settings.from_options(settings)
-    each = {"objective": options.objective} if isinstance(options.objective, Mapping) else {}
-    same_tasks(list(experts), heads=heads, unlabeled=unlabeled, **each)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
-    if options.update == "sequential" and processes.count > options.batch_size:
-        raise ValueError(
-            f"`batch_size={options.batch_size}` is smaller than the number of processes, "
-            f"{processes.count}: each must have a share of every batch."
-        )
-    if options.task_vectors["storage"] == "mmap":
-        refuse_device(processes.device)
-    finished = _finished(run_dir)
-    chosen = None if finished is None else finished["layer"]
-    layer = chosen if options.layer == AUTO else options.layer
+    context = Context(processes, None if run_dir is None else Path(run_dir), progress, on_step)
+    _check(options, context, list(experts), heads=heads, unlabeled=unlabeled)
+    info = info or RunInfo()
+    options = replace(options, init=_start(options, list(experts), info))
+    finished = _finished(context.run_dir)
+    layer = (None if finished is None else finished.layer) if options.layer == AUTO else options.layer
     model = model_class.untrained(pretrained, experts, heads, layer, options.task_vectors)
-    model.info = dict(info or {})
+    model.info = info
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
-    identity = checkpoint.identity(model, options, inputs)
-    if finished is not None:
-        checkpoint.check_identity(Path(run_dir), artifact.identity(finished), identity)
-        return artifact.restore(model, Path(run_dir), finished, model.info.get("tensor_names"))
-    if run_dir is not None:
-        checkpoint.check_folder(Path(run_dir), identity)
-        if processes.rank == 0:
-            require_writable(Path(run_dir))
-    start = time.perf_counter()
+    identity = Identity.of(model, options, inputs, info.split)
+    if finished is not None and context.run_dir is not None:
+        identity.require_same(finished.identity, context.run_dir)
+        return model.restore(context.run_dir, finished, info.tensor_names)
+    if context.run_dir is not None:
+        check_folder(context.run_dir, identity)
+        if context.writes:
+            require_writable(context.run_dir)
     _require_fitting(model, inputs, processes)
-    top = {task: options.kept_of(task) for task in experts}
+    _adapt(model, experts, heads, inputs, options, context)
+    model.info = replace(
+        model.info, settings=options.to_json(), samples=identity.samples, data=identity.data
+    )
+    if context.run_dir is not None and context.writes:
+        model.save(context.run_dir)
+    return model
+
+
+def _adapt(
+    model: TintedModel,
+    experts: Mapping[str, nn.Module],
+    heads: Mapping[str, nn.Module],
+    inputs: Mapping[str, Unlabeled],
+    options: Settings,
+    context: Context,
+) -> None:
+    """Ask the experts, choose the layer where that is asked for, and train."""
+    start = time.perf_counter()
+    top = {task: classes_kept(options, task) for task in experts}
     predictions = predict_experts(
-        experts, heads, inputs, processes=processes, progress=progress, cache=True, top=top
+        experts, heads, inputs, processes=context.processes, progress=context.progress, cache=True, top=top
     )
     if options.layer == AUTO:
-        _choose(model, experts, inputs, predictions, options, run_dir, processes, progress)
-    adapt(
-        model,
-        inputs,
-        predictions,
-        options,
-        run_dir=None if run_dir is None else Path(run_dir),
-        processes=processes,
-        progress=progress,
-        on_step=on_step,
-    )
-    model.info |= {
-        "settings": options.to_json(),
-        "samples": identity["samples"],
-        "data": identity["data"],
-        "seconds": round(time.perf_counter() - start, 3),
-        "peak_memory_bytes": artifact.peak_memory(),
-    }
-    if run_dir is not None and processes.rank == 0:
-        from fusion_tinting.reporting import plots  # here, for matplotlib takes a second to import
+        name, trials = choose_or_recall(model, inputs, predictions, options, context)
+        layer = resolve_layer(model.encoder, name)
+        if layer is not None:
+            model.tint(layer, experts)
+        model.info = replace(model.info, layer_choice=trials)
+    train(model, inputs, predictions, options, context)
+    seconds = round(time.perf_counter() - start, 3)
+    model.info = replace(model.info, seconds=seconds, peak_memory_bytes=peak_memory())
 
-        model.save(run_dir)
-        plots.write_all(model, Path(run_dir))
-    return model
+
+def _check(options: Settings, context: Context, tasks: list[str], **entries: Iterable[str]) -> None:
+    """Refuse tasks without head, data or objective, and settings that the processes cannot follow."""
+    if isinstance(options.objective, Mapping):
+        entries["objective"] = options.objective
+    same_tasks(tasks, **entries)
+    count = context.processes.count
+    if options.update == "sequential" and count > options.batch_size:
+        raise ValueError(
+            f"`batch_size={options.batch_size}` is smaller than the number of processes, "
+            f"{count}: each must have a share of every batch."
+        )
+    if options.task_vectors["storage"] == "mmap":
+        refuse_device(context.processes.device)
+
+
+def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:
+    """Return where λ starts, read from the folder of an earlier run where `init` names one."""
+    if not isinstance(options.init, str):
+        return options.init
+    path = Path(options.init).expanduser()
+    columns, rows = read_coefficients(path)
+    if missing := [task for task in tasks if task not in columns]:
+        raise ValueError(f"`init={path}` has no λ for the tasks {missing}. It has those of {columns}.")
+    places = [columns.index(task) for task in tasks]
+    names = {on_disk: name for name, on_disk in info.tensor_names.items()}
+    return {names.get(name, name): row[places] for name, row in rows.items()}
 
 
 @torch.no_grad()
@@ -141,33 +176,13 @@ def _described(inputs: object) -> str:
     return f"of type {type(inputs).__name__}"
 
 
-def _finished(run_dir: str | Path | None) -> dict | None:
-    """The manifest of a run that was finished in this folder."""
-    if run_dir is None or not (Path(run_dir) / artifact.MANIFEST).is_file():
-        return None
-    return artifact.read_manifest(Path(run_dir))
+def _finished(run_dir: Path | None) -> Manifest | None:
+    """Return the manifest of a run that was finished in this folder."""
+    return Manifest.read(run_dir) if run_dir is not None and (run_dir / MANIFEST).is_file() else None
 
 
-def _choose(model, experts, inputs, predictions, options, run_dir, processes, progress) -> None:
-    """Tint the layer that does best in short trials; a run that is continued keeps its choice."""
-    path = None if run_dir is None else Path(run_dir) / "checkpoint" / "layer.json"
-    run = checkpoint.identity(model, options, inputs)
-    if path is not None and path.is_file():
-        found = read_json(path)
-        checkpoint.check_identity(path.parents[1], checkpoint.require_identity(path, found.get("run")), run)
-    else:
-        layer, agreements = layer_choice.choose_layer(
-            model, inputs, predictions, options, processes=processes, progress=progress
-        )
-        found = {"layer": layer, "agreement": agreements, "run": run}
-        if path is not None and processes.rank == 0:
-            write_json(path, found)
-    model.tint(found["layer"], experts)
-    model.info["layer_choice"] = found["agreement"]
-
-
-def _visited(task: str, source: Iterable, options: Settings) -> Unlabeled:
-    """The samples that the schedule will visit: all of them, or as many as there are places in it."""
+def _visited(task: str, source: Iterable[Any], options: Settings) -> Unlabeled:
+    """Return the samples that the schedule will visit: all, or as many as there are places in it."""
     try:
         unlabeled = Unlabeled.of(source)
     except ValueError as error:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.util import random_noise
 
-from fusion_tinting.run.unlabeled import stable_seed
+from fusion_tinting.method.schedule import stable_seed
 
 MUD = np.array([63, 42, 20]) / 255
 

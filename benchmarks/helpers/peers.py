@@ -25,7 +25,11 @@ from torch.nn import functional as F
 
 import fusion_tinting as ft
 from fusion_tinting.families.clip import CLIPImageEncoder
-from fusion_tinting.run.unlabeled import batch_schedule, task_order
+from fusion_tinting.method.schedule import batch_schedule, task_order
+from fusion_tinting.method.tints import resolve_layer
+from fusion_tinting.run.context import Context
+from fusion_tinting.run.storage import load_task_vectors
+from fusion_tinting.run.training import Training
 
 SCALES = {
     "S": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -103,9 +107,8 @@ class World:
         """Return the task vectors of a kind, which are made once; other options change nothing here."""
         kind = dtype, storage
         if kind not in self._vectors:
-            self._vectors[kind] = ft.TaskVectors.from_models(
-                self.pretrained, self.experts, dtype=dtype, storage=storage
-            )
+            options = {"dtype": dtype, "storage": storage}
+            self._vectors[kind] = load_task_vectors(self.pretrained, self.experts, options)
         return self._vectors[kind]
 
     def schedule(self, task: str) -> Tensor:
@@ -127,19 +130,18 @@ class Ours:
         settings = ft.Settings(**{**options, **settings})
         vectors = world.vectors(**settings.task_vectors)
         tints = deepcopy(nn.ModuleList(world.heads.values() if settings.layer == "head" else ()))
-        model = ft.TintedModel(
-            deepcopy(world.pretrained), world.heads, tints, layer=settings.layer, vectors=vectors
-        )
+        layer = resolve_layer(world.pretrained, settings.layer)
+        encoder = deepcopy(world.pretrained)
+        model = ft.TintedModel(encoder, world.heads, tints, layer=layer, vectors=vectors)
         processes = processes or ft.Processes(world.device)
-        self.adaptation = ft.Adaptation(
-            model, world.unlabeled, world.predictions, settings, processes
-        ).__enter__()
-        self.batches = self.adaptation.batches()
+        self.adaptation = ft.Adaptation(model, settings, processes).__enter__()
+        context = Context(processes, progress=False)
+        self.lessons = Training(self.adaptation, world.unlabeled, world.predictions, context).lessons()
         self.done = 0
 
     def step(self) -> None:
         """Do one iteration."""
-        self.adaptation.iteration(self.done, self.batches)
+        self.adaptation.iteration(self.done, self.lessons)
         self.done += 1
 
     def lam(self) -> Tensor:

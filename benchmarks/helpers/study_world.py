@@ -11,9 +11,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fusion_tinting import Settings, TintedModel, Unlabeled, predict, tint
-from fusion_tinting.method.tinted_model import OneTask
+from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.run.experts import LoadedExperts
-from fusion_tinting.run.unlabeled import InMemory, batch_schedule
+from fusion_tinting.run.info import RunInfo
+from fusion_tinting.run.tinted_model import OneTask
+from fusion_tinting.run.unlabeled import InMemory
 from helpers.composed import accuracy, compose_run, labels_of, loaded
 from helpers.corruptions import Corrupted
 
@@ -66,7 +68,7 @@ class World:
 
     def tinted(self, part: str, inputs: dict[str, Unlabeled], **changes: object) -> TintedModel:
         """Return the model of an adaptation, new or kept as `part`, with changed settings."""
-        info = {"split": self.split, "tensor_names": self.family.tensor_names}
+        info = RunInfo(split=self.split, tensor_names=self.family.tensor_names or {})
         return self.kept(part, self.family.experts, self.family.heads, inputs, info=info, **changes)
 
     def kept(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fusion_tinting import Adaptation, TaskVectors, TintedModel
-from fusion_tinting.run.storage import Rows
+from fusion_tinting.method.task_vectors import Rows
 
 START = 0.3
 """λ at which the changed task vectors give the training-free merge that they come from."""
@@ -116,7 +116,7 @@ class Aggregated(Adaptation):
         self.aggregate, self.jacobian = aggregator(len(self.model.tasks)), []
 
     def __enter__(self) -> "Aggregated":
-        super().__enter__().at_once = 0
+        super().__enter__().numbers_at_once = 0
         return self
 
     def teach(self, step: int, batches: dict) -> dict:

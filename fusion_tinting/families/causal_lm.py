@@ -60,8 +60,8 @@ class WholeModels(TextFamily):
         if layer == AUTO:
             raise ValueError("`layer=auto` is not for language models: name a layer, as `block:-1`.")
         named = resolve_layer(self.pretrained, self.layers.get(layer, layer))
-        if named not in (None, self.layers[HEAD]):
-            require_untied(self.pretrained.model, named)
+        if named is not None and named.name != self.layers[HEAD]:
+            require_untied(self.pretrained.model, named.name)
 
     def _encoder(self, name: str) -> nn.Module:
         model = self.models.opened(name)

@@ -19,10 +19,10 @@ from fusion_tinting.families.family import BY_FILE, Family
 from fusion_tinting.families.loading import load_partly, reachable, require_complete
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED, content_hash
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import write_json, write_tensors
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 HEADS = "heads"

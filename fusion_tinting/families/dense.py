@@ -20,10 +20,9 @@ from fusion_tinting.families.family import Family
 from fusion_tinting.families.nyuv2_scenes import Scenes
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
-from fusion_tinting.method.tints import part_of_head
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import read_tensors, write_tensors
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 CLASSES, VALUES = "hard", "l1"
@@ -79,7 +78,7 @@ class TintedDense(TintedModel):
         self.save(path)
 
     def _decoder(self, task: str, head: DenseHead) -> nn.Sequential:
-        part = part_of_head(self.layer)
+        part = self.tinted.path if self.tinted is not None and self.tinted.in_head else None
         head = self.tints[task] if part == "" else deepcopy(head)
         if part:
             head.set_submodule(part, self.tints[task])

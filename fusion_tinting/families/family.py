@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 BY_ARCHITECTURE, BY_FILE = "yaml", "pytorch"

@@ -28,8 +28,8 @@ from fusion_tinting.families.loading import (
 )
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.experts import LoadedExperts
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 HEADS = ("classifier", "fc")

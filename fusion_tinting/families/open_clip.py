@@ -21,9 +21,9 @@ from fusion_tinting.families.class_token import unobserved
 from fusion_tinting.families.family import Family
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import write_tensors
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 VISUAL = "model.visual."

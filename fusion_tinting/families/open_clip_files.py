@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fusion_tinting.errors import abbreviate
 from fusion_tinting.families.open_clip import INFO, VISUAL, Architecture, ClassificationHead, VisualEncoder
 from fusion_tinting.families.pickles import unpickled
-from fusion_tinting.method.task_vectors import some
 from fusion_tinting.run.files import read_tensors
 
 CONVERTED = ".safetensors"
@@ -71,7 +71,9 @@ def load_head(path: str | Path, trust_pickles: bool = False) -> ClassificationHe
     stored = read(path, trust_pickles)
     weight, bias = stored.tensors.get("weight"), stored.tensors.get("bias")
     if "normalize" not in stored.info or weight is None or weight.ndim != 2:
-        raise ValueError(f"`{path}` is no classification head. Found tensors {some(list(stored.tensors))}.")
+        raise ValueError(
+            f"`{path}` is no classification head. Found tensors {abbreviate(list(stored.tensors))}."
+        )
     bias = None if bias is None else bias.float()
     return ClassificationHead(weight.float(), bias, stored.info["normalize"]).requires_grad_(False).eval()
 
@@ -137,7 +139,7 @@ def _check_fits(path: str | Path, tensors: Mapping[str, Tensor], architecture: A
     if missing or extra:
         raise ValueError(
             f"`{path}` holds no image encoder of the architecture `{architecture.model_name}`: missing "
-            f"tensors {some(missing)}, additional tensors {some(extra)}."
+            f"tensors {abbreviate(missing)}, additional tensors {abbreviate(extra)}."
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from fusion_tinting.families.family import Family
 from fusion_tinting.families.loading import configurations, reachable, require_one_architecture
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 

@@ -17,11 +17,12 @@ from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
-from fusion_tinting.reporting import tables
-from fusion_tinting.run.artifact import Reordered, read_manifest
+from fusion_tinting.reporting import plots, tables
 from fusion_tinting.run.history import History
-from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule
+from fusion_tinting.run.info import RunInfo
+from fusion_tinting.run.manifest import Manifest
+from fusion_tinting.run.tinted_model import Reordered, TintedModel
+from fusion_tinting.run.unlabeled import Unlabeled, split_aside
 from fusion_tinting.tinting import tint
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if self.artifact is None:
             checks.split(modelpool, self.adapt_split)
         else:
-            read_manifest(Path(self.artifact))
+            Manifest.read(Path(self.artifact))
         if self.log_dir is not None:
             self.log_hyperparams()
         return family
@@ -151,22 +152,26 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         """
         tasks, pool = list(unlabeled), family.pool
         debug = {"steps": 1} if self.is_debug_mode else {}
-        return tint(
+        processes = FabricProcesses(self.fabric)
+        model = tint(
             family.pretrained if base is None else base,
             experts=Reordered(family.experts, tasks),
             heads={task: family.heads[task] for task in tasks},
             unlabeled=unlabeled,
             run_dir=run_dir,
-            processes=FabricProcesses(self.fabric),
+            processes=processes,
             on_step=on_step,
-            info={
-                "split": self.adapt_split,
-                "ids": {n: model_id(pool, n) for n in (*tasks, *([PRETRAINED] if base is None else []))},
-                "tensor_names": family.tensor_names,
-            },
+            info=RunInfo(
+                split=self.adapt_split,
+                ids={n: model_id(pool, n) for n in (*tasks, *([PRETRAINED] if base is None else []))},
+                tensor_names=family.tensor_names or {},
+            ),
             model_class=family.model_class,
             **family.family.settings({**self.settings, **changes, **debug}, tasks),
         )
+        if processes.rank == 0:
+            plots.write_all(model, run_dir)
+        return model
 
     def _show_agreement(self, model, family, columns, processes) -> None:
         table = tables.agreement_table(
@@ -194,11 +199,8 @@ def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dic
     """Split each task's samples into those that teach and a tenth (at least one) kept aside."""
     used, aside = {}, {}
     for task, inputs in unlabeled.items():
-        order = batch_schedule(len(inputs), len(inputs), 1, seed, f"aside {task}")[0].tolist()
-        count = max(1, round(KEPT_ASIDE * len(inputs)))
-        if count == len(inputs):
-            raise ValueError(f"Task `{task}` has a single sample; at least two are needed.")
-        used[task], aside[task] = inputs.subset(order[count:]), inputs.subset(order[:count])
+        rows = split_aside(task, len(inputs), round(KEPT_ASIDE * len(inputs)), seed)
+        used[task], aside[task] = (inputs.subset(part.tolist()) for part in rows)
     return used, aside
 
 

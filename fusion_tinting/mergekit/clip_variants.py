@@ -27,6 +27,7 @@ from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
 from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.run.artifact import COEFFICIENTS, tint_path
 from fusion_tinting.run.files import read_json, read_tensors, write_text
+from fusion_tinting.run.manifest import Manifest, Source
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -39,16 +40,16 @@ class TowerRun:
         ValueError: models that the run was not learned from, junk or NaN in a file.
     """
 
-    def __init__(self, run_dir: Path, manifest: Mapping):
-        self._base = reachable(family.load, manifest["base"]["id"])
-        self._preprocessor = reachable(lambda name: cached_file(name, PREPROCESSOR), manifest["base"]["id"])
-        self._heads = {task: _head(run_dir, task) for task in manifest["tasks"]}
-        tinted = manifest["tinted_tensors"]
-        self._blocks = {task: _tint(run_dir, task, tinted) for task in manifest["tasks"]}
+    def __init__(self, run_dir: Path, manifest: Manifest):
+        self._base = reachable(family.load, manifest.base.id)
+        self._preprocessor = reachable(lambda name: cached_file(name, PREPROCESSOR), manifest.base.id)
+        self._heads = {task: _head(run_dir, task) for task in manifest.tasks}
+        tinted = manifest.tinted_tensors
+        self._blocks = {task: _tint(run_dir, task, tinted) for task in manifest.tasks}
         self._tower = _merged(self._base, manifest, CoefficientFile(run_dir / COEFFICIENTS))
         self.shared = [name for name in self._tower if name not in tinted]
-        self.experts = {t: Named(Checkpoint.open(e["id"]), {}) for t, e in manifest["experts"].items()}
-        self.sources = [Path(manifest["base"]["id"]), *(e.checkpoint.folder for e in self.experts.values())]
+        self.experts = {t: Named(Checkpoint.open(e.id), {}) for t, e in manifest.experts.items()}
+        self.sources = [Path(manifest.base.id), *(e.checkpoint.folder for e in self.experts.values())]
 
     def merged(self, name: str) -> Tensor:
         """θ(λ) of one tensor."""
@@ -79,24 +80,24 @@ class TowerRun:
         write_head(folder / "head", *self._heads[task])
 
 
-def _merged(base: CLIPModel, manifest: Mapping, file: CoefficientFile) -> dict[str, Tensor]:
+def _merged(base: CLIPModel, manifest: Manifest, file: CoefficientFile) -> dict[str, Tensor]:
     """θ₀ + Σ_k λ_k (θ_k − θ₀) of every tensor, one expert at a time, in float32."""
     names = family.names_on_disk(family.CLIPImageEncoder(base.vision_model, base.visual_projection), base)
-    start = _parameters(base.vision_model, names, "the base", manifest["base"])
+    start = _parameters(base.vision_model, names, "the base", manifest.base)
     total = {name: tensor.clone() for name, tensor in start.items()}
-    for task, entry in manifest["experts"].items():
-        tower = reachable(family.load_tower, entry["id"])
+    for task, entry in manifest.experts.items():
+        tower = reachable(family.load_tower, entry.id)
         expert = _parameters(tower, names, f"the expert `{task}`", entry)
         for name, tensor in expert.items():
             total[name].add_(tensor - start[name], alpha=file.value(name, task))
     return total
 
 
-def _parameters(tower: CLIPVisionModel, names: Mapping[str, str], who: str, entry: Mapping) -> dict:
+def _parameters(tower: CLIPVisionModel, names: Mapping[str, str], who: str, entry: Source) -> dict:
     found = {f"vision_model.{name}": tensor.detach() for name, tensor in tower.named_parameters()}
-    if content_hash(found) != entry["sha256"]:
+    if content_hash(found) != entry.sha256:
         raise ValueError(
-            f"`{entry['id']}`, {who}, is not what the run was learned from: its tensors have changed. "
+            f"`{entry.id}`, {who}, is not what the run was learned from: its tensors have changed. "
             "Learn anew, into another folder."
         )
     return {names[name]: tensor for name, tensor in found.items()}

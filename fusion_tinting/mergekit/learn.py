@@ -21,10 +21,11 @@ from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.quiet import quiet as quiet_libraries
 from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
+from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.processes import Processes
-from fusion_tinting.run.unlabeled import batch_schedule
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.tinting import tint
 
 
@@ -75,10 +76,11 @@ def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedM
         processes=Processes(device),
         progress=progress,
         model_class=family.model_class,
-        info={"ids": ids, "tensor_names": _names(family)},
+        info=RunInfo(ids=ids, tensor_names=_names(family)),
         **family.settings({**family.defaults, **config.adapt}),
     )
     experts = {task: ids[task] for task in config.by_task}
+    plots.write_all(model, run_dir)
     recipes.write(run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes, family.variance_epsilon)
     family.write_beside(run_dir)
     return model, aside
@@ -167,13 +169,8 @@ def _split_all(
 
 def _split(inputs: Inputs, share: float, task: str) -> tuple[Inputs, Inputs]:
     """Return what teaches, and what is kept aside: another draw for each task, the same in every run."""
-    count = len(inputs.unlabeled)
-    if count < 2:
-        raise ValueError(f"Task `{task}` has a single input; at least two are needed: one is kept aside.")
-    kept = min(max(1, round(share * count)), count - 1)
-    order = batch_schedule(count, count, 1, 0, f"aside {task}")[0]
-    parts = order[kept:].sort().values, order[:kept].sort().values
-    labels = inputs.labels
+    count, labels = len(inputs.unlabeled), inputs.labels
+    parts = (rows.sort().values for rows in split_aside(task, count, round(share * count), 0))
     taught, aside = (
         Inputs(inputs.unlabeled.subset(part.tolist()), None if labels is None else labels[part])
         for part in parts

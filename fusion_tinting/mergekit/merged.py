@@ -13,8 +13,9 @@ from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
 from fusion_tinting.method.task_vectors import content_hash
-from fusion_tinting.run.artifact import COEFFICIENTS, MANIFEST, tint_path
+from fusion_tinting.run.artifact import COEFFICIENTS, tint_path
 from fusion_tinting.run.files import read_json, write_json
+from fusion_tinting.run.manifest import MANIFEST, Manifest, Source
 
 Shapes = dict[str, tuple[int, ...]]
 ADVICE = "The run was learned from other models: give it those, or learn anew."
@@ -65,18 +66,18 @@ class MergedRun:
         ValueError: models that the run was not learned from, junk or NaN in a file; the tensor is named.
     """
 
-    def __init__(self, run_dir: Path, manifest: Mapping):
-        tasks = manifest["tasks"]
-        base = Checkpoint.open(_id(manifest["base"], run_dir))
-        experts = {task: Checkpoint.open(_id(manifest["experts"][task], run_dir)) for task in tasks}
+    def __init__(self, run_dir: Path, manifest: Manifest):
+        tasks = manifest.tasks
+        base = Checkpoint.open(_id(manifest.base, run_dir))
+        experts = {task: Checkpoint.open(_id(manifest.experts[task], run_dir)) for task in tasks}
         self._names = ModelNames(experts[tasks[0]].folder)
         self._base = Named(base, self._names.of(base.files))
         self.experts = {task: Named(found, self._names.of(found.files)) for task, found in experts.items()}
         self._file = CoefficientFile(run_dir / COEFFICIENTS)
         self._rows = self._names.of(self._file.rows)
-        tinted = self._names.of(manifest["tinted_tensors"])
+        tinted = self._names.of(manifest.tinted_tensors)
         self.shared = [name for name in self._rows if name not in tinted]
-        self._paths = {t: tint_path(run_dir, t) for t in tasks} if manifest["layer"] is not None else {}
+        self._paths = {t: tint_path(run_dir, t) for t in tasks} if manifest.layer is not None else {}
         self._tinted = {task: list(self._tint(task)) for task in self._paths}
         self._check_shapes()
         self._check_content(manifest)
@@ -169,11 +170,11 @@ class MergedRun:
         for task, names in self._tinted.items():
             self._check_tint(task, names)
 
-    def _check_content(self, manifest: Mapping) -> None:
+    def _check_content(self, manifest: Manifest) -> None:
         names = {self._names.encoder[name]: name for name in self._rows}
         for who, model, key in self._models():
-            entry = manifest["base"] if key is None else manifest["experts"][key]
-            if content_hash(Parameters(model, names, self._names.form)) != entry["sha256"]:
+            entry = manifest.base if key is None else manifest.experts[key]
+            if content_hash(Parameters(model, names, self._names.form)) != entry.sha256:
                 raise ValueError(f"The {who}, `{model.checkpoint.folder}`, has changed since. {ADVICE}")
 
     def _models(self) -> Iterator[tuple[str, Named, str | None]]:
@@ -191,9 +192,9 @@ class MergedRun:
         require_same(found, wanted, f"The tint `{self._paths[task]}`", "It is another model's.")
 
 
-def _id(entry: Mapping, run_dir: Path) -> str:
-    if not entry.get("id"):
+def _id(entry: Source, run_dir: Path) -> str:
+    if not entry.id:
         raise ValueError(
             f"`{run_dir / MANIFEST}` does not say where its models are; was it made in Python?"
         )
-    return entry["id"]
+    return entry.id

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.families.rows import Inputs
-from fusion_tinting.method.objectives import agreement, divergence
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.method.objectives import Reads, agreement, divergence
 from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.experts import outputs
 from fusion_tinting.run.processes import Processes, sensible_threads
+from fusion_tinting.run.tinted_model import TintedModel
 
 
 class Measured(NamedTuple):
@@ -39,11 +39,11 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
         model: the tinted model.
         aside: task -> the inputs kept aside.
     """
-    count, init = len(model.tasks), model.info["settings"]["init"]
+    count, start = len(model.tasks), model.start
     ways: dict[str, Callable[[], TintedModel]] = {
         "base": lambda: model.remerged(0.0),
         f"average\nλ = 1/{count}": lambda: model.remerged(1 / count),
-        f"Task Arithmetic\nλ = {init}": lambda: model.remerged(init),
+        f"Task Arithmetic\nλ = {_shown(start)}": lambda: model.remerged(start),
         "tinted": lambda: model,
     }
     report: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
@@ -52,7 +52,7 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
         for task, inputs in aside.items():
             expert = model.remerged(task)
             for name, merge in (*ways.items(), ("expert", lambda expert=expert: expert)):
-                report[name][task] = _measured(merge(), expert, task, inputs, model.tells_values(task))
+                report[name][task] = _measured(merge(), expert, task, inputs, model.reads(task))
     return report
 
 
@@ -94,9 +94,7 @@ def score(output: Tensor, labels: Tensor) -> Tensor:
     return (output.argmax(1) == labels).float().mean()
 
 
-def _measured(
-    model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, of_values: bool
-) -> Measured:
+def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, reads: Reads) -> Measured:
     """Measure batch by batch, so that only one batch's outputs are in memory."""
     processes = Processes(next(model.parameters()).device)
 
@@ -106,12 +104,17 @@ def _measured(
 
     agreed, apart, kept = [], [], []
     for ours, theirs in zip(outputs_of(model), outputs_of(expert), strict=True):
-        agreed.append(agreement(ours, theirs, of_values=of_values).cpu())
+        agreed.append(agreement(ours, theirs, reads).cpu())
         if not _single(theirs):
             apart.append(divergence(ours, theirs).cpu())
         if inputs.labels is not None:
             kept.append(ours.cpu())
     return Measured(torch.cat(agreed), _joined(apart), _joined(kept))
+
+
+def _shown(lam: float | Tensor) -> str:
+    """Return one number, or the start of each task."""
+    return ", ".join(f"{value:.6g}" for value in torch.as_tensor(lam).reshape(-1).tolist())
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:

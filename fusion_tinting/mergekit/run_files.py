@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.run.artifact import MANIFEST, check_rows
+from fusion_tinting.run.artifact import check_rows
 from fusion_tinting.run.files import read_json, read_tensors
+from fusion_tinting.run.manifest import MANIFEST
 
 
 class CoefficientFile:

@@ -12,7 +12,8 @@ from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.run_files import CoefficientFile
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import Table, show
-from fusion_tinting.run.artifact import COEFFICIENTS, check_files, read_manifest
+from fusion_tinting.run.artifact import COEFFICIENTS
+from fusion_tinting.run.manifest import Manifest
 
 FEW = 24
 """Up to so many tensors are shown one by one; more are averaged by block."""
@@ -23,12 +24,12 @@ FEW = 24
 @click.option("--tensors", is_flag=True, help="A row for every tensor, however many there are.")
 def command(run_dir: Path, tensors: bool) -> None:
     """Show the settings of a run and its coefficients by layer."""
-    manifest = read_manifest(run_dir)
+    manifest = Manifest.read(run_dir)
     file = CoefficientFile(run_dir / COEFFICIENTS)
-    check_files(run_dir, manifest)
+    manifest.check_files(run_dir)
     for what, text in _facts(manifest):
         click.echo(f"{what:<12}{text}")
-    mark = set(manifest.get("tinted_tensors") or ())
+    mark = set(manifest.tinted_tensors)
     rows = {f"{name} (tinted)" if name in mark else name: row for name, row in file.rows.items()}
     many = len(rows) > FEW and not tensors
     show(coefficient_table(file.tasks, by_block(rows) if many else rows))
@@ -54,17 +55,17 @@ def by_block(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {group: torch.stack(each).mean(0) for group, each in groups.items()}
 
 
-def _facts(manifest: Mapping) -> list[tuple[str, str]]:
-    settings = {key: value for key, value in manifest["settings"].items() if value is not None}
-    experts = [("expert", f"{task}: {entry['id']}") for task, entry in manifest["experts"].items()]
-    taught = ", ".join(f"{task} {count}" for task, count in manifest["samples"].items())
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    settings = {key: value for key, value in manifest.settings.items() if value is not None}
+    experts = [("expert", f"{task}: {entry.id}") for task, entry in manifest.experts.items()]
+    taught = ", ".join(f"{task} {count}" for task, count in manifest.samples.items())
     return [
-        ("base", str(manifest["base"]["id"])),
+        ("base", str(manifest.base.id)),
         *experts,
-        ("tinted", str(manifest["layer"])),
+        ("tinted", str(manifest.layer)),
         ("settings", ", ".join(f"{key}={value}" for key, value in settings.items())),
         ("inputs", taught),
-        ("cost", f"{manifest.get('steps')} steps, {manifest.get('seconds')} s"),
+        ("cost", f"{manifest.steps} steps, {manifest.seconds} s"),
     ]
 
 

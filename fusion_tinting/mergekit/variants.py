@@ -28,8 +28,9 @@ from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.clip_variants import TowerRun
 from fusion_tinting.mergekit.merged import MergedRun
 from fusion_tinting.mergekit.recipes import require_empty, require_other
-from fusion_tinting.run.artifact import COEFFICIENTS, MANIFEST, check_files, read_manifest
+from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.files import read_json, write_atomically, write_json
+from fusion_tinting.run.manifest import MANIFEST, Manifest
 
 SHARED = "shared"
 OWN = "model-task.safetensors"
@@ -60,15 +61,15 @@ def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = F
         ValueError: an unknown task, `out` not empty, or models that the run was not learned from.
         OSError: no room; nothing is left that could be loaded by mistake.
     """
-    manifest = read_manifest(run_dir)
+    manifest = Manifest.read(run_dir)
     for task in tasks:
-        if task not in manifest["tasks"]:
-            raise unknown("task", task, manifest["tasks"])
-    chosen = list(dict.fromkeys(tasks)) or manifest["tasks"]
+        if task not in manifest.tasks:
+            raise unknown("task", task, manifest.tasks)
+    chosen = list(dict.fromkeys(tasks)) or manifest.tasks
     require_empty(out, force)
     towers = (run_dir / HEADS).is_dir()  # of CLIP: the heads are no part of the experts' checkpoints
     run = TowerRun(run_dir, manifest) if towers else MergedRun(run_dir, manifest)
-    check_files(run_dir, manifest)
+    manifest.check_files(run_dir)
     for folder in (out / SHARED, *(out / folder_of(task) for task in chosen)):
         require_other(folder, run.sources)
     shared = _shared(run, out / SHARED, _digest(run_dir))

@@ -10,12 +10,16 @@ LAST = 0.25
 
 
 class Average:
-    """θ̄ = 1/N Σ_t θ_t over the last N iterations (Polyak and Juditsky, 1992; stochastic weight averaging,
-    arXiv 1803.05407). Not in the paper.
+    """θ̄ = 1/N Σ_t θ_t over the last N iterations.
+
+    Polyak and Juditsky, 1992; stochastic weight averaging, arXiv 1803.05407. Not in the paper.
 
     Args:
         trained: name -> tensor, of which the mean is taken.
         steps: how many iterations there will be.
+
+    Attributes:
+        means: name -> the mean so far, of the tensor's shape.
     """
 
     def __init__(self, trained: Mapping[str, Tensor], steps: int):
@@ -24,7 +28,11 @@ class Average:
 
     @torch.no_grad()
     def add(self, step: int) -> None:
-        """Take in what iteration `step` has left."""
+        """Add what iteration `step` has left to the mean, if it is one of the last.
+
+        Args:
+            step: the iteration, from 0.
+        """
         if step >= self.first:
             for name, tensor in self.trained.items():
                 self.means[name].lerp_(tensor, 1 / (step - self.first + 1))

@@ -1,21 +1,31 @@
 """The merged encoder θ(λ)_l = θ₀_l + Σ_k λ_lk τ_k,l, and its gradient ∂λ_lk = ⟨∂θ_l, τ_k,l⟩.
 
-Twice: an obvious reference that autograd can see through, and the fast path that `adapt` uses. The
+Twice: an obvious reference that autograd can see through, and the fast path that training uses. The
 fast path merges outside autograd, so that the merged weights are leaves, and takes ∂λ once per
-optimiser step from their summed gradients. Each tensor costs one matrix-vector product either way,
+optimizer step from their summed gradients. Each tensor costs one matrix-vector product either way,
 so both run at the speed of memory. The tests hold the two equal in value and gradient.
+
+`merge_tensor` is the same sum for checkpoints that are merged tensor by tensor, without task vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fusion_tinting.method.task_vectors import TaskVectors
 
+ELEMENTS = 1 << 18
+"""Of a tensor that `merge_tensor` converts at a time: they stay in the processor's cache."""
+
 
 def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
-    """θ(λ) by the formula, differentiable in `lam`, shape (L, K). Tensor name -> merged tensor."""
+    """Return θ(λ) by the formula, differentiable in `lam`: tensor name -> merged tensor.
+
+    Args:
+        vectors: θ₀ and the task vectors.
+        lam: the effective coefficients, shape (L, K).
+    """
     base, deltas = vectors.views(vectors.base), vectors.views(vectors.deltas)
     return {
         name: base[name]
@@ -26,11 +36,14 @@ def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tensor:
-    """θ(λ) into one flat buffer, shape (P,), without autograd; `vectors.views` names its parts.
+    """Merge into one flat buffer, shape (P,), without autograd, and return it.
+
+    `vectors.views` names its parts.
 
     Args:
+        vectors: θ₀ and the task vectors.
         lam: the effective coefficients, shape (L, K).
-        out: the buffer to fill; a new one by default.
+        out: the buffer to fill, shape (P,); a new one by default.
     """
     out = torch.empty_like(vectors.base) if out is None else out
     weights = lam * vectors.scales
@@ -41,12 +54,34 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
 
 
 @torch.no_grad()
+def merge_tensor(base: Tensor, experts: Iterable[Tensor], lams: Iterable[float]) -> Tensor:
+    """Return θ₀_l + Σ_k λ_lk (θ_k,l − θ₀_l) of one tensor, in float32 (or float64, if the base is).
+
+    Args:
+        base: θ₀_l, any shape and floating-point dtype.
+        experts: θ_k,l of every expert, of the same shape; taken one at a time, so that they may be read
+            then.
+        lams: λ_lk of every expert.
+    """
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    start = base.reshape(-1)
+    total = start.to(dtype, copy=True)
+    for expert, lam in zip(experts, lams, strict=True):
+        tensor = expert.reshape(-1)
+        for first in range(0, len(total), ELEMENTS):
+            piece = slice(first, first + ELEMENTS)
+            total[piece].add_(tensor[piece].to(dtype) - start[piece].to(dtype), alpha=lam)
+    return total.view(base.shape)
+
+
+@torch.no_grad()
 def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> Tensor:
-    """∂λ_lk = ⟨∂θ_l, τ_k,l⟩, shape (L, K).
+    """Return ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, shape (L, K).
 
     Where the task vectors are shared out over processes, it is this process's part of the sum over them.
 
     Args:
+        vectors: θ₀ and the task vectors.
         gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0. Overwritten
             where the task vectors are shared out.
     """
@@ -74,7 +109,11 @@ class MergedWeights:
 
     Args:
         module: whose parameters `vectors` names; its values are overwritten by each `write`.
+        vectors: θ₀ and the task vectors.
         trainable: whether gradients are wanted.
+
+    Attributes:
+        weights: θ(λ), shape (P,).
     """
 
     def __init__(self, module: nn.Module, vectors: TaskVectors, trainable: bool = True):
@@ -88,17 +127,21 @@ class MergedWeights:
             self._parameters[name].requires_grad_(self.trainable)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for parameter in self._parameters.values():
             parameter.data, parameter.grad = parameter.data.clone(), None
             parameter.requires_grad_(False)
 
     def write(self, lam: Tensor) -> None:
-        """Set the module's parameters to θ(λ); `lam` has shape (L, K)."""
+        """Set the module's parameters to θ(λ).
+
+        Args:
+            lam: the effective coefficients, shape (L, K).
+        """
         merge(self.vectors, lam, out=self.weights)
 
     def take_gradients(self) -> dict[str, Tensor]:
-        """Tensor name -> the gradient accumulated since the last call, for those that have one."""
+        """Return tensor name -> the gradient accumulated since the last call, for those that have one."""
         taken = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         for name in taken:
             self._parameters[name].grad = None
@@ -107,7 +150,13 @@ class MergedWeights:
 
 @torch.no_grad()
 def load_merged(module: nn.Module, vectors: TaskVectors, lam: Tensor) -> nn.Module:
-    """Copy θ(λ) into `module`'s own parameters, in their dtype, and return it."""
+    """Copy θ(λ) into `module`'s own parameters, in their dtype, and return it.
+
+    Args:
+        module: whose parameters `vectors` names.
+        vectors: θ₀ and the task vectors.
+        lam: the effective coefficients, shape (L, K).
+    """
     for name, tensor in vectors.views(merge(vectors, lam.to(vectors.base))).items():
         module.get_parameter(name).copy_(tensor)
     return module

@@ -1,77 +1,152 @@
 """What the tinted model is pulled towards: one loss per sample, shape (B,).
 
-An objective maps (output of the tinted model, output of the expert), both (B, classes, ...) or, for
-`l1`, of any equal shape, to the B losses. Write your own and pass it wherever a name goes.
+An objective maps (output of the tinted model, output of the expert), both (B, classes, ...) or, of values,
+of any equal shape, to the B losses. Pass a function of your own wherever a name goes; make it an
+`Objective` to say what it reads of the expert.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from fusion_tinting.errors import unknown
 
-Objective = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def hard(output: Tensor, expert: Tensor) -> Tensor:
-    """Cross-entropy against the expert's arg-max (arXiv 2412.19098 v1, v2 and the released code).
+class Reads(Enum):
+    """What an objective reads of the expert.
 
-    A single output (B, 1) is no class distribution: there it is `l1`, in `soft` too.
+    It decides what is kept of a prediction, and how agreement is measured.
+    """
+
+    ARG_MAX = "the likeliest class"
+    DISTRIBUTION = "the class distribution"
+    LABELS = "a yes or no for each label, by its sigmoid"
+    VALUES = "values"
+    EVERYTHING = "the whole output"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what it reads of the expert.
+
+    Attributes:
+        name: what settings and artifacts call it.
+        loss: (output, expert), both (B, ...) -> losses (B,).
+        reads: see `Reads`.
+    """
+
+    name: str
+    loss: Loss
+    reads: Reads = Reads.EVERYTHING
+
+    def __call__(self, output: Tensor, expert: Tensor) -> Tensor:
+        """Return one loss per sample, shape (B,)."""
+        return self.loss(output, expert)
+
+
+def _hard(output: Tensor, expert: Tensor) -> Tensor:
+    """Return the cross-entropy against the expert's arg-max.
+
+    Source: arXiv 2412.19098 v1, v2 and the released code. A single output (B, 1) is no class distribution:
+    there it is `l1`, in `soft` too.
     """
     if output.shape[1] == 1:
-        return l1(output, expert)
+        return _l1(output, expert)
     return _per_sample(F.cross_entropy(output, expert.argmax(1), reduction="none"))
 
 
-def soft(output: Tensor, expert: Tensor) -> Tensor:
-    """Cross-entropy against the expert's probabilities (arXiv v3); of a single output as `hard`."""
+def _soft(output: Tensor, expert: Tensor) -> Tensor:
+    """Return the cross-entropy against the expert's probabilities (arXiv 2412.19098 v3)."""
     if output.shape[1] == 1:
-        return l1(output, expert)
+        return _l1(output, expert)
     return _per_sample(F.cross_entropy(output, expert.softmax(1), reduction="none"))
 
 
-def entropy(output: Tensor, expert: Tensor) -> Tensor:
-    """Entropy of the prediction itself; no teacher. Without a tint this is AdaMerging (2310.02575)."""
+def _entropy(output: Tensor, expert: Tensor) -> Tensor:
+    """Return the entropy of the prediction; without a tint this is AdaMerging (arXiv 2310.02575)."""
     return _per_sample(-(output.softmax(1) * output.log_softmax(1)).sum(1))
 
 
-def l1(output: Tensor, expert: Tensor) -> Tensor:
-    """Mean absolute difference: regression and dense prediction (depth, normals)."""
+def _l1(output: Tensor, expert: Tensor) -> Tensor:
+    """Return the mean absolute difference: regression and dense prediction (depth, normals)."""
     return _per_sample((output - expert).abs())
 
 
-OBJECTIVES: dict[str, Objective] = {"hard": hard, "soft": soft, "entropy": entropy, "l1": l1}
-OF_CLASSES = ("hard", "soft", "entropy")
-"""Those that read of the expert its class distribution alone, not the values themselves."""
+def _cosine(output: Tensor, expert: Tensor) -> Tensor:
+    """Return 1 − cos(output, expert) along axis 1: embeddings, whose direction alone counts."""
+    return _per_sample(1 - F.cosine_similarity(output, expert, dim=1))
 
 
-def resolve_objective(objective: str | Objective) -> Objective:
-    """An objective from its name; callables pass through."""
-    if callable(objective):
+def _sigmoid(output: Tensor, expert: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy against the expert's sigmoid: several labels at once."""
+    return _per_sample(F.binary_cross_entropy_with_logits(output, expert.sigmoid(), reduction="none"))
+
+
+hard = Objective("hard", _hard, Reads.ARG_MAX)
+soft = Objective("soft", _soft, Reads.DISTRIBUTION)
+entropy = Objective("entropy", _entropy, Reads.DISTRIBUTION)
+l1 = Objective("l1", _l1, Reads.VALUES)
+cosine = Objective("cosine", _cosine, Reads.VALUES)
+sigmoid = Objective("sigmoid", _sigmoid, Reads.LABELS)
+
+OBJECTIVES = {objective.name: objective for objective in (hard, soft, entropy, l1, cosine, sigmoid)}
+
+
+def resolve_objective(objective: str | Loss) -> Objective:
+    """Return an objective from its name; a function becomes one that reads everything.
+
+    Args:
+        objective: a name among `OBJECTIVES`, an `Objective`, or a function as `Objective.loss`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(objective, Objective):
         return objective
+    if callable(objective):
+        return Objective(getattr(objective, "__qualname__", type(objective).__name__), objective)
     if not isinstance(objective, str) or objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     return OBJECTIVES[objective]
 
 
 def divergence(output: Tensor, expert: Tensor) -> Tensor:
-    """KL(expert ‖ output) of class distributions, nats, averaged over positions; shape (B,)."""
-    told, theirs = output.log_softmax(1), expert.log_softmax(1)
-    return _per_sample((theirs.exp() * (theirs - told)).sum(1))
+    """Return KL(expert ‖ output) of class distributions, in nats, averaged over positions; shape (B,).
 
-
-def agreement(output: Tensor, expert: Tensor, of_values: bool = False) -> Tensor:
-    """How far a sample's output agrees with the expert's, in [0, 1]; shape (B,).
-
-    Class logits: 1 where the arg-max is the same (averaged over positions of a dense output).
-    Values, which outputs with a single channel always are: 1 − min(1, |output − expert|₁ / |expert|₁).
+    Args:
+        output: logits (B, classes, ...).
+        expert: the same of the expert.
     """
-    if not of_values and output.ndim > 1 and output.shape[1] > 1:
+    log_q, log_p = output.log_softmax(1), expert.log_softmax(1)
+    return _per_sample((log_p.exp() * (log_p - log_q)).sum(1))
+
+
+def agreement(output: Tensor, expert: Tensor, reads: Reads = Reads.ARG_MAX) -> Tensor:
+    """Return how far a sample's output agrees with the expert's, in [0, 1]; shape (B,).
+
+    Classes: 1 where the arg-max is the same, averaged over positions. Labels: the share of those on the
+        same side
+    of one half. Values, which outputs with a single channel always are: 1 − min(1, |output − expert|₁ /
+    |expert|₁).
+
+    Args:
+        output: of the tinted model, (B, ...).
+        expert: of the expert, the same shape.
+        reads: what the task's objective reads of the expert.
+    """
+    if reads is Reads.LABELS:
+        return _per_sample(((output > 0) == (expert > 0)).float())
+    if reads is not Reads.VALUES and output.ndim > 1 and output.shape[1] > 1:
         return _per_sample((output.argmax(1) == expert.argmax(1)).float())
     error, size = _per_sample((output - expert).abs()), _per_sample(expert.abs())
     return 1 - (error / size.clamp(min=1e-12)).clamp(max=1)
 
 
 def _per_sample(values: Tensor) -> Tensor:
+    """Return the mean over everything but the samples."""
     return values.flatten(1).mean(1) if values.ndim > 1 else values

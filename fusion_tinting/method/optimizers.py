@@ -28,16 +28,25 @@ class Optimizers:
         self._tints = {task: _Adam(list(tint.parameters()), tint_rate) for task, tint in tints.items()}
 
     def step_coefficients(self, taught: Tensor) -> None:
-        """Update λ if `taught` (a boolean on the device), and drop its gradient."""
+        """Update λ, and drop its gradient.
+
+        Args:
+            taught: a boolean on the device; without it λ and its moments stay.
+        """
         self._coefficients.step(taught)
 
     def step_tint(self, task: str, taught: Tensor) -> None:
-        """The same for a task's tint, if it has one."""
+        """Update a task's tint, if it has one, as `step_coefficients` does λ.
+
+        Args:
+            task: whose tint.
+            taught: a boolean on the device; without it the tint and its moments stay.
+        """
         if task in self._tints:
             self._tints[task].step(taught)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> moments and step counts themselves, not copies; the names start with `optimizer.`."""
+        """Return `optimizer.<name>` -> moments and step counts: themselves, not copies."""
         tints = {f"tints.{k}": adam for k, adam in enumerate(self._tints.values())}
         named = {"coefficients": self._coefficients, **tints}
         return {
@@ -63,7 +72,7 @@ class _Adam:
         return [self._adam.state[p] for p in self._parameters]
 
     def step(self, taught: Tensor) -> None:
-        # What torch's gradient scaler says to a fused optimiser when a gradient is infinite.
-        self._adam.found_inf = (~taught).float()
+        # What torch's gradient scaler says to a fused optimizer when a gradient is infinite.
+        setattr(self._adam, "found_inf", (~taught).float())  # noqa: B010 (torch declares no such attribute)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)

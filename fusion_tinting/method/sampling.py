@@ -6,6 +6,7 @@ mask (B,). Write your own and pass it wherever a sampler's name goes.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ Sampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def every_sample(logits: Tensor, expert: Tensor) -> Tensor:
-    """Keep the whole batch (Model Tinting)."""
+    """Keep the whole batch (Model Tinting).
+
+    Args:
+        logits: of the tinted model, (B, classes).
+        expert: of the expert, the same shape.
+    """
     return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 
 
@@ -25,6 +31,13 @@ def confidence_difference(logits: Tensor, expert: Tensor) -> Tensor:
 
     With p, ŷ the largest softmax value and the arg-max of the expert (e) and the merged model (m):
     keep if ŷ_e = ŷ_m or p_e ≥ p_m. Source: arXiv 2412.19098 v1, v2.
+
+    Args:
+        logits: of the tinted model, (B, classes).
+        expert: of the expert, the same shape.
+
+    Raises:
+        ValueError: outputs that are no class logits.
     """
     p_m, y_m = _confidence(logits)
     p_e, y_e = _confidence(expert)
@@ -32,7 +45,16 @@ def confidence_difference(logits: Tensor, expert: Tensor) -> Tensor:
 
 
 def top_confidence(logits: Tensor, expert: Tensor, share: float = 0.5) -> Tensor:
-    """Keep the `share` of the batch (rounded up) of which the expert is surest (arXiv v3's filter)."""
+    """Keep the `share` of the batch (rounded up) of which the expert is surest (arXiv v3's filter).
+
+    Args:
+        logits: of the tinted model, (B, classes); not read.
+        expert: of the expert, the same shape.
+        share: above 0, at most 1.
+
+    Raises:
+        ValueError: outputs that are no class logits.
+    """
     p_e, _ = _confidence(expert)
     kept = p_e.topk(math.ceil(share * len(p_e))).indices
     return torch.zeros(len(p_e), dtype=torch.bool, device=p_e.device).index_fill_(0, kept, True)
@@ -46,28 +68,36 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def resolve_sampler(sampler: str | Sampler) -> Sampler:
-    """A sampler from its name; `top_confidence:0.3` sets the share. Callables pass through."""
+    """Return a sampler from its name; callables pass through.
+
+    Args:
+        sampler: a name among `SAMPLERS`, of which `top_confidence:0.3` sets the share; or a callable.
+
+    Raises:
+        ValueError: an unknown name, or a share out of range.
+    """
     if callable(sampler):
         return sampler
-    name, _, share = str(sampler).partition(":")
-    if name not in SAMPLERS or (share and name != "top_confidence"):
+    name, _, text = str(sampler).partition(":")
+    if name not in SAMPLERS or (text and name != "top_confidence"):
         raise unknown("sampler", sampler, [*SAMPLERS, "top_confidence:<share>"])
-    if not share:
+    if not text:
         return SAMPLERS[name]
     try:
-        value = float(share)
+        share = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
+        share = 0.0
+    if not 0 < share <= 1:
         raise ValueError(f"The share in `sampler={sampler}` must be above 0 and at most 1.")
-    return lambda logits, expert: top_confidence(logits, expert, value)
+    return partial(top_confidence, share=share)
 
 
 def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest softmax value and the arg-max; of a single output 1 and 0, so that none is preferred."""
+    """Return the largest softmax value and the arg-max; of a single output 1 and 0: none is preferred."""
     if logits.ndim != 2:
         raise ValueError(
             "Samplers by confidence need class logits of shape (batch, classes). Found "
             f"{tuple(logits.shape)}; use `sampler: all` for other outputs."
         )
-    return tuple(logits.softmax(1).max(1))
+    confidence, label = logits.softmax(1).max(1)
+    return confidence, label

@@ -1,18 +1,24 @@
 """The settings of an adaptation; the defaults are Model Tinting++ as published."""
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.method.coefficients import GRANULARITIES
-from fusion_tinting.method.objectives import OBJECTIVES, OF_CLASSES, Objective, hard, resolve_objective
-from fusion_tinting.method.sampling import Sampler, every_sample, resolve_sampler
+from fusion_tinting.method.coefficients import GRANULARITIES, Init
+from fusion_tinting.method.objectives import OBJECTIVES, Loss, Objective, Reads, resolve_objective
+from fusion_tinting.method.sampling import Sampler, resolve_sampler
 from fusion_tinting.method.task_vectors import DTYPES, PRETRAININGS
-from fusion_tinting.run.storage import STORAGES
-from fusion_tinting.run.top_predictions import ARG_MAX, TOP
 
 UPDATES = ("sequential", "joint")
+STORAGES = ("memory", "mmap", "sharded")
+"""Places for task vectors; `fusion_tinting.run.storage` has them."""
 
 
 @dataclass(frozen=True)
@@ -20,20 +26,22 @@ class Settings:
     """What an adaptation does; arXiv 2412.19098 unless another source is named.
 
     Attributes:
-        layer: the layer to tint; see `tints.resolve_layer`. `auto` finds one (`layer_choice`); None trains
-            coefficients alone.
+        layer: the layer to tint; see `tints.resolve_layer`. `auto` chooses one (`run.layer_choice`); None
+            trains coefficients alone.
         sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable.
-        objective: `hard`, `soft`, `entropy`, `l1`, or a callable; or task -> one of these.
-        update: `sequential` takes an optimiser step after each task (the paper: K steps an
+        objective: `hard`, `soft`, `entropy`, `l1`, `cosine`, `sigmoid`, or a callable; or task -> one of
+            these.
+        update: `sequential` takes an optimizer step after each task (the paper: K steps an
             iteration); `joint` sums the tasks' gradients and takes one step (AdaMerging's habit).
         steps: iterations; each visits every task once.
-        batch_size: unlabelled samples per task and iteration.
+        batch_size: unlabeled samples per task and iteration.
         lr: Adam's learning rate, β = (0.9, 0.999), no weight decay.
         lr_coefficients: another one for λ; 0 freezes λ. AdaMerging uses 1e-3.
         lr_tints: another one for the tints; 0 freezes them.
         average: whether the mean of λ and of the tints over the last quarter of the iterations is what is
             kept, and not the last ones; see `averaging`.
-        init: the value at which every λ starts (0.3; 0.1 for 14 and 20 tasks in some released runs).
+        init: where λ starts: one value (0.3; 0.1 for 14 and 20 tasks in some released runs); task -> its
+            value; the λ of an earlier run, as tensor name -> (K,), or the folder of that run.
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
         task_vectors: `dtype` (`fp32`, or `fp16` for half the memory) and `storage` (`memory`; `mmap`, a
@@ -47,7 +55,7 @@ class Settings:
 
     layer: str | None = "head"
     sampler: str | Sampler = "confidence_difference"
-    objective: str | Objective | Mapping[str, str | Objective] = "hard"
+    objective: str | Loss | Mapping[str, str | Loss] = "hard"
     update: str = "sequential"
     steps: int = 500
     batch_size: int = 32
@@ -55,13 +63,13 @@ class Settings:
     lr_coefficients: float | None = None
     lr_tints: float | None = None
     average: bool = False
-    init: float = 0.3
+    init: Init | str = 0.3
     granularity: str = "layer"
     clamp: bool = True
     task_vectors: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.layer is not None and not isinstance(self.layer, str):
             raise ValueError(f"`layer` must be a layer's name or None. Found {self.layer!r}.")
         if self.layer is None and self.lr_tints:
@@ -79,34 +87,38 @@ class Settings:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false. Found {getattr(self, name)!r}.")
         for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be a whole number, at least {least}. Found {value!r}.")
-        for name in ("lr", "lr_coefficients", "lr_tints", "init"):
-            value = getattr(self, name)
-            given = value is not None or name in ("lr", "init")
-            if given and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-                hint = " YAML takes a number without a point for text: write 1.0e-3, not 1e-3."
-                text = hint if isinstance(value, str) else ""
-                raise ValueError(f"`{name}` must be a number, at least 0. Found {value!r}.{text}")
+            _require_whole(name, getattr(self, name), least)
+        for name in ("lr", "lr_coefficients", "lr_tints"):
+            if getattr(self, name) is not None or name == "lr":
+                _require_number(f"`{name}`", getattr(self, name), 0, math.inf)
+        self._check_init()
 
     @classmethod
-    def from_options(cls, options: dict) -> "Settings":
-        """Settings from keyword arguments or a configuration; unknown names are an error."""
-        names = [field.name for field in fields(cls)]
+    def from_options(cls, options: Mapping[str, Any]) -> "Settings":
+        """Make settings from keyword arguments or a configuration.
+
+        Args:
+            options: name -> value.
+
+        Raises:
+            ValueError: an unknown name, or as the class.
+        """
+        names = [entry.name for entry in fields(cls)]
         for name in options:
             if name not in names:
                 raise unknown("setting", name, names)
         return cls(**options)
 
     @property
-    def objectives(self) -> list[str | Objective]:
+    def objectives(self) -> list[str | Loss]:
         """All that are in use."""
-        several = isinstance(self.objective, Mapping)
-        return list(self.objective.values()) if several else [self.objective]
+        return list(self.objective.values()) if isinstance(self.objective, Mapping) else [self.objective]
 
     def objective_of(self, task: str) -> Objective:
-        """The objective of a task.
+        """Return the objective of a task.
+
+        Args:
+            task: its name.
 
         Raises:
             ValueError: `objective` names tasks, but not this one.
@@ -117,40 +129,100 @@ class Settings:
             raise ValueError(f"`objective` names none for the task `{task}`. Found {list(self.objective)}.")
         return resolve_objective(self.objective[task])
 
-    def kept_of(self, task: str) -> int | None:
-        """How much of a class distribution is read of the task's expert; see `top_predictions.kept`."""
-        objective = self.objective_of(task)
-        if objective is hard and resolve_sampler(self.sampler) is every_sample:
-            return ARG_MAX
-        return TOP if objective in map(OBJECTIVES.get, OF_CLASSES) else None
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings; callables by their names and a hash of their code, tensors by a hash."""
+        return {entry.name: _as_json(getattr(self, entry.name)) for entry in fields(self)}
 
-    def to_json(self) -> dict:
-        """The settings, with callables by their names and the hash of their code."""
-        return {field.name: _named(getattr(self, field.name)) for field in fields(self)}
+    def _check_init(self) -> None:
+        low, high = (0.0, 1.0) if self.clamp else (-math.inf, math.inf)
+        if isinstance(self.init, str):
+            return  # a folder, which `tint` reads; see `run.artifact`
+        values = self.init.items() if isinstance(self.init, Mapping) else [("", self.init)]
+        for name, value in values:
+            where = f"`init` of `{name}`" if name else "`init`"
+            for number in value.flatten().tolist() if isinstance(value, Tensor) else [value]:
+                _require_number(where, number, low, high)
 
 
-def _task_vectors(given: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"`task_vectors` must map settings to values, as dtype: fp16. Found {given!r}.")
-    choices = {"dtype": DTYPES, "storage": STORAGES, "pretraining": PRETRAININGS}
-    found = {"dtype": "fp32", "storage": "memory", "pretraining": "same", **given}
-    for name, value in found.items():
+def reads_in(settings: Mapping[str, Any], task: str) -> Reads:
+    """Return what the objective of a task reads of the expert.
+
+    Args:
+        settings: as `Settings.to_json` gives them.
+        task: its name.
+    """
+    objective = settings.get("objective", Settings.objective)
+    name = objective.get(task) if isinstance(objective, Mapping) else objective
+    return OBJECTIVES[name].reads if name in OBJECTIVES else Reads.EVERYTHING
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be a whole number, at least {least}. Found {value!r}.")
+
+
+def _require_number(where: str, value: Any, low: float, high: float) -> None:
+    """Refuse what is not a finite number from `low` to `high`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low <= value <= high:
+        return
+    bounds = (
+        ""
+        if low == -math.inf
+        else f", at least {low:g}"
+        if high == math.inf
+        else f" from {low:g} to {high:g}"
+    )
+    hint = " YAML takes a number without a point for text: write 1.0e-3, not 1e-3."
+    clamped = " (λ is kept there: `clamp=false` lifts it)" if high == 1 else ""
+    text = hint if isinstance(value, str) else ""
+    raise ValueError(f"{where} must be a number{bounds}{clamped}. Found {value!r}.{text}")
+
+
+def _task_vectors(options: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"`task_vectors` must map settings to values, as dtype: fp16. Found {options!r}.")
+    choices: dict[str, Iterable[str]] = {"dtype": DTYPES, "storage": STORAGES, "pretraining": PRETRAININGS}
+    complete = {"dtype": "fp32", "storage": "memory", "pretraining": "same", **options}
+    for name, value in complete.items():
         if name not in choices:
             raise unknown("setting of task_vectors", name, choices)
         if value not in choices[name]:
             raise unknown(f"task_vectors.{name}", value, choices[name])
-    return found
+    return complete
 
 
-def _named(value):
-    """A function by its name; two of one name, such as lambdas, differ by code and what it closes over."""
+def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _named(one) for key, one in value.items()}
-    if not callable(value):
-        return value
-    function = value
-    code = getattr(function, "__code__", None)
-    closed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    content = (code.co_code, code.co_consts, closed) if code else function
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:8]
-    return f"{getattr(function, '__qualname__', type(function).__name__)} {digest}"
+        if any(isinstance(entry, Tensor) for entry in value.values()):
+            rows = [(name, torch.as_tensor(value[name]).tolist()) for name in sorted(value)]
+            return f"{len(value)} tensors {_digest(rows)}"
+        return {key: _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, Objective):
+        return value.name if OBJECTIVES.get(value.name) is value else _signature(value.loss, value.name)
+    return _signature(value) if callable(value) else value
+
+
+def _signature(function: Callable[..., Any], name: str | None = None) -> str:
+    """Return a callable's name and a hash of its code and of what it closes over.
+
+    Two functions of one name, such as lambdas, differ by it; the same script run twice gives the same, for
+    no address enters it.
+    """
+    name = name or getattr(function, "__qualname__", type(function).__name__)
+    return f"{name} {_digest(_content(function))}"
+
+
+def _content(value: Any) -> Any:
+    """Return what tells a value apart, with functions and code by what is in them."""
+    if isinstance(value, CodeType):
+        return value.co_code, tuple(map(_content, value.co_consts))
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return value  # of an object that is called only its address tells it apart: it cannot be resumed
+    closed = [_content(cell.cell_contents) for cell in getattr(value, "__closure__", None) or ()]
+    return code.co_code, tuple(map(_content, code.co_consts)), closed
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:8]

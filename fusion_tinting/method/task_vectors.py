@@ -1,5 +1,6 @@
 """The pre-trained model θ₀ and the task vectors τ_k = θ_k − θ₀, matched by name."""
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Container, Iterator, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.run.storage import STORAGES, Rows
+from fusion_tinting.errors import abbreviate
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -22,6 +23,91 @@ falls below it only by moving ten times the length of θ₀."""
 
 PRETRAINED = "_pretrained_"
 """Key of θ₀ among the content hashes, beside the task names (FusionBench's own word for it)."""
+
+PIECE = 1 << 16
+"""Columns converted to float32 at a time: K times this stays in the processor's cache."""
+
+Slots = dict[str, tuple[int, int, torch.Size]]
+"""Tensor name -> (start, stop, shape) in a flat buffer."""
+
+
+class Rows:
+    """K rows of P numbers in memory; `fusion_tinting.run.storage` has other places for them.
+
+    Args:
+        count: K.
+        width: P.
+        dtype: float32, or a half-precision type that `pieces` converts to float32.
+        device: where they are.
+
+    Attributes:
+        whole: the rows, or this process's columns of them.
+        shared: whether the columns are shared out over processes.
+    """
+
+    shared = False
+
+    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
+        self.whole = torch.empty(count, width, dtype=dtype, device=device)
+
+    def write(self, k: int, row: Tensor) -> None:
+        """Set row `k`, converted to the rows' own dtype.
+
+        Args:
+            k: its place.
+            row: shape (P,).
+        """
+        self.whole[k] = row
+
+    def to(self, device: torch.device | str) -> "Rows":
+        """Return the same rows on another device.
+
+        Args:
+            device: where to.
+        """
+        moved = copy.copy(self)
+        moved.whole = self.whole.to(device)
+        return moved
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield (a, b, columns a to b as float32, shape (K, b - a)), from `start` to `stop`.
+
+        Float32 rows are not copied and come in one piece; others in pieces, in a buffer that the next
+        piece overwrites.
+
+        Args:
+            start: the first column.
+            stop: the one after the last.
+        """
+        if self.whole.dtype == torch.float32:
+            yield start, stop, self.whole[:, start:stop]
+            return
+        size = min(PIECE if self.whole.device.type == "cpu" else stop - start, stop - start)
+        buffer = torch.empty(len(self.whole), size, device=self.whole.device)
+        for a in range(start, stop, max(size, 1)):
+            b = min(a + size, stop)
+            yield a, b, buffer[:, : b - a].copy_(self.whole[:, a:b])
+
+    def release(self) -> None:
+        """Release what is resident for no reason; nothing, in memory."""
+
+    def complete(self, flat: Tensor) -> None:
+        """Make `flat` whole, of which `pieces` gave only what is here; nothing to do in memory.
+
+        Args:
+            flat: shape (P,).
+        """
+
+    def sum(self, start: int, part: Tensor) -> None:
+        """Sum `part` over the processes that share the columns; nothing to do in memory.
+
+        Args:
+            start: its first column.
+            part: shape (columns,).
+        """
+
+    def __deepcopy__(self, _: object) -> "Rows":
+        return self  # never changed once written, and large
 
 
 @dataclass(frozen=True)
@@ -38,11 +124,11 @@ class TaskVectors:
             float32; in float16 each tensor's largest value is brought to the top of the range, so that
             small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
-        rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or in a file.
+        rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or elsewhere.
     """
 
     tasks: list[str]
-    slots: dict[str, tuple[int, int, torch.Size]]
+    slots: Slots
     base: Tensor
     scales: Tensor
     hashes: dict[str, str]
@@ -55,53 +141,38 @@ class TaskVectors:
         experts: Mapping[str, nn.Module],
         *,
         dtype: str = "fp32",
-        storage: str = "memory",
+        storage: type[Rows] = Rows,
         pretraining: str = "same",
     ) -> "TaskVectors":
         """Subtract `pretrained` from each expert, one expert at a time.
 
-        `experts` may load on access: each is let go before the next is asked for. A parameter that the
+        `experts` may load on access: each is released before the next is asked for. A parameter that the
         experts share with the pre-trained model (the very same object) has no task vector and is not
         merged; nor are buffers, of which the pre-trained model's stay.
 
         Args:
+            pretrained: θ₀, an encoder.
+            experts: task -> the encoder fine-tuned on it.
             dtype: `fp32`, or `fp16` with a power-of-two scale per tensor: half the memory.
-            storage: `memory`; `mmap`, a file in the user's cache folder that has no name and goes with the
-                process: merging then holds a few megabytes of it at a time, whatever K is; or `sharded`:
-                each process of torch.distributed holds its share of the columns.
+            storage: where the rows are kept; see `Rows` and `fusion_tinting.run.storage.STORAGES`.
             pretraining: `same`, the experts were fine-tuned from `pretrained`; or `different`, they may
                 have another origin, and `pretrained` is the anchor around which they are merged: the
                 disjoint basins of arXiv 2412.19098, where plain merges fail.
 
         Raises:
-            OSError: no room for the file of `mmap`.
-            ValueError: `mmap` on another device than the CPU; `sharded` in a single process; no expert, or
-                one that is no module or the pre-trained model itself; a tensor missing, added, of another
-                shape or dtype, or not finite, named with its task; an expert of another pre-training,
-                unless that is allowed.
+            OSError: no room where `storage` keeps its rows.
+            ValueError: no expert, or one that is not a module or is the pre-trained model itself; a tensor
+                missing, added, of another shape or dtype, or not finite, named with its task; an expert of
+                another pre-training, unless that is allowed; or what `storage` refuses.
         """
-        if not experts:
-            raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
-        if PRETRAINED in experts:
-            raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
-        require_module("The pre-trained model", pretrained)
-        shared = _shared(pretrained, _expert(pretrained, experts, next(iter(experts))))
-        reference = {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
+        reference = _mergeable(pretrained, experts)
         slots = _slots(reference)
         base = _flatten(reference, slots, "the pre-trained model")
-        rows = STORAGES[storage](len(experts), base.numel(), DTYPES[dtype], base.device)
+        rows = storage(len(experts), base.numel(), DTYPES[dtype], base.device)
         scales = torch.ones(len(slots), len(experts), device=base.device)
         hashes = {PRETRAINED: content_hash(reference)}
         for k, task in enumerate(experts):
-            expert = _expert(pretrained, experts, task)
-            if _shared(pretrained, expert) != shared:
-                raise ValueError(
-                    f"The expert `{task}` shares other parameter objects with the pre-trained model than "
-                    "the expert before it. Give every expert its own copy of what was fine-tuned."
-                )
-            _warn_of_buffers(task, pretrained, expert)
-            tensors = {n: t.detach() for n, t in expert.named_parameters() if n not in shared}
-            _check_same_architecture(task, reference, tensors)
+            tensors = _tensors_of(pretrained, experts, task, reference)
             row = _flatten(tensors, slots, f"the expert `{task}`").sub_(base)
             if pretraining == "same":
                 _check_same_origin(task, base, row, slots)
@@ -109,7 +180,7 @@ class TaskVectors:
                 scales[:, k] = _scale_(row, slots)
             rows.write(k, row)
             hashes[task] = content_hash(tensors)
-            del expert, tensors, row  # before the next one is loaded
+            del tensors, row  # before the next one is loaded
         return cls(list(experts), slots, base, scales, hashes, rows)
 
     @property
@@ -123,15 +194,24 @@ class TaskVectors:
         return list(self.slots)
 
     def to(self, device: torch.device | str) -> "TaskVectors":
-        """The same task vectors on another device."""
+        """Return the same task vectors on another device.
+
+        Args:
+            device: where to.
+        """
         if self.base.device == torch.device(device):
             return self
         base, scales = self.base.to(device), self.scales.to(device)
         return replace(self, base=base, scales=scales, rows=self.rows.to(device))
 
     def pieces(self, names: Container[str] | None = None) -> Iterator[tuple[int, str, int, int, Tensor]]:
-        """(place, name, start, stop, `deltas[:, start:stop]` as float32) of tensor after tensor, in pieces
-        that are small where they have to be made; each is valid until the next. `names`: these only."""
+        """Yield (place, name, start, stop, `deltas[:, start:stop]` as float32) of tensor after tensor.
+
+        Pieces are small where they have to be made; each is valid until the next.
+
+        Args:
+            names: these tensors only.
+        """
         for place, (name, (start, stop, _)) in enumerate(self.slots.items()):
             if names is None or name in names:
                 for a, b, deltas in self.rows.pieces(start, stop):
@@ -139,7 +219,11 @@ class TaskVectors:
         self.rows.release()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Cut `flat`, shape (..., P), into named tensors that share its memory."""
+        """Return `flat` cut into named tensors that share its memory.
+
+        Args:
+            flat: shape (..., P).
+        """
         lead = flat.shape[:-1]
         return {
             name: flat[..., start:stop].view(*lead, *shape)
@@ -148,29 +232,65 @@ class TaskVectors:
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes; independent of the order of the names."""
+    """Return the sha256 over names, dtypes, shapes and bytes; independent of the order of the names.
+
+    Args:
+        tensors: by name.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def require_module(what: str, found: object) -> None:
-    """Refuse what is no module, such as a state dict or a function.
+def require_module(what: str, value: object) -> None:
+    """Refuse a value that is not a module, such as a state dict or a function.
+
+    Args:
+        what: how the error calls it.
+        value: what was given.
 
     Raises:
-        ValueError: naming `what` and what was found.
+        ValueError: naming `what` and the type of the value.
     """
-    if not isinstance(found, nn.Module):
-        hint = "; load the state dict into a model" if isinstance(found, Mapping) else ""
-        hint = "; make the function the `forward` of one" if callable(found) else hint
-        raise ValueError(f"{what} must be a `torch.nn.Module`. Found {type(found).__name__}{hint}.")
+    if not isinstance(value, nn.Module):
+        hint = "; load the state dict into a model" if isinstance(value, Mapping) else ""
+        hint = "; make the function the `forward` of one" if callable(value) else hint
+        raise ValueError(f"{what} must be a `torch.nn.Module`. Found {type(value).__name__}{hint}.")
+
+
+def _mergeable(pretrained: nn.Module, experts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the tensors of θ₀ that are merged: those that the experts do not share with it."""
+    if not experts:
+        raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
+    if PRETRAINED in experts:
+        raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
+    require_module("The pre-trained model", pretrained)
+    shared = _shared(pretrained, _expert(pretrained, experts, next(iter(experts))))
+    return {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
+
+
+def _tensors_of(
+    pretrained: nn.Module, experts: Mapping[str, nn.Module], task: str, reference: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors of an expert that are merged; they must fit the pre-trained model's."""
+    expert = _expert(pretrained, experts, task)
+    shared = _shared(pretrained, expert)
+    if {name for name, _ in pretrained.named_parameters()} - shared != set(reference):
+        raise ValueError(
+            f"The expert `{task}` shares other parameter objects with the pre-trained model than "
+            "the expert before it. Give every expert its own copy of what was fine-tuned."
+        )
+    _warn_of_buffers(task, pretrained, expert)
+    tensors = {n: t.detach() for n, t in expert.named_parameters() if n not in shared}
+    _check_same_architecture(task, reference, tensors)
+    return tensors
 
 
 def _expert(pretrained: nn.Module, experts: Mapping[str, nn.Module], task: str) -> nn.Module:
-    """The expert of a task, which must be a model of its own."""
+    """Return the expert of a task, which must be a model of its own."""
     expert = experts[task]
     require_module(f"The expert `{task}`", expert)
     ours, theirs = dict(pretrained.named_parameters()), dict(expert.named_parameters())
@@ -183,7 +303,7 @@ def _expert(pretrained: nn.Module, experts: Mapping[str, nn.Module], task: str) 
 
 
 def _shared(pretrained: nn.Module, expert: nn.Module) -> set[str]:
-    """Names of parameters that are one object in both, and of those that are not floating-point."""
+    """Return the names of parameters that are one object in both, or not floating-point."""
     theirs = dict(expert.named_parameters())
     ours = pretrained.named_parameters()
     return {name for name, p in ours if theirs.get(name) is p or not p.is_floating_point()}
@@ -196,13 +316,14 @@ def _warn_of_buffers(task: str, pretrained: nn.Module, expert: nn.Module) -> Non
             warnings.warn(
                 f"The buffer `{name}` of the expert `{task}` differs from the pre-trained model's. Buffers "
                 "(batch-norm statistics) are not merged: the shared encoder keeps the pre-trained ones.",
-                stacklevel=4,
+                stacklevel=5,
             )
             return
 
 
-def _slots(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, torch.Size]]:
-    slots, start = {}, 0
+def _slots(tensors: Mapping[str, Tensor]) -> Slots:
+    slots: Slots = {}
+    start = 0
     for name, tensor in tensors.items():
         slots[name] = (start, start + tensor.numel(), tensor.shape)
         start += tensor.numel()
@@ -211,8 +332,8 @@ def _slots(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, torch.Siz
     return slots
 
 
-def _flatten(tensors: Mapping[str, Tensor], slots: dict, owner: str) -> Tensor:
-    """Copy named tensors into one float32 row, refusing any that is not finite."""
+def _flatten(tensors: Mapping[str, Tensor], slots: Slots, owner: str) -> Tensor:
+    """Return named tensors as one float32 row, refusing any that is not finite."""
     stop = max(stop for _, stop, _ in slots.values())
     out = torch.empty(stop, device=next(iter(tensors.values())).device)
     for name, (start, stop, _) in slots.items():
@@ -226,9 +347,11 @@ def _flatten(tensors: Mapping[str, Tensor], slots: dict, owner: str) -> Tensor:
     return out
 
 
-def _scale_(row: Tensor, slots: dict) -> Tensor:
-    """Divide each tensor of `row` by a power of two that brings its largest value to 2¹⁴..2¹⁵, in place;
-    the L powers."""
+def _scale_(row: Tensor, slots: Slots) -> Tensor:
+    """Divide each tensor of `row`, in place, by a power of two; return the L powers.
+
+    The largest value of each comes to lie between 2¹⁴ and 2¹⁵.
+    """
     largest = torch.stack(
         [row[a:b].abs().max() if b > a else row.new_zeros(()) for a, b, _ in slots.values()]
     )
@@ -239,24 +362,26 @@ def _scale_(row: Tensor, slots: dict) -> Tensor:
     return powers
 
 
-def _check_same_architecture(task: str, reference: dict, tensors: dict) -> None:
+def _check_same_architecture(
+    task: str, reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
     missing = [name for name in reference if name not in tensors]
     extra = [name for name in tensors if name not in reference]
     if missing or extra:
         raise ValueError(
             f"The expert `{task}` is not of the pre-trained model's architecture: "
-            f"missing tensors {some(missing)}, additional tensors {some(extra)}."
+            f"missing tensors {abbreviate(missing)}, additional tensors {abbreviate(extra)}."
         )
     for name, tensor in reference.items():
-        found = tensors[name]
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+        other = tensors[name]
+        if other.shape != tensor.shape or other.dtype != tensor.dtype:
             raise ValueError(
-                f"Tensor `{name}` of the expert `{task}` is {tuple(found.shape)} {found.dtype}; "
+                f"Tensor `{name}` of the expert `{task}` is {tuple(other.shape)} {other.dtype}; "
                 f"the pre-trained model's is {tuple(tensor.shape)} {tensor.dtype}."
             )
 
 
-def _check_same_origin(task: str, base: Tensor, delta: Tensor, slots: dict) -> None:
+def _check_same_origin(task: str, base: Tensor, delta: Tensor, slots: Slots) -> None:
     matrices = [(base[a:b], delta[a:b]) for a, b, shape in slots.values() if len(shape) > 1]
     square = sum(float(own.dot(own)) for own, _ in matrices)
     along = sum(float(own.dot(tau)) for own, tau in matrices)
@@ -270,9 +395,3 @@ def _check_same_origin(task: str, base: Tensor, delta: Tensor, slots: dict) -> N
             "pre-trained model of the experts; or, to merge experts of different pre-training around this "
             "one, set `task_vectors.pretraining=different`."
         )
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names, for a message."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{names[:3]}{more}" if names else "none"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,11 +13,30 @@ from fusion_tinting.errors import unknown
 HEAD, AUTO = "head", "auto"
 
 
-def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
-    """The layer to tint, as `head`, `head.<submodule>`, the full name of a submodule of `encoder`, or None.
+@dataclass(frozen=True)
+class Layer:
+    """The layer that is tinted, resolved once.
+
+    Attributes:
+        in_head: whether it belongs to each task's head, and not to the encoder.
+        path: name of the submodule of the head, empty for the whole head; or of the encoder.
+    """
+
+    in_head: bool
+    path: str
+
+    @property
+    def name(self) -> str:
+        """`head`, `head.<submodule>`, or the full name of the encoder's submodule."""
+        return ".".join(filter(None, (HEAD, self.path))) if self.in_head else self.path
+
+
+def resolve_layer(encoder: nn.Module, name: str | None) -> Layer | None:
+    """Return the layer that a name stands for; None for no tint.
 
     Args:
-        layer: `head`; `head.<submodule>` where the rest of the head stays as it is, such as a decoder but
+        encoder: of which the layer may be a part.
+        name: `head`; `head.<submodule>` where the rest of the head stays as it is, such as a decoder but
             for its last layer; `block:<index>` of the longest ModuleList of equal blocks (negative from the
             end); the exact name of a submodule, or an ending that only one has; None for no tint.
 
@@ -24,63 +44,75 @@ def resolve_layer(encoder: nn.Module, layer: str | None) -> str | None:
         ValueError: nothing or several submodules match (the candidates are listed), or the one
             that matches has no parameters to train.
     """
-    if layer is None or part_of_head(layer) is not None:
-        return layer
-    if layer.startswith("block:"):
-        return _block(encoder, layer.removeprefix("block:"))
-    modules = {name: module for name, module in encoder.named_modules() if name}
-    trainable = [name for name, m in modules.items() if any(True for _ in m.parameters())]
-    matches = [layer] if layer in modules else [n for n in trainable if n.endswith(f".{layer}")]
+    if name is None:
+        return None
+    first, _, rest = name.partition(".")
+    if first == HEAD:
+        return Layer(True, rest)
+    if name.startswith("block:"):
+        return Layer(False, _block(encoder, name.removeprefix("block:")))
+    modules = {path: module for path, module in encoder.named_modules() if path}
+    trainable = [path for path, module in modules.items() if any(True for _ in module.parameters())]
+    matches = [name] if name in modules else [path for path in trainable if path.endswith(f".{name}")]
     if len(matches) > 1:
-        raise ValueError(f"`layer={layer}` matches {len(matches)} submodules: {matches}. Name one.")
+        raise ValueError(f"`layer={name}` matches {len(matches)} submodules: {matches}. Name one.")
     if not matches:
-        raise unknown("layer", layer, [HEAD, "head.<submodule>", "block:<index>", *trainable])
+        raise unknown("layer", name, [HEAD, "head.<submodule>", "block:<index>", *trainable])
     if matches[0] not in trainable:
         raise ValueError(f"The layer `{matches[0]}` has no parameters, so it cannot be tinted.")
-    return matches[0]
+    return Layer(False, matches[0])
 
 
 def tintable(encoder: nn.Module) -> list[str]:
-    """Every layer that can be tinted, as `resolve_layer` takes it: `head`, `block:<index>` of every block,
-    and of the rest of the encoder the largest modules that are one layer (that own parameters themselves,
-    such as embeddings, norms and projections), from input to output. No two of them share a parameter."""
+    """Return the names of every layer that can be tinted, as `resolve_layer` takes them.
+
+    These are `head`, `block:<index>` of every block, and of the rest of the encoder the largest modules
+    that are one layer (that own parameters themselves, such as embeddings, norms and projections), from
+    input to output. No two of them share a parameter.
+
+    Args:
+        encoder: whose layers are listed.
+    """
     blocks, count = _blocks(encoder)
     return [HEAD, *(f"block:{index}" for index in range(count)), *_single_layers(encoder, "", blocks)]
 
 
 def make_tints(
-    layer: str | None,
+    layer: Layer | None,
     experts: Mapping[str, nn.Module],
     heads: Mapping[str, nn.Module],
 ) -> nn.ModuleList:
-    """One tint per task, where training starts: the expert's own layer, or the task's head or its part.
+    """Return one tint per task, where training starts: the expert's own layer, or the task's head.
 
     Args:
         layer: as `resolve_layer` returns it; with None the list is empty.
+        experts: task -> encoder.
+        heads: task -> head.
 
     Raises:
         ValueError: a head without parameters, or without the submodule that is to be tinted.
     """
     if layer is None:
         return nn.ModuleList()
-    part = part_of_head(layer)
     layers = (
-        experts[task].get_submodule(layer) if part is None else _of_head(task, heads[task], part)
+        _of_head(task, heads[task], layer.path)
+        if layer.in_head
+        else experts[task].get_submodule(layer.path)
         for task in experts
     )
     return nn.ModuleList(deepcopy(module).float().requires_grad_(True).eval() for module in layers)
 
 
-def part_of_head(layer: str | None) -> str | None:
-    """Of `head.<submodule>` the submodule's name; of `head`, the whole, an empty one; None of others."""
-    first, _, part = (layer or "").partition(".")
-    return part if first == HEAD else None
-
-
 @contextmanager
-def active(model: nn.Module, layer: str, tint: nn.Module) -> Iterator[None]:
-    """Within the context `tint` stands in `model` where its layer `layer` was."""
-    parent, _, name = layer.rpartition(".")
+def active(model: nn.Module, path: str, tint: nn.Module) -> Iterator[None]:
+    """Put `tint` into `model` where its submodule `path` is, for as long as the context lasts.
+
+    Args:
+        model: the encoder or head.
+        path: name of the submodule.
+        tint: what stands there meanwhile.
+    """
+    parent, _, name = path.rpartition(".")
     owner = model.get_submodule(parent)
     shared = owner._modules[name]
     owner._modules[name] = tint
@@ -98,12 +130,15 @@ def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:
     if not any(True for _ in modules[part].parameters()):
         what = f"The layer `{part}` of the head" if part else "The head"
         raise ValueError(f"{what} of `{task}` has no parameters, so it cannot be tinted.")
-    return modules[part]
+    module: nn.Module = modules[part]
+    return module
 
 
 def _single_layers(module: nn.Module, name: str, blocks: str) -> Iterator[str]:
-    """Names of the topmost modules within `module`, itself included, that own parameters and lie outside of
-    the blocks. One that also holds the blocks cannot be tinted without them: its children are looked at."""
+    """Yield the topmost modules within `module`, itself included, that own parameters and are no blocks.
+
+    One that also holds the blocks cannot be tinted without them: its children are looked at.
+    """
     if name and name == blocks:
         return
     around_blocks = not name or blocks.startswith(f"{name}.")
@@ -130,15 +165,15 @@ def _block(encoder: nn.Module, index: str) -> str:
 
 
 def _blocks(encoder: nn.Module) -> tuple[str, int]:
-    """Name and length of the longest ModuleList of equal blocks; without one, an empty name and zero."""
+    """Return name and length of the longest ModuleList of equal blocks; without one `""` and 0."""
     counts = {
         name: len(blocks)
         for name, blocks in encoder.named_modules()
         if isinstance(blocks, nn.ModuleList) and len({_shape(block) for block in blocks}) == 1
     }
-    longest = max(counts, key=counts.get, default="")
+    longest = max(counts, key=lambda name: counts[name], default="")
     return longest, counts.get(longest, 0)
 
 
-def _shape(block: nn.Module) -> tuple:
+def _shape(block: nn.Module) -> tuple[object, ...]:
     return type(block), tuple((name, p.shape) for name, p in block.named_parameters())

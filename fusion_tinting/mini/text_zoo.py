@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fusion_tinting.method.schedule import stable_seed
 from fusion_tinting.mini import tiny_roberta
 from fusion_tinting.mini.once import reproducible
 from fusion_tinting.mini.tiny_roberta import Row, Sizes
-from fusion_tinting.run.unlabeled import stable_seed
 
 TRAIN = 4000
 """Rows of each task that an expert learns from, and, other ones, that the base does."""

@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fusion_tinting.method.tinted_model import TintedModel
-from fusion_tinting.run.artifact import MANIFEST
 from fusion_tinting.run.files import write_atomically
 from fusion_tinting.run.history import History
+from fusion_tinting.run.manifest import MANIFEST
+from fusion_tinting.run.tinted_model import TintedModel
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999", "#B8A900")
 """Eight colors that color-blind readers tell apart; with more tasks the line style changes too."""

@@ -8,9 +8,9 @@ from rich.console import Console
 from torch import nn
 
 from fusion_tinting.method.objectives import agreement
-from fusion_tinting.method.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 Cell = str | int | float | None
@@ -143,7 +143,7 @@ def score_table(report: Mapping, model: TintedModel, metrics: Mapping[str, Metri
         ["task", *scores, *(["tinted /\nexpert"] if "expert" in scores else [])],
         rows,
         title=metrics[tasks[0]].title if common else "Scores",
-        caption=protocol(model.info.get("split")),
+        caption=protocol(model.info.split),
         summary=summary,
         bold="tinted",
         digits=".1f",
@@ -152,7 +152,7 @@ def score_table(report: Mapping, model: TintedModel, metrics: Mapping[str, Metri
 
 def _scores(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], tasks: list[str]) -> dict:
     """Return column title -> task -> score."""
-    init = model.info.get("settings", {}).get("init")
+    init = model.info.settings.get("init")
     titles = {
         "pretrained": "pre-trained",
         "task_arithmetic": f"Task\nArithmetic\nλ = {init}",
@@ -229,7 +229,7 @@ def _agreement(
     """Return the mean agreement on one task's inputs, in percent."""
     theirs = predict(experts[task], heads[task], unlabeled, processes=processes)
     ours = predict(OneTask(model, task), nn.Identity(), unlabeled, processes=processes)
-    return 100 * float(agreement(ours, theirs, of_values=model.tells_values(task)).mean())
+    return 100 * float(agreement(ours, theirs, model.reads(task)).mean())
 
 
 def _text(cell: Cell, digits: str | None) -> str:

@@ -1,204 +1,128 @@
-"""The artefact folder that a run leaves behind, readable without this package.
+"""The artifact folder that a run leaves behind, readable without this package.
 
-tinting.json              format version, settings, tasks in order, content hashes, versions, cost; and
+tinting.json              the manifest: settings, tasks in order, content hashes, versions, cost; and
                           the sha256 of every file of tensors beside it
 coefficients.safetensors  merged tensor name -> (K,) float32, the effective λ
 tints/<task>.safetensors  the tinted layer of that task
 curves.csv                loss, agreement, share kept and mean λ by iteration and task
+
+This module knows files alone; `TintedModel` turns itself into an `Artifact` and back.
 """
 
 import json
-import resource
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fusion_tinting.method.merging import load_merged
-from fusion_tinting.method.task_vectors import PRETRAINED
+from fusion_tinting.errors import abbreviate
 from fusion_tinting.run.files import read_json, read_tensors, sha256, write_json, write_tensors, write_text
 from fusion_tinting.run.history import History
+from fusion_tinting.run.manifest import MANIFEST, Manifest
 
-if TYPE_CHECKING:
-    from fusion_tinting.method.tinted_model import TintedModel
-
-FORMAT_VERSION = 1
-MANIFEST = "tinting.json"
 COEFFICIENTS = "coefficients.safetensors"
-NEEDED = {
-    "tasks": list,
-    "layer": str | None,
-    **dict.fromkeys(("base", "experts", "heads", "settings", "samples", "data"), dict),
-}
-"""What a manifest must have, and the kind of each."""
-PACKAGES = ("fusion-tinting", "torch", "transformers", "fusion-bench")
+CURVES = "curves.csv"
 
 
-class Reordered(Mapping):
-    """A mapping with its keys in another order; values are still loaded on access."""
+@dataclass(frozen=True)
+class Artifact:
+    """What is in the folder; tensors go by their names on disk.
 
-    def __init__(self, items: Mapping, keys: list[str]):
-        self._items, self._keys = items, keys
+    Attributes:
+        manifest: what the run says of itself.
+        coefficients: merged tensor -> (K,), the effective λ.
+        tints: task -> tensor -> its value; empty without a tint.
+        history: the curves; None if there are none.
+    """
 
-    def __getitem__(self, key):
-        return self._items[key]
+    manifest: Manifest
+    coefficients: Mapping[str, Tensor]
+    tints: Mapping[str, Mapping[str, Tensor]]
+    history: History | None
 
-    def __iter__(self) -> Iterator:
-        return iter(self._keys)
+    def write(self, run_dir: Path) -> None:
+        """Write every file; the manifest last, so that it vouches for the rest.
 
-    def __len__(self) -> int:
-        return len(self._keys)
+        Args:
+            run_dir: the folder.
 
+        Raises:
+            OSError: no room.
+        """
+        (run_dir / MANIFEST).unlink(missing_ok=True)
+        columns = {"format": "pt", "tasks": json.dumps(self.manifest.tasks)}
+        write_tensors(run_dir / COEFFICIENTS, self.coefficients, columns)
+        for task, tensors in self.tints.items():
+            write_tensors(tint_path(run_dir, task), tensors, {"format": "pt"})
+        if self.history is not None:
+            write_text(run_dir / CURVES, self.history.to_csv())
+        written = [run_dir / COEFFICIENTS, *(tint_path(run_dir, task) for task in self.tints)]
+        digests = {path.relative_to(run_dir).as_posix(): sha256(path) for path in written}
+        write_json(run_dir / MANIFEST, replace(self.manifest, files=digests).to_json())
 
-def save(model: "TintedModel", run_dir: Path) -> None:
-    """Write every file of `model`'s artefact; the manifest last, so that it vouches for the rest."""
-    names = model.info.get("tensor_names") or {}
-    (run_dir / MANIFEST).unlink(missing_ok=True)
-    coefficients = {names.get(name, name): row for name, row in model.coefficients.items()}
-    columns = {"format": "pt", "tasks": json.dumps(model.tasks)}
-    write_tensors(run_dir / COEFFICIENTS, coefficients, columns)
-    for task, tint in model.tints.items():
-        tensors = {_tint_name(model, name, names): t for name, t in tint.state_dict().items()}
-        write_tensors(tint_path(run_dir, task), tensors, {"format": "pt"})
-    if model.history is not None:
-        write_text(run_dir / "curves.csv", model.history.to_csv())
-    written = [run_dir / COEFFICIENTS, *(tint_path(run_dir, task) for task in model.tints)]
-    digests = {path.relative_to(run_dir).as_posix(): sha256(path) for path in written}
-    write_json(run_dir / MANIFEST, manifest(model, names) | {"files": digests})
+    @classmethod
+    def read(cls, run_dir: Path, manifest: Manifest) -> "Artifact":
+        """Read the files of a finished run.
 
+        Args:
+            run_dir: the folder.
+            manifest: of the folder.
 
-def manifest(model: "TintedModel", names: Mapping[str, str]) -> dict:
-    """The content of `tinting.json`, but for `files`."""
-    hashes, info = model.vectors.hashes, model.info
-    ids = info.get("ids", {})
-    return {
-        "format_version": FORMAT_VERSION,
-        "method": "model_tinting",
-        "tasks": model.tasks,
-        "layer": model.layer,
-        "layer_choice": info.get("layer_choice"),
-        "tinted_tensors": [names.get(name, name) for name in model.tinted_tensors],
-        "settings": info.get("settings", {}),
-        "split": info.get("split"),
-        "samples": info.get("samples", {}),
-        "data": info.get("data", {}),
-        "heads": model.head_hashes,
-        "base": {"id": ids.get(PRETRAINED), "sha256": hashes[PRETRAINED]},
-        "experts": {t: {"id": ids.get(t), "sha256": hashes[t]} for t in model.tasks},
-        "steps": 0 if model.history is None else len(model.history),
-        "skipped_steps": 0 if model.history is None else model.history.skipped,
-        "seconds": info.get("seconds"),
-        "peak_memory_bytes": info.get("peak_memory_bytes"),
-        "versions": installed_versions(),
-    }
+        Raises:
+            FileNotFoundError: a part is missing.
+            ValueError: a file that is damaged, or does not fit the manifest.
+        """
+        tasks = manifest.tasks
+        coefficients, _ = read_tensors(run_dir / COEFFICIENTS)
+        tinted = tasks if manifest.layer is not None else []
+        tints = {task: read_tensors(tint_path(run_dir, task))[0] for task in tinted}
+        curves = run_dir / CURVES
+        history = _read_curves(curves, tasks, manifest.steps) if curves.is_file() else None
+        return cls(manifest, coefficients, tints, history)
 
 
-def read_manifest(run_dir: Path) -> dict:
-    """`tinting.json`, if this version of the package can read it.
+def tint_path(run_dir: Path, task: str) -> Path:
+    """Return the file of a task's tint, whatever characters the task's name has.
+
+    Args:
+        run_dir: the folder.
+        task: its name.
+    """
+    return run_dir / "tints" / f"{quote(task, safe='')}.safetensors"
+
+
+def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """Read λ: the tasks in the order of the columns, and tensor name -> (K,).
+
+    Args:
+        path: of `coefficients.safetensors`, or of the folder that holds it.
 
     Raises:
-        FileNotFoundError: no finished run there.
-        ValueError: a damaged manifest, or one of a newer format.
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, damaged, or with a value that is not finite.
     """
-    path = run_dir / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`{run_dir}` holds no finished run: `{MANIFEST}` is missing. Expected an artefact folder "
-            "(a run that was interrupted continues when it is started again with this `run_dir`)."
-        )
-    found = read_json(path)
-    written = found.get("format_version")
-    if isinstance(written, int) and written > FORMAT_VERSION:
-        raise ValueError(
-            f"`{path}` has format version {written}; this version of fusion_tinting reads up to "
-            f"{FORMAT_VERSION}. Upgrade fusion_tinting."
-        )
-    lacking = [k for k, kind in NEEDED.items() if k not in found or not isinstance(found[k], kind)]
-    if not lacking:
-        models = {"base": found["base"], **found["experts"]}
-        lacking = [f"sha256 of {n}" for n, entry in models.items() if not _tells_content(entry)]
-        lacking += [f"expert {task}" for task in found["tasks"] if task not in found["experts"]]
-    if lacking:
-        raise ValueError(
-            f"`{path}` is no manifest of fusion_tinting: it lacks {lacking}, or they are wrong."
-        )
-    return found
-
-
-def _tells_content(entry: object) -> bool:
-    return isinstance(entry, dict) and "id" in entry and isinstance(entry.get("sha256"), str)
-
-
-def check_files(run_dir: Path, found: dict) -> None:
-    """Refuse an artefact whose λ or tints are not those that its manifest was written for.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    for name, digest in found.get("files", {}).items():
-        if sha256(run_dir / name) != digest:
-            raise ValueError(
-                f"`{run_dir / name}` has changed since the run was finished: its sha256 is not the one in "
-                f"`{MANIFEST}`. Restore the file; or, if you changed it yourself, take `files` out of that."
-            )
-
-
-def identity(found: dict) -> dict:
-    """What `checkpoint.identity` says of a run, read from its manifest."""
-    models = {PRETRAINED: found["base"]["sha256"]}
-    models |= {task: entry["sha256"] for task, entry in found["experts"].items()}
-    settings = {**found["settings"], "split": found.get("split")}
-    data = {part: found[part] for part in ("tasks", "heads", "samples", "data")}
-    return {**data, "settings": settings, "models": models}
-
-
-def restore(
-    model: "TintedModel", run_dir: Path, found: dict, names: Mapping[str, str] | None = None
-) -> "TintedModel":
-    """Put the artefact's λ and tints into `model`, fresh from `TintedModel.untrained`; return it."""
-    names = names or {}
-    check_hashes(run_dir, found, model.vectors.hashes)
-    check_heads(run_dir, found, model)
-    path = run_dir / COEFFICIENTS
-    stored, _ = read_tensors(path)
-    wanted = [names.get(name, name) for name in model.vectors.slots]
-    _check_names(path, wanted, stored)
-    model.coefficients = {n: stored[w] for n, w in zip(model.vectors.slots, wanted, strict=True)}
-    check_rows(path, model.coefficients, model.tasks)
-    load_merged(model.encoder, model.vectors, torch.stack(list(model.coefficients.values())))
-    for task, tint in model.tints.items():
-        _restore_tint(model, tint, tint_path(run_dir, task), names)
-    check_files(run_dir, found)
-    curves = run_dir / "curves.csv"
-    if curves.is_file():
-        model.history = _read_curves(curves, model.tasks, found.get("steps"))
-    kept = ("settings", "split", "samples", "data", "seconds", "layer_choice")
-    model.info = {key: found.get(key) for key in kept}
-    model.info["ids"] = {t: entry["id"] for t, entry in found["experts"].items()}
-    model.info["ids"][PRETRAINED] = found["base"]["id"]
-    model.info |= {"peak_memory_bytes": found.get("peak_memory_bytes"), "tensor_names": dict(names)}
-    return model.requires_grad_(False)
-
-
-def _read_curves(path: Path, tasks: list[str], steps: int) -> History:
-    try:
-        history = History.from_csv(path.read_text(), tasks)
-    except (ValueError, RuntimeError):  # no text, no numbers, or not as many as there are tasks
-        history = None
-    if history is None or len(history) != steps:
-        raise ValueError(
-            f"`{path}` is cut short or damaged: expected {steps} iterations of {len(tasks)} tasks. "
-            "Delete it to load the run without its curves."
-        )
-    return history
+    path = path / COEFFICIENTS if path.is_dir() else path
+    rows, metadata = read_tensors(path)
+    tasks: list[str] = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)
+    check_rows(path, rows, tasks)
+    return tasks, rows
 
 
 def check_rows(path: Path, rows: Mapping[str, Tensor], tasks: list[str]) -> None:
-    """Refuse coefficients that are not one finite number for each task, naming the tensor."""
+    """Refuse coefficients that are not one finite number for each task.
+
+    Args:
+        path: of their file, for the error.
+        rows: tensor name -> (K,).
+        tasks: the K task names.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
     for name, row in rows.items():
         if row.shape != (len(tasks),) or not torch.isfinite(row).all():
             raise ValueError(
@@ -207,73 +131,44 @@ def check_rows(path: Path, rows: Mapping[str, Tensor], tasks: list[str]) -> None
             )
 
 
-def check_hashes(run_dir: Path, found: dict, hashes: Mapping[str, str]) -> None:
-    """Refuse an artefact that was learned from other models."""
-    for name, digest in identity(found)["models"].items():
-        if hashes.get(name) != digest:
-            who = "pre-trained model" if name == PRETRAINED else f"expert `{name}`"
-            raise ValueError(
-                f"`{run_dir}` was learned from another {who}: its tensors have sha256 "
-                f"{digest[:12]}… there and {hashes.get(name, 'none')[:12]}… here. Pass the models it "
-                "was learned from, or adapt again into another folder."
-            )
+def check_names(path: Path, wanted: list[str], stored: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose tensors are not those that the models have.
 
+    Args:
+        path: of the file, for the error.
+        wanted: names of the tensors that there must be.
+        stored: the tensors in the file, by name.
 
-def check_heads(run_dir: Path, found: dict, model: "TintedModel") -> None:
-    """Refuse an artefact that was learned with other heads."""
-    for task, digest in model.head_hashes.items():
-        if found["heads"].get(task) != digest:
-            raise ValueError(
-                f"`{run_dir}` was learned with another head of `{task}`. Pass the one it was learned with."
-            )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on, those that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except ModuleNotFoundError:
-            continue
-    return found
-
-
-def peak_memory() -> int:
-    """Bytes: the GPU's peak where one is used, else this process's peak resident memory."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def tint_path(run_dir: Path, task: str) -> Path:
-    """The file of a task's tint, whatever characters the task's name has."""
-    return run_dir / "tints" / f"{quote(task, safe='')}.safetensors"
-
-
-def _restore_tint(model: "TintedModel", tint: nn.Module, path: Path, names: Mapping) -> None:
-    stored, _ = read_tensors(path)
-    wanted = {_tint_name(model, name, names): name for name in tint.state_dict()}
-    _check_names(path, list(wanted), stored)
-    for name, tensor in stored.items():
-        target = tint.state_dict()[wanted[name]]
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"`{name}` in `{path}` has shape {tuple(tensor.shape)}; the layer `{model.layer}` "
-                f"of these models has {tuple(target.shape)}."
-            )
-    tint.load_state_dict({wanted[name]: tensor for name, tensor in stored.items()})
-
-
-def _check_names(path: Path, wanted: list[str], stored: Mapping) -> None:
+    Raises:
+        ValueError: naming tensors that are missing or additional.
+    """
     missing = [name for name in wanted if name not in stored]
     extra = [name for name in stored if name not in wanted]
     if missing or extra:
         raise ValueError(
-            f"`{path}` does not fit these models: tensors missing {missing[:3]}, not theirs {extra[:3]}."
+            f"`{path}` does not fit these models: tensors missing {abbreviate(missing)}, not theirs "
+            f"{abbreviate(extra)}."
         )
 
 
-def _tint_name(model: "TintedModel", name: str, names: Mapping[str, str]) -> str:
-    full = f"{model.layer}.{name}"
-    return names.get(full, full)
+def _tasks_beside(path: Path) -> list[str]:
+    manifest = path.with_name(MANIFEST)
+    if not manifest.is_file():
+        raise ValueError(
+            f"`{path}` does not say which task each column belongs to, nor is `{MANIFEST}` beside it. "
+            "Expected the `coefficients.safetensors` of a run."
+        )
+    tasks: list[str] = read_json(manifest)["tasks"]
+    return tasks
+
+
+def _read_curves(path: Path, tasks: list[str], steps: int) -> History:
+    history = None
+    with suppress(ValueError, RuntimeError):  # no text, no numbers, or not as many as there are tasks
+        history = History.from_csv(path.read_text(), tasks)
+    if history is None or len(history) != steps:
+        raise ValueError(
+            f"`{path}` is cut short or damaged: expected {steps} iterations of {len(tasks)} tasks. "
+            "Delete it to load the run without its curves."
+        )
+    return history

@@ -11,30 +11,34 @@ from fusion_tinting.run.files import read_tensors, write_tensors
 
 
 def cache_folder() -> Path:
-    """FUSION_TINTING_CACHE, or `fusion_tinting` in the user's cache folder (XDG_CACHE_HOME)."""
+    """Return FUSION_TINTING_CACHE, or `fusion_tinting` in the user's cache folder (XDG_CACHE_HOME)."""
     if named := os.environ.get("FUSION_TINTING_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fusion_tinting"
 
 
-def remember(kind: str, key: str, found: Tensor | Mapping[str, Tensor]) -> None:
+def remember(kind: str, key: str, value: Tensor | Mapping[str, Tensor]) -> None:
     """Keep a tensor, or several by name, for later processes.
 
     Args:
         kind: what it is; the name of a folder.
         key: a hash of everything that it depends on.
+        value: the tensor, or name -> tensor.
 
     Raises:
         OSError: the cache cannot be written.
     """
-    tensors = {kind: found} if isinstance(found, Tensor) else found
+    tensors = {kind: value} if isinstance(value, Tensor) else value
     write_tensors(_path(kind, key), tensors, {"key": key})
 
 
 def recall(kind: str, key: str, rows: int, read: Callable[[dict[str, Tensor]], Any] | None = None) -> Any:
-    """What was kept under `key`, or None.
+    """Return what was kept under a key, or None.
 
     Args:
+        kind: as `remember` was told.
+        key: the same.
+        rows: how many it must have.
         read: what to make of the tensors kept, by name (default: the single one); raises ValueError where
             they are not what it expects.
 
@@ -46,12 +50,12 @@ def recall(kind: str, key: str, rows: int, read: Callable[[dict[str, Tensor]], A
         return None
     try:
         tensors, metadata = read_tensors(path)
-        found = tensors.get(kind) if read is None else read(tensors)
-        if metadata.get("key") != key or found is None or len(found) != rows:
+        value = tensors.get(kind) if read is None else read(tensors)
+        if metadata.get("key") != key or value is None or len(value) != rows:
             raise ValueError(f"Expected the {rows} rows of `{kind}` that its name says.")
     except ValueError as error:
         raise ValueError(f"`{path}`: {error} It can be deleted: it will be made again.") from error
-    return found
+    return value
 
 
 def _path(kind: str, key: str) -> Path:

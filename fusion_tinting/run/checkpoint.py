@@ -6,161 +6,120 @@ import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.files import read_metadata, read_tensors, write_tensors
-from fusion_tinting.run.unlabeled import Unlabeled
-
-if TYPE_CHECKING:
-    from fusion_tinting.method.adaptation import Adaptation
+from fusion_tinting.run.identity import Identity
 
 EVERY = 50
 """Iterations between checkpoints. One is a few megabytes (λ, tints, Adam's moments)."""
-PARTS = ("settings", "models", "heads", "samples", "data")
-"""Of a run's identity, beside the tasks' names."""
 
 
-class Keeper:
-    """Writes and finds the checkpoints of an adaptation; with no `run_dir` it does neither.
+def checkpoint_path(run_dir: Path) -> Path:
+    """Return the file of the checkpoint in a run folder.
 
-    As a context it also holds back Ctrl-C until the iteration under way is finished and its checkpoint
-    is there (a second Ctrl-C interrupts at once).
+    Args:
+        run_dir: the folder.
+    """
+    return run_dir / "checkpoint" / "state.safetensors"
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Identity, int, int]:
+    """Return a checkpoint: its state, whose it is, the next iteration, and the number of threads.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    state, metadata = read_tensors(path)
+    return state, _identity(path, metadata), int(metadata["next_step"]), int(metadata["threads"])
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Tensor], identity: Identity, next_step: int) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: of the file.
+        state: name -> tensor.
+        identity: whose it is.
+        next_step: the iteration to go on with.
+
+    Raises:
+        OSError: no room.
+    """
+    metadata = {
+        "run": json.dumps(identity.to_json()),
+        "next_step": str(next_step),
+        "threads": str(torch.get_num_threads()),
+    }
+    write_tensors(path, state, metadata)
+
+
+def check_folder(run_dir: Path, identity: Identity) -> None:
+    """Refuse a run folder whose checkpoint is another run's.
+
+    Args:
+        run_dir: the folder.
+        identity: of the run that wants to go on there.
+
+    Raises:
+        ValueError: naming what differs, or the damaged file.
+    """
+    path = checkpoint_path(run_dir)
+    if path.is_file():
+        identity.require_same(_identity(path, read_metadata(path)), run_dir)
+
+
+def use_threads(count: int) -> None:
+    """Compute with as many threads as the checkpoint was written with: the same bits.
+
+    Args:
+        count: of threads; never more than there are cores.
+    """
+    torch.set_num_threads(min(count, os.cpu_count() or 1))
+
+
+class HeldInterrupt:
+    """Holds back Ctrl-C until the iteration under way is finished and its checkpoint is there.
+
+    Used as a context; a second Ctrl-C interrupts at once. Signals reach the main thread only: elsewhere,
+    and where nothing is written, Ctrl-C keeps its usual meaning.
+
+    Args:
+        holds: whether to.
+
+    Attributes:
+        pressed: whether Ctrl-C has been pressed.
     """
 
-    def __init__(self, adaptation: "Adaptation", run_dir: Path | None):
-        self.adaptation = adaptation
-        self.path = None if run_dir is None else Path(run_dir) / "checkpoint" / "state.safetensors"
-        self.interrupted = False
-        self._handler = None
+    def __init__(self, holds: bool):
+        self.pressed = False
+        self._holds = holds and threading.current_thread() is threading.main_thread()
+        self._handler: Any = None
 
-    def __enter__(self) -> "Keeper":
-        # Signals reach the main thread only; elsewhere Ctrl-C keeps its usual meaning.
-        if self.path is not None and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._on_interrupt)
+    def __enter__(self) -> "HeldInterrupt":
+        if self._holds:
+            self._handler = signal.signal(signal.SIGINT, self._press)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
 
-    def resume(self) -> int:
-        """Take up the checkpoint found, if any; returns the first iteration to run.
-
-        Raises:
-            ValueError: it belongs to another run; what differs is named.
-        """
-        if self.path is None or not self.path.is_file():
-            return 0
-        state, metadata = read_tensors(self.path)
-        check_identity(self.path.parents[1], _run_of(self.path, metadata), self._identity())
-        step = int(metadata["next_step"])
-        self.adaptation.load_state(state, step)
-        torch.set_num_threads(min(int(metadata["threads"]), os.cpu_count() or 1))  # same bits
-        return step
-
-    def after(self, step: int) -> None:
-        """Write a checkpoint after iteration `step` if it is time; raise a held-back Ctrl-C.
-
-        Every process calls it after the same iterations: they stop together.
-        """
-        if self.path is None:
-            return
-        processes = self.adaptation.processes
-        interrupts = torch.tensor(int(self.interrupted), device=processes.device)
-        stop = self.interrupted if processes.count == 1 else int(processes.sum(interrupts)) > 0
-        last = step + 1 == self.adaptation.settings.steps
-        if stop or last or (step + 1) % EVERY == 0:
-            self.adaptation.share_tints()
-            if processes.rank == 0:
-                self._write(step + 1)
-        if stop:
-            raise KeyboardInterrupt(f"Stopped after iteration {step + 1}; `{self.path}` continues it.")
-
-    def _write(self, next_step: int) -> None:
-        metadata = {
-            "run": json.dumps(self._identity()),
-            "next_step": str(next_step),
-            "threads": str(torch.get_num_threads()),
-        }
-        write_tensors(self.path, self.adaptation.state(), metadata)
-
-    def _identity(self) -> dict:
-        adaptation = self.adaptation
-        return identity(adaptation.model, adaptation.settings, adaptation.unlabeled)
-
-    def _on_interrupt(self, *_) -> None:
-        if self.interrupted:
+    def _press(self, _: int, __: FrameType | None) -> None:
+        if self.pressed:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.pressed = True
 
 
-def identity(model: TintedModel, settings: Settings, unlabeled: Mapping[str, Unlabeled]) -> dict:
-    """What must be equal for a run folder to hold the same run."""
-    return {
-        "tasks": model.tasks,
-        "settings": {**settings.to_json(), "split": model.info.get("split")},
-        "models": model.vectors.hashes,
-        "heads": model.head_hashes,
-        "samples": {task: len(inputs) for task, inputs in unlabeled.items()},
-        "data": {task: inputs.fingerprint() for task, inputs in unlabeled.items()},
-    }
-
-
-def check_folder(run_dir: Path, mine: dict) -> None:
-    """Refuse a run folder whose checkpoint is another run's; see `check_identity`."""
-    path = run_dir / "checkpoint" / "state.safetensors"
-    if path.is_file():
-        check_identity(run_dir, _run_of(path, read_metadata(path)), mine)
-
-
-def _run_of(path: Path, metadata: Mapping[str, str]) -> dict:
-    """Whose checkpoint it is."""
+def _identity(path: Path, metadata: Mapping[str, str]) -> Identity:
     try:
-        return require_identity(path, json.loads(metadata["run"]))
-    except (KeyError, json.JSONDecodeError) as error:
-        raise _no_identity(path) from error
-
-
-def require_identity(path: Path, found: object) -> dict:
-    """`found`, which a file of a run says of itself, if it is what `identity` returns.
-
-    Raises:
-        ValueError: it is not; the file is named.
-    """
-    parts = {"tasks": list, **dict.fromkeys(PARTS, dict)}
-    if isinstance(found, dict) and all(isinstance(found.get(part), kind) for part, kind in parts.items()):
-        return found
-    raise _no_identity(path)
-
-
-def _no_identity(path: Path) -> ValueError:
-    return ValueError(f"`{path}` is damaged: it does not say whose run it is. Delete it to start anew.")
-
-
-def check_identity(run_dir: Path, found: dict, mine: dict) -> None:
-    """Refuse the run folder of another run.
-
-    Raises:
-        ValueError: naming each difference. Which samples are visited follows from the settings, so that
-            samples and data are named only where nothing else differs.
-    """
-    differences = []
-    if found["tasks"] != mine["tasks"]:
-        differences.append(f"tasks are {found['tasks']} there and {mine['tasks']} here")
-    for part in PARTS:
-        if differences and part in ("samples", "data"):
-            continue
-        differences += [
-            f"{part}.{key} is {found[part].get(key)!r} there and {mine[part].get(key)!r} here"
-            for key in {**found[part], **mine[part]}
-            if found[part].get(key) != mine[part].get(key)
-        ]
-    if differences:
-        raise ValueError(
-            f"`{run_dir}` holds another run: {'; '.join(differences)}. "
-            "Choose another `run_dir`, or delete this one."
-        )
+        return Identity.from_json(json.loads(metadata["run"]), path)
+    except (KeyError, json.JSONDecodeError):
+        return Identity.from_json(None, path)  # which says that it is damaged

@@ -4,12 +4,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fusion_tinting.method.task_vectors import content_hash, require_module
+from fusion_tinting.method.tinted_model import call
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.top_predictions import (
@@ -21,13 +24,13 @@ from fusion_tinting.run.top_predictions import (
     mapped,
     read,
 )
-from fusion_tinting.run.unlabeled import Unlabeled, call, to_device
+from fusion_tinting.run.unlabeled import Unlabeled, to_device
 
 KIND = "predictions"
 
 
-class LoadedExperts(Mapping):
-    """Experts that are loaded when asked for; the last one is kept, the others let go.
+class LoadedExperts(Mapping[str, nn.Module]):
+    """Experts that are loaded when asked for; the last one is kept, the others are released.
 
     Args:
         tasks: their names, in order.
@@ -67,19 +70,24 @@ def predict(
     *,
     processes: Processes | None = None,
     batch_size: int = 128,
-    progress: tqdm | None = None,
+    progress: "tqdm[Any] | None" = None,
     top: int | None = None,
 ) -> Predictions:
-    """head(encoder(x)) of every sample, shape (N, ...), float32 on the CPU, in `eval()` mode.
+    """Return head(encoder(x)) of every sample, shape (N, ...), float32 on the CPU, in `eval()` mode.
 
     With several processes each predicts its share and all receive the whole.
 
     Args:
+        encoder: of the expert; a copy runs.
+        head: of the task; a copy runs.
+        unlabeled: the samples.
+        processes: where it runs.
         batch_size: at most; fewer where their outputs would exceed `BATCH_BYTES`.
+        progress: a bar to move on.
         top: how much of a class distribution is kept, see `top_predictions.kept`. None keeps all.
 
     Raises:
-        ValueError: an output that is not finite, or an encoder or head that is no module.
+        ValueError: an output that is not finite, or an encoder or head that is not a module.
     """
     require_module("The expert", encoder)
     require_module("The head", head)
@@ -87,16 +95,17 @@ def predict(
     count = len(unlabeled)
     # With too few samples to share every process predicts them all.
     sharers = processes.alone() if count < processes.count else processes
-    mine = sharers.mine(range(count))
+    rows = sharers.share(range(count))
     # Never the caller's own, and in float32 as the tinted model.
     model = deepcopy(nn.Sequential(encoder, head)).to(processes.device).float().eval()
-    parts = []
+    parts: list[Predictions] = []
 
-    def expert(inputs) -> Tensor:
-        return model[1](call(model[0], inputs))
+    def expert(inputs: Any) -> Tensor:
+        output: Tensor = model[1](call(model[0], inputs))
+        return output
 
     with sensible_threads(sum(p.numel() for p in model.parameters()), processes.device):
-        for output in outputs(expert, unlabeled, mine, processes=processes, batch_size=batch_size):
+        for output in outputs(expert, unlabeled, rows, processes=processes, batch_size=batch_size):
             part = kept(output, top)
             _require_finite(output if isinstance(part, ClassIds) else part)
             parts.append(part.to("cpu"))
@@ -114,14 +123,17 @@ def outputs(
     processes: Processes,
     batch_size: int = 128,
 ) -> Iterator[Tensor]:
-    """`model(inputs)` of one batch after another, shape (B, ...), float32, on the device.
+    """Yield `model(inputs)` of one batch after another, shape (B, ...), float32, on the device.
 
     Args:
+        model: what takes a batch.
+        unlabeled: the samples.
         rows: which samples, in order.
+        processes: where it runs.
         batch_size: at most; fewer where their outputs would exceed `BATCH_BYTES`.
     """
 
-    def run(inputs) -> Tensor:
+    def run(inputs: Any) -> Tensor:
         with processes.autocast():
             return model(to_device(inputs, processes.device)).float()
 
@@ -133,7 +145,7 @@ def outputs(
 
 def _require_finite(predictions: Predictions) -> None:
     values = predictions.log_probs if isinstance(predictions, TopPredictions) else predictions
-    if not torch.isfinite(values).all():
+    if isinstance(values, Tensor) and not torch.isfinite(values).all():
         raise ValueError(
             "The expert's prediction is NaN or infinite; check its inputs, checkpoint and head."
         )
@@ -149,9 +161,14 @@ def predict_experts(
     cache: bool = False,
     top: int | Mapping[str, int | None] | None = None,
 ) -> dict[str, Predictions]:
-    """Task -> what its expert predicts for each of its unlabelled samples; see `predict`.
+    """Return task -> what its expert predicts for each of its unlabeled samples; see `predict`.
 
     Args:
+        experts: task -> encoder; may load on access.
+        heads: task -> head.
+        unlabeled: task -> the samples.
+        processes: where it runs.
+        progress: whether the first process shows a bar.
         top: see `predict`; or task -> that.
         cache: whether to keep them in the user's cache folder, by the content of expert, head and
             data, and to take from there what an earlier run has left. Data whose content cannot be told
@@ -162,7 +179,7 @@ def predict_experts(
         OSError: the cache cannot be written.
     """
     processes = processes or Processes()
-    predictions = {}
+    predictions: dict[str, Predictions] = {}
     total = sum(len(unlabeled[task]) for task in experts)
     show = progress and processes.rank == 0
     with tqdm(total=total, unit="sample", disable=not show, dynamic_ncols=True) as bar:
@@ -172,23 +189,25 @@ def predict_experts(
             amount = top[task] if isinstance(top, Mapping) else top
             key = _key(*models, unlabeled[task], processes, amount) if cache else None
             rows = len(unlabeled[task])
-            found = None if key is None else recall(KIND, key, rows, lambda tensors: read(tensors, KIND))
-            if _everywhere(found is not None, processes):
-                predictions[task] = found
-                bar.update(len(found))
+            kept_there = None if key is None else recall(KIND, key, rows, partial(read, name=KIND))
+            if _everywhere(kept_there is not None, processes) and kept_there is not None:
+                predictions[task] = kept_there
+                bar.update(len(kept_there))
                 continue
             try:
-                made = predict(*models, unlabeled[task], processes=processes, progress=bar, top=amount)
+                predicted = predict(*models, unlabeled[task], processes=processes, progress=bar, top=amount)
             except ValueError as error:
                 raise ValueError(f"Task `{task}`: {error}") from error
-            predictions[task] = made
-            if key is not None and processes.rank == 0 and made.nbytes <= CACHED_BYTES:
-                remember(KIND, key, made if isinstance(made, Tensor) else made.tensors())
+            predictions[task] = predicted
+            if key is not None and processes.rank == 0 and predicted.nbytes <= CACHED_BYTES:
+                remember(KIND, key, predicted if isinstance(predicted, Tensor) else predicted.tensors())
     return predictions
 
 
-def _key(encoder, head, unlabeled: Unlabeled, processes: Processes, top: int | None) -> str | None:
-    """Hash of everything that these predictions depend on; None where the data's content is unknown."""
+def _key(
+    encoder: nn.Module, head: nn.Module, unlabeled: Unlabeled, processes: Processes, top: int | None
+) -> str | None:
+    """Return a hash of everything that these predictions depend on; None where the data is unknown."""
     content = unlabeled.content()
     if content is None:
         return None
@@ -200,6 +219,6 @@ def _key(encoder, head, unlabeled: Unlabeled, processes: Processes, top: int | N
     return hashlib.sha256(json.dumps([*models, content, dtype, top]).encode()).hexdigest()[:32]
 
 
-def _everywhere(found: bool, processes: Processes) -> bool:
-    """Whether all processes have found it: either all of them read or all of them predict."""
-    return int(processes.sum(torch.tensor(int(found), device=processes.device))) == processes.count
+def _everywhere(here: bool, processes: Processes) -> bool:
+    """Return whether it is so on all processes: either all of them read or all of them predict."""
+    return int(processes.sum(torch.tensor(int(here), device=processes.device))) == processes.count

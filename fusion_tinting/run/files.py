@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +16,10 @@ from torch import Tensor
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it into place.
+
+    Args:
+        path: of the file; folders are made.
+        write: writes a file at the path it is given.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing half-written is left.
@@ -41,6 +46,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def require_writable(folder: Path) -> None:
     """Find out before the work, not after it, that nothing can be written.
 
+    Args:
+        folder: of the run.
+
     Raises:
         OSError: as `write_atomically`; or a file is there.
     """
@@ -53,6 +61,9 @@ def require_writable(folder: Path) -> None:
 def require_no_file(folder: Path) -> None:
     """Refuse a file where a folder will be written.
 
+    Args:
+        folder: that will be written.
+
     Raises:
         NotADirectoryError: a file is there.
     """
@@ -61,23 +72,42 @@ def require_no_file(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically.
+
+    Args:
+        path: of the file.
+        text: its content.
+    """
     write_atomically(path, lambda temporary: _write_synced(temporary, text))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON atomically."""
+    """Write indented JSON atomically.
+
+    Args:
+        path: of the file.
+        value: its content.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: for its header.
+    """
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(owned, temporary, dict(metadata)))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """Return the tensors and the metadata of a safetensors file.
+
+    Args:
+        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -89,13 +119,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata alone of a safetensors file; raises as `read_tensors`."""
+    """Return the metadata alone of a safetensors file; raises as `read_tensors`.
+
+    Args:
+        path: of the file.
+    """
     with _opened(path) as file:
         return file.metadata() or {}
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing.")
     try:
@@ -106,13 +140,20 @@ def _opened(path: Path) -> Iterator:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, as `sha256sum` tells it."""
+    """Return the hash of a file's bytes, as `sha256sum` gives it.
+
+    Args:
+        path: of the file.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file that holds an object.
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object.
+
+    Args:
+        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -121,12 +162,12 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing.")
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"`{path}` is cut short or no JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"`{path}` must hold a JSON object. Found {str(found)[:80]}.")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"`{path}` must hold a JSON object. Found {str(content)[:80]}.")
+    return content
 
 
 def _write_synced(path: Path, text: str) -> None:

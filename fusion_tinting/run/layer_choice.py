@@ -1,4 +1,4 @@
-"""`layer: auto`: which layer to tint, found without labels. The paper leaves the choice to the user.
+"""`layer: auto`: which layer to tint, chosen without labels. The paper leaves the choice to the user.
 
 Every layer that can be tinted is tried for a few joint iterations, and judged by how far the tinted model
 agrees with the experts on inputs kept aside; the better half is tried again for twice as long, and so on.
@@ -6,25 +6,41 @@ agrees with the experts on inputs kept aside; the better half is tried again for
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from fusion_tinting.method.adaptation import adapt
-from fusion_tinting.method.objectives import agreement, l1
+from fusion_tinting.method.objectives import agreement
 from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.tinted_model import OneTask, TintedModel
-from fusion_tinting.method.tints import HEAD, make_tints, resolve_layer, tintable
+from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer, tintable
+from fusion_tinting.run.context import Context
 from fusion_tinting.run.experts import LoadedExperts, predict
+from fusion_tinting.run.files import read_json, write_json
+from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
-from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule
+from fusion_tinting.run.training import train
+from fusion_tinting.run.unlabeled import Unlabeled, split_aside
 
 SHARE = 1 / 3
 """What the choice may take of the iterations of the adaptation that follows: a third of its time."""
 ASIDE = 256
 """Inputs of each task that layers are judged by, at most; at least one and at most a quarter of them."""
+
+Trials = dict[str, list[float]]
+"""Layer -> its agreement with the experts in each round that it took part in."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A task's inputs, and what its expert predicts for them."""
+
+    unlabeled: Unlabeled
+    predictions: Predictions
 
 
 def choose_layer(
@@ -35,42 +51,89 @@ def choose_layer(
     *,
     processes: Processes | None = None,
     progress: bool = True,
-) -> tuple[str, dict[str, list[float]]]:
-    """The layer to tint, and layer -> its agreement with the experts in each round it took part in.
+) -> tuple[str, Trials]:
+    """Return the layer to tint, and layer -> its agreement with the experts in each round it took part in.
 
     Args:
         model: from `TintedModel.untrained` with `layer=None`; not changed.
-        unlabeled, predictions: task -> its inputs, and what its expert predicts for them.
+        unlabeled: task -> its inputs.
+        predictions: task -> what its expert predicts for them.
         settings: of the adaptation to come. The trials are joint, at its learning rates.
+        processes: where it runs.
+        progress: whether the first process shows a bar.
 
     Raises:
         ValueError: a task with a single input.
     """
-    trial = _Trial(model, unlabeled, predictions, settings, processes or Processes())
-    bare = [head for head in model.heads if not any(True for _ in head.parameters())]
-    layers = [layer for layer in tintable(model.encoder) if layer != HEAD or not bare]
-    candidates = [resolve_layer(model.encoder, layer) for layer in layers]
+    context = Context(processes or Processes(), progress=progress)
+    trial = _Trial(model, unlabeled, predictions, settings, context.processes)
+    candidates = _candidates(model)
     if len(candidates) == 1:
-        return candidates[0], {}
-    found: dict[str, list[float]] = {layer: [] for layer in candidates}
+        return candidates[0].name, {}
+    trials: Trials = {layer.name: [] for layer in candidates}
     rounds = list(_rounds(len(candidates), int(SHARE * settings.steps)))
     with tqdm(
         desc="Choosing a layer",
         total=sum(count * steps for count, steps in rounds),
-        disable=not (progress and trial.processes.rank == 0),
+        disable=not context.shows_progress,
         dynamic_ncols=True,
     ) as bar:
         for count, steps in rounds:
             candidates = candidates[:count]
             for layer in candidates:
-                found[layer].append(trial.agreement(layer, steps))
+                trials[layer.name].append(trial.agreement(layer, steps))
                 bar.update(steps)
-            candidates = sorted(candidates, key=lambda layer: -found[layer][-1])
-    return candidates[0], {layer: values for layer, values in found.items() if values}
+            candidates = sorted(candidates, key=lambda layer: -trials[layer.name][-1])
+    return candidates[0].name, {layer: values for layer, values in trials.items() if values}
+
+
+def choose_or_recall(
+    model: TintedModel,
+    unlabeled: Mapping[str, Unlabeled],
+    predictions: Mapping[str, Predictions],
+    settings: Settings,
+    context: Context,
+) -> tuple[str, Trials]:
+    """Choose a layer as `choose_layer` does; a run that is continued keeps its choice.
+
+    Args:
+        model: as there.
+        unlabeled: as there.
+        predictions: as there.
+        settings: as there.
+        context: where it runs and writes.
+
+    Raises:
+        ValueError: a task with a single input; a choice in the folder that was another run's.
+    """
+    run_dir, identity = context.run_dir, Identity.of(model, settings, unlabeled, model.info.split)
+    path = None if run_dir is None else _choice_path(run_dir)
+    if run_dir is not None and path is not None and path.is_file():
+        choice = read_json(path)
+        identity.require_same(Identity.from_json(choice.get("run"), path), run_dir)
+        return choice["layer"], choice["agreement"]
+    layer, trials = choose_layer(
+        model, unlabeled, predictions, settings, processes=context.processes, progress=context.progress
+    )
+    if path is not None and context.writes:
+        write_json(path, {"layer": layer, "agreement": trials, "run": identity.to_json()})
+    return layer, trials
+
+
+def _choice_path(run_dir: Path) -> Path:
+    return run_dir / "checkpoint" / "layer.json"
+
+
+def _candidates(model: TintedModel) -> list[Layer]:
+    """Return every layer that can be tinted; heads without parameters cannot."""
+    bare = [head for head in model.heads if not any(True for _ in head.parameters())]
+    names = [name for name in tintable(model.encoder) if name != HEAD or not bare]
+    layers = (resolve_layer(model.encoder, name) for name in names)
+    return [layer for layer in layers if layer is not None]
 
 
 def _rounds(count: int, budget: int) -> Iterator[tuple[int, int]]:
-    """(candidates, iterations each) of every round: half of the first, twice the second, within the budget.
+    """Yield (candidates, iterations each): half of the first, twice the second, within the budget.
 
     The first round takes place whatever it costs: nothing can be chosen without.
     """
@@ -87,35 +150,43 @@ def _rounds(count: int, budget: int) -> Iterator[tuple[int, int]]:
 
 
 class _Trial:
-    def __init__(self, model, unlabeled, predictions, settings: Settings, processes: Processes):
-        self.model, self.settings, self.processes = model, settings, processes
-        self.taught, self.aside = {}, {}
-        for task, inputs in unlabeled.items():
-            order = batch_schedule(len(inputs), len(inputs), 1, settings.seed, f"choice {task}")[0]
-            count = max(1, min(ASIDE, len(inputs) // 4))
-            if count == len(inputs):
-                raise ValueError(f"Task `{task}` has a single input; `layer: auto` needs two.")
-            for part, rows in ((self.aside, order[:count]), (self.taught, order[count:])):
-                part[task] = inputs.subset(rows.tolist()), predictions[task][rows]
-        heads = dict(zip(model.tasks, model.heads, strict=True))
-        # From the task vectors: no checkpoint is read again.
-        experts = LoadedExperts(model.tasks, lambda task: model.remerged(task).encoder)
-        self.start = {"heads": heads, "experts": experts}
+    """Short adaptations on most of the inputs, judged by the others."""
 
-    def agreement(self, layer: str, steps: int) -> float:
-        """With the experts, after so many joint iterations with a layer as the tint; mean over tasks."""
-        tints = make_tints(layer, self.start["experts"], self.start["heads"])
+    def __init__(
+        self,
+        model: TintedModel,
+        unlabeled: Mapping[str, Unlabeled],
+        predictions: Mapping[str, Predictions],
+        settings: Settings,
+        processes: Processes,
+    ):
+        self.model, self.settings, self.processes = model, settings, processes
+        self.teaching: dict[str, _Part] = {}
+        self.aside: dict[str, _Part] = {}
+        for task, inputs in unlabeled.items():
+            count = min(ASIDE, len(inputs) // 4)
+            rows = split_aside(task, len(inputs), count, settings.seed, "choice")
+            self.teaching[task], self.aside[task] = (
+                _Part(inputs.subset(part.tolist()), predictions[task][part]) for part in rows
+            )
+        self.heads = dict(zip(model.tasks, model.heads, strict=True))
+        # From the task vectors: no checkpoint is read again.
+        self.experts = LoadedExperts(model.tasks, lambda task: model.remerged(task).encoder)
+
+    def agreement(self, layer: Layer, steps: int) -> float:
+        """Return the mean agreement with the experts after so many joint iterations with this tint."""
+        tints = make_tints(layer, self.experts, self.heads)
         encoder, vectors = deepcopy(self.model.encoder), self.model.vectors
-        tinted = type(self.model)(encoder, self.start["heads"], tints, layer=layer, vectors=vectors)
-        unlabeled, predictions = ({t: part[i] for t, part in self.taught.items()} for i in (0, 1))
-        settings = replace(self.settings, layer=layer, update="joint", steps=steps)
-        adapt(tinted, unlabeled, predictions, settings, processes=self.processes, progress=False)
+        tinted = type(self.model)(encoder, self.heads, tints, layer=layer, vectors=vectors)
+        unlabeled = {task: part.unlabeled for task, part in self.teaching.items()}
+        predictions = {task: part.predictions for task, part in self.teaching.items()}
+        settings = replace(self.settings, layer=layer.name, update="joint", steps=steps)
+        train(tinted, unlabeled, predictions, settings, Context(self.processes, progress=False))
         shares = [self._agreement(tinted, task) for task in tinted.tasks]
         return sum(shares) / len(shares)
 
     def _agreement(self, tinted: TintedModel, task: str) -> float:
-        unlabeled, predictions = self.aside[task]
+        part, reads = self.aside[task], self.settings.objective_of(task).reads
         alone = self.processes.alone()  # the inputs are few: every process asks for all
-        told = predict(OneTask(tinted, task), nn.Identity(), unlabeled, processes=alone)
-        values = self.settings.objective_of(task) is l1
-        return float(agreement(told, dense(predictions), of_values=values).mean())
+        predicted: Any = predict(OneTask(tinted, task), nn.Identity(), part.unlabeled, processes=alone)
+        return float(agreement(predicted, dense(part.predictions), reads).mean())

@@ -4,15 +4,16 @@ import copy
 import ctypes
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 SMALL_MODEL = 5_000_000
 """Parameters up to which it depends on the machine whether several CPU threads are faster than one, or
-slower by a multiple (their synchronisation dominates). Larger models take all."""
+slower by a multiple (their synchronization dominates). Larger models take all."""
 WORTHWHILE = 0.9
 """Twice the threads must take at most this share of the time, or they are not used."""
 
@@ -24,34 +25,54 @@ class Processes:
 
     What there is to do is split over the ranks (thing i goes to rank i mod count), sums over the ranks make
     the parts whole again, and every rank takes the same step.
+
+    Args:
+        device: where the arithmetic runs.
+
+    Attributes:
+        rank: which of the processes this is, from 0.
+        count: how many there are.
     """
 
-    rank = 0
-    count = 1
+    rank: int = 0
+    count: int = 1
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all processes."""
+        """Return the sum of a tensor over all processes.
+
+        Args:
+            tensor: of the same shape everywhere.
+        """
         return tensor
 
-    def autocast(self) -> AbstractContextManager:
-        """The precision in which models run."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the precision in which models run, as a context."""
         return nullcontext()
 
     def alone(self) -> "Processes":
-        """The same device and precision, without the other processes."""
+        """Return the same device and precision, without the other processes."""
         one = copy.copy(self)
         one.rank, one.count = 0, 1
         return one
 
-    def mine(self, items):
-        """This process's share of a batch's rows, or of other things."""
+    def share(self, items: Any) -> Any:
+        """Return this process's share of a batch's rows, or of other things.
+
+        Args:
+            items: whatever can be sliced.
+        """
         return items[self.rank :: self.count]
 
     def gather(self, part: Tensor, total: int) -> Tensor:
-        """All processes' parts of `total` rows, interleaved as `mine` dealt them."""
+        """Return all processes' parts, interleaved as `share` dealt them.
+
+        Args:
+            part: this process's rows.
+            total: the number of rows of all.
+        """
         if self.count == 1:
             return part
         whole = part.new_zeros(total, *part.shape[1:])
@@ -60,13 +81,18 @@ class Processes:
 
 
 class DistributedProcesses(Processes):
-    """The processes of torch.distributed, as `torchrun` starts them; call `init_process_group` before."""
+    """The processes of torch.distributed, as `torchrun` starts them; call `init_process_group` before.
+
+    Args:
+        device: where this process's arithmetic runs.
+    """
 
     def __init__(self, device: torch.device | str = "cpu"):
         super().__init__(device)
         self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes; see `Processes.sum`."""
         if self.count == 1:
             return tensor
         total = tensor.clone()
@@ -77,11 +103,12 @@ class DistributedProcesses(Processes):
 @contextmanager
 def sensible_threads(
     parameters: int, device: torch.device, rehearsal: Callable[[], Callable[[], object]] | None = None
-):
-    """Few CPU threads for a small model while the context lasts; the caller's count afterwards.
+) -> Iterator[None]:
+    """Use few CPU threads for a small model while the context lasts; the caller's count afterwards.
 
     Args:
         parameters: how many the model has.
+        device: where it runs; nothing happens on another than the CPU.
         rehearsal: gives work to try with one, two, four... threads, up to the caller's count; without
             it a small model gets one.
     """
@@ -95,7 +122,7 @@ def sensible_threads(
 
 
 @contextmanager
-def freed_memory_kept(parameters: int, device: torch.device):
+def freed_memory_kept(parameters: int, device: torch.device) -> Iterator[None]:
     """Let glibc keep what a small model frees, to use it again, while the context lasts.
 
     It gives the top of its heap back to the system whenever some megabytes are free there, which is after
@@ -104,6 +131,7 @@ def freed_memory_kept(parameters: int, device: torch.device):
 
     Args:
         parameters: how many the model has.
+        device: where it runs.
     """
     if device.type != "cpu" or parameters > SMALL_MODEL or platform.libc_ver()[0] != "glibc":
         yield
@@ -120,7 +148,7 @@ def freed_memory_kept(parameters: int, device: torch.device):
 
 
 def _fastest(work: Callable[[], object], most: int) -> int:
-    """The number of threads, doubled while that is worthwhile, with which `work` is done soonest."""
+    """Return the number of threads, doubled while that is worthwhile, with which `work` is done soonest."""
     best, least = 1, _seconds(work, 1)
     while 2 * best <= most and (seconds := _seconds(work, 2 * best)) <= WORTHWHILE * least:
         best, least = 2 * best, seconds

@@ -1,81 +1,31 @@
-"""Where the K task vectors of P numbers are kept: in memory, in a file that is read piece by piece, or
-shared out over processes."""
+"""Other places for task vectors than memory: a file that is read piece by piece, or several processes."""
 
-import copy
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
+from fusion_tinting.method.task_vectors import Rows, TaskVectors
 from fusion_tinting.run.cache import cache_folder
 
-PIECE = 1 << 16
-"""Columns converted to float32 at a time: K times this stays in the processor's cache."""
 HELD = 1 << 20
-"""Columns of a memory-mapped file that may be resident before they are let go."""
-
-
-class Rows:
-    """K rows of P numbers in memory.
-
-    Attributes:
-        whole: the rows, or this process's columns of them.
-        shared: whether the columns are shared out over processes.
-
-    Args:
-        count, width: K and P.
-        dtype: float32, or a half-precision type that `pieces` converts to float32.
-        device: where they are.
-    """
-
-    shared = False
-
-    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
-        self.whole = torch.empty(count, width, dtype=dtype, device=device)
-
-    def write(self, k: int, row: Tensor) -> None:
-        """Set row `k`, converted to the rows' own dtype."""
-        self.whole[k] = row
-
-    def to(self, device: torch.device | str) -> "Rows":
-        """The same rows on another device."""
-        moved = copy.copy(self)
-        moved.whole = self.whole.to(device)
-        return moved
-
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """(a, b, columns a to b as float32, shape (K, b - a)), from `start` to `stop`.
-
-        Float32 rows are not copied and come in one piece; others in pieces, in a buffer that the next
-        piece overwrites.
-        """
-        if self.whole.dtype == torch.float32:
-            yield start, stop, self.whole[:, start:stop]
-            return
-        size = min(PIECE if self.whole.device.type == "cpu" else stop - start, stop - start)
-        buffer = torch.empty(len(self.whole), size, device=self.whole.device)
-        for a in range(start, stop, max(size, 1)):
-            b = min(a + size, stop)
-            yield a, b, buffer[:, : b - a].copy_(self.whole[:, a:b])
-
-    def release(self) -> None:
-        """Let go of what is resident for no reason; nothing, in memory."""
-
-    def complete(self, flat: Tensor) -> None:
-        """Make `flat`, shape (P,), whole, of which `pieces` gave only what is here; nothing, in memory."""
-
-    def __deepcopy__(self, _) -> "Rows":
-        return self  # never changed once written, and large
+"""Columns of a memory-mapped file that may be resident before they are released."""
 
 
 class MappedRows(Rows):
-    """The same in a nameless file of the cache folder, of which about `HELD` columns are resident.
+    """Rows in a nameless file of the cache folder, of which about `HELD` columns are resident.
 
     The pages stay in the system's cache while there is room, so that reading them again is fast.
+
+    Args:
+        count: K.
+        width: P.
+        dtype: of what is kept; see `Rows`.
+        device: must be the CPU.
 
     Raises:
         OSError: no room on the disk; found out before anything is written.
@@ -101,19 +51,22 @@ class MappedRows(Rows):
         self._released = 0
 
     def write(self, k: int, row: Tensor) -> None:
+        """Set row `k`; see `Rows.write`."""
         # Through the file, not the map: a write to the map would make its pages resident.
         part = row.cpu().to(self.whole.dtype).contiguous()
-        view = memoryview(part.view(torch.uint8).numpy())
+        view = part.view(torch.uint8).numpy().data
         offset = k * self._row_bytes
         while view:
             written = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
 
     def to(self, device: torch.device | str) -> "Rows":
+        """Return the rows themselves: they are for the CPU alone."""
         refuse_device(torch.device(device))
         return self
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield the columns, and release those that are done with; see `Rows.pieces`."""
         for low in range(start, stop, HELD):
             for a, b, columns in super().pieces(low, min(low + HELD, stop)):
                 yield a, b, columns
@@ -121,6 +74,7 @@ class MappedRows(Rows):
                     self._release(self._released, b)
 
     def release(self) -> None:
+        """Release what is still resident."""
         self._release(self._released, self.whole.shape[1])
         self._released = 0
 
@@ -134,11 +88,17 @@ class MappedRows(Rows):
 
 
 class ShardedRows(Rows):
-    """The same shared out over N processes: each holds P / N columns of every row, in memory.
+    """Rows shared out over N processes: each holds P / N columns of every row, in memory.
 
     A merge then costs each process P / N of the arithmetic, and the merged weights are gathered; the
     gradients of the weights are summed where their columns are. Both move P numbers an update, where whole
     rows need to move none. Every process must do the same at the same time.
+
+    Args:
+        count: K.
+        width: P.
+        dtype: of what is kept; see `Rows`.
+        device: where they are.
 
     Raises:
         ValueError: no process group of torch.distributed.
@@ -158,25 +118,33 @@ class ShardedRows(Rows):
         super().__init__(count, self._last - self._first, dtype, device)
 
     def write(self, k: int, row: Tensor) -> None:
+        """Set this process's columns of row `k`; see `Rows.write`."""
         super().write(k, row[self._first : self._last])
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield those of the columns that are here; see `Rows.pieces`."""
         start, stop = max(start, self._first), min(stop, self._last)
         if start < stop:
             for a, b, columns in super().pieces(start - self._first, stop - self._first):
                 yield a + self._first, b + self._first, columns
 
     def complete(self, flat: Tensor) -> None:
+        """Gather `flat` from the processes that hold its parts; see `Rows.complete`."""
         for rank, share in self._shares(0, flat):
             distributed.broadcast(share, rank)
 
     def sum(self, start: int, part: Tensor) -> None:
-        """Sum `part`, columns from `start` on, over the processes; each gets those that it holds."""
+        """Sum `part` over the processes; each gets the columns that it holds.
+
+        Args:
+            start: the first column of `part`.
+            part: shape (columns,).
+        """
         for rank, share in self._shares(start, part):
             distributed.reduce(share, rank)
 
     def _shares(self, start: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(rank, what it holds of the columns from `start` on), for those that hold any."""
+        """Yield (rank, what it holds of the columns from `start` on), for those that hold any."""
         for rank, (a, b) in enumerate(pairwise(self._bounds)):
             share = part[max(a - start, 0) : max(b - start, 0)]
             if len(share):
@@ -184,7 +152,14 @@ class ShardedRows(Rows):
 
 
 def refuse_device(device: torch.device) -> None:
-    """Refuse a device other than the CPU for a memory-mapped file."""
+    """Refuse a device other than the CPU for a memory-mapped file.
+
+    Args:
+        device: where the models run.
+
+    Raises:
+        ValueError: naming it.
+    """
     if device.type != "cpu":
         raise ValueError(
             f"`task_vectors.storage: mmap` keeps task vectors on disk for the CPU. Found device "
@@ -193,3 +168,19 @@ def refuse_device(device: torch.device) -> None:
 
 
 STORAGES: dict[str, type[Rows]] = {"memory": Rows, "mmap": MappedRows, "sharded": ShardedRows}
+"""Name in `task_vectors.storage` -> what keeps the rows."""
+
+
+def load_task_vectors(
+    pretrained: nn.Module, experts: Mapping[str, nn.Module], options: Mapping[str, str]
+) -> TaskVectors:
+    """Return θ₀ and the task vectors, kept where the options say; raises as `TaskVectors.from_models`.
+
+    Args:
+        pretrained: θ₀, an encoder.
+        experts: task -> the encoder fine-tuned on it.
+        options: as `Settings.task_vectors`; what is not named is as there.
+    """
+    storage = STORAGES[options.get("storage", "memory")]
+    named = {name: value for name, value in options.items() if name != "storage"}
+    return TaskVectors.from_models(pretrained, experts, storage=storage, **named)

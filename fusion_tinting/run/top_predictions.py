@@ -13,10 +13,14 @@ Both give back logits (B, V, ...) of the batch at hand, so that objectives and s
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+
+from fusion_tinting.method.objectives import Reads
+from fusion_tinting.method.sampling import every_sample, resolve_sampler
+from fusion_tinting.method.settings import Settings
 
 TOP = 64
 """Classes kept of a distribution: k."""
@@ -37,11 +41,20 @@ class _Compact:
     classes: int
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with `change` applied to every part."""
-        return replace(self, **{part: change(getattr(self, part)) for part in self.parts})
+        """Return the same with every part changed.
+
+        Args:
+            change: what is done to each tensor.
+        """
+        changed: dict[str, Any] = {part: change(getattr(self, part)) for part in self.parts}
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """Return the same on another device.
+
+        Args:
+            device: where to.
+        """
         return self.map(lambda tensor: tensor.to(device))
 
     def __getitem__(self, rows: Tensor) -> Self:
@@ -58,28 +71,32 @@ class _Compact:
     @property
     def nbytes(self) -> int:
         """Memory of all parts."""
-        return sum(getattr(self, part).nbytes for part in self.parts)
+        return sum(int(getattr(self, part).nbytes) for part in self.parts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As named tensors, for a file."""
+        """Return it as named tensors, for a file."""
         named = {part: getattr(self, part) for part in self.parts}
         return {**named, "classes": torch.tensor(self.classes)}
 
     @classmethod
-    def from_tensors(cls, found: Mapping[str, Tensor]) -> Self:
-        """From what `tensors` returned.
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Make it from what `tensors` returned.
+
+        Args:
+            tensors: by name.
 
         Raises:
             ValueError: one is missing, of another shape, or holds no class or no log-probability.
         """
-        if set(found) != {*cls.parts, "classes"}:
-            raise ValueError(f"Expected the tensors {[*cls.parts, 'classes']}. Found {sorted(found)}.")
-        parts, classes = [found[part] for part in cls.parts], int(found["classes"])
-        ids = found["ids"]
+        if set(tensors) != {*cls.parts, "classes"}:
+            raise ValueError(f"Expected the tensors {[*cls.parts, 'classes']}. Found {sorted(tensors)}.")
+        parts, classes = [tensors[part] for part in cls.parts], int(tensors["classes"])
+        ids = tensors["ids"]
         known = ids.numel() == 0 or (ids.min() >= 0 and ids.max() < classes)
         if not known or any(t.shape != ids.shape or not t.isfinite().all() for t in parts):
             raise ValueError(f"Its {', '.join(cls.parts)} do not fit each other or the {classes} classes.")
-        return cls(**{part: found[part] for part in cls.parts}, classes=classes)
+        values: dict[str, Any] = {part: tensors[part] for part in cls.parts}
+        return cls(**values, classes=classes)
 
 
 @dataclass(frozen=True)
@@ -92,19 +109,24 @@ class TopPredictions(_Compact):
         classes: V.
     """
 
-    parts: ClassVar = ("log_probs", "ids")
+    parts: ClassVar[tuple[str, ...]] = ("log_probs", "ids")
 
     log_probs: Tensor
 
     @classmethod
     def of(cls, logits: Tensor, k: int = TOP) -> "TopPredictions":
-        """The top of logits (B, V, ...); nothing is lost where k ≥ V."""
+        """Return the top of a batch; nothing is lost where k ≥ V.
+
+        Args:
+            logits: (B, V, ...).
+            k: how many classes.
+        """
         classes = logits.shape[1]
         top = logits.float().log_softmax(1).topk(min(k, classes), dim=1)
         return cls(top.indices.int(), classes, top.values)
 
     def logits(self) -> Tensor:
-        """Normalised logits, log p, shape (N, V, ...), where the tensors are."""
+        """Return normalized logits, log p, shape (N, V, ...), where the tensors are."""
         rest = 1 - self.log_probs.exp().sum(1, keepdim=True)
         # Rounding may leave nothing or less, and must not lift the others above the top.
         rest = rest.clamp(min=torch.finfo(rest.dtype).eps) / max(1, self.classes - self.ids.shape[1])
@@ -116,26 +138,31 @@ class TopPredictions(_Compact):
 
 @dataclass(frozen=True)
 class ClassIds(_Compact):
-    """The arg-max of what an expert predicts for N samples; stands for logits of shape (N, V, ...) that are
-    one there and zero elsewhere.
+    """The arg-max of what an expert predicts for N samples.
+
+    It stands for logits of shape (N, V, ...) that are one there and zero elsewhere.
 
     Attributes:
         ids: the classes, shape (N, ...), of the smallest integer type that holds V.
         classes: V.
     """
 
-    parts: ClassVar = ("ids",)
+    parts: ClassVar[tuple[str, ...]] = ("ids",)
 
     @classmethod
     def of(cls, logits: Tensor) -> "ClassIds":
-        """The arg-max of logits (B, V, ...)."""
+        """Return the arg-max of a batch.
+
+        Args:
+            logits: (B, V, ...).
+        """
         classes = logits.shape[1]
         types = (torch.uint8, torch.int16, torch.int32)
         smallest = next(dtype for dtype in types if classes - 1 <= torch.iinfo(dtype).max)
         return cls(logits.argmax(1).to(smallest), classes)
 
     def logits(self) -> Tensor:
-        """One for the arg-max, else zero: float32, shape (N, V, ...), where the ids are."""
+        """Return one for the arg-max, else zero: float32, shape (N, V, ...), where the ids are."""
         ids = self.ids.long().unsqueeze(1)
         shape = (len(ids), self.classes, *ids.shape[2:])
         return torch.zeros(shape, device=ids.device).scatter_(1, ids, 1)
@@ -145,11 +172,28 @@ Predictions = Tensor | TopPredictions | ClassIds
 """What an expert predicts for N samples: the outputs themselves, or what is read of many numbers."""
 
 
+def classes_kept(settings: Settings, task: str) -> int | None:
+    """Return how many classes of a distribution are read of a task's expert; None for all that it says.
+
+    Args:
+        settings: of the adaptation.
+        task: its name.
+    """
+    reads = settings.objective_of(task).reads
+    if reads is Reads.ARG_MAX and resolve_sampler(settings.sampler) is every_sample:
+        return ARG_MAX
+    return TOP if reads in (Reads.ARG_MAX, Reads.DISTRIBUTION) else None
+
+
 def kept(output: Tensor, top: int | None) -> Predictions:
-    """What to keep of a batch's outputs (B, V, ...).
+    """Return what to keep of a batch's outputs.
 
     With `ARG_MAX` the class ids, where there are positions and classes; otherwise the `top` of more than
     `MANY_CLASSES`; all of anything else.
+
+    Args:
+        output: (B, V, ...).
+        top: as `classes_kept` gives it.
     """
     if top == ARG_MAX and output.ndim > 2 and output.shape[1] > 1:
         return ClassIds.of(output)
@@ -158,25 +202,49 @@ def kept(output: Tensor, top: int | None) -> Predictions:
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of several batches as one."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    names = parts[0].parts
-    return replace(parts[0], **{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+    """Return the predictions of several batches as one.
+
+    Args:
+        parts: of one kind.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    tensors: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in first.parts}
+    return replace(first, **tensors)
 
 
 def mapped(predictions: Predictions, change: Callable[[Tensor], Tensor]) -> Predictions:
-    """The predictions with `change` applied to the tensor, or tensors, that keep them."""
+    """Return the predictions with the tensor, or tensors, that keep them changed.
+
+    Args:
+        predictions: of any kind.
+        change: what is done to each tensor.
+    """
     return change(predictions) if isinstance(predictions, Tensor) else predictions.map(change)
 
 
 def dense(predictions: Predictions) -> Tensor:
-    """The outputs (B, ...) that they stand for."""
+    """Return the outputs (B, ...) that predictions stand for.
+
+    Args:
+        predictions: of any kind.
+    """
     return predictions if isinstance(predictions, Tensor) else predictions.logits()
 
 
 def read(tensors: Mapping[str, Tensor], name: str) -> Predictions | None:
-    """Predictions of any kind from named tensors; the outputs themselves are called `name`."""
+    """Return predictions of any kind from named tensors; None where they are not there.
+
+    Args:
+        tensors: by name.
+        name: what the outputs themselves are called.
+
+    Raises:
+        ValueError: tensors that do not fit each other.
+    """
     if "ids" not in tensors:
         return tensors.get(name)
-    return (TopPredictions if "log_probs" in tensors else ClassIds).from_tensors(tensors)
+    if "log_probs" in tensors:
+        return TopPredictions.from_tensors(tensors)
+    return ClassIds.from_tensors(tensors)

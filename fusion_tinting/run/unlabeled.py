@@ -1,13 +1,8 @@
-"""A task's unlabelled inputs: every sample has an index, every batch a place in a seeded schedule.
-
-Because the schedule is a pure function of (seed, task, number of samples), a resumed run sees the same
-batches, and each sample's expert prediction can be computed once and looked up by index.
-"""
+"""A task's unlabeled inputs: every sample has an index, so that its expert prediction can be looked up."""
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +16,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from fusion_tinting.method.schedule import batch_schedule
+
 INPUT_KEYS = ("input", "inputs", "image", "images", "pixel_values", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets")
 CACHE_BYTES = 1 << 30
@@ -28,20 +25,37 @@ CACHE_BYTES = 1 << 30
 images again at every step costs more than a small model does."""
 
 
+class Movable(Protocol):
+    """A tensor, or what is kept as several."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+
+    def to(self, device: torch.device) -> Any:
+        """Return it on another device."""
+
+
+T = TypeVar("T", bound=Movable)
+
+
 class Unlabeled:
-    """The unlabelled inputs of one task.
+    """The unlabeled inputs of one task.
 
     Args:
         dataset: indexable; its items are what `collate` takes.
         collate: a list of items -> a batch, of which the input is taken (see `input_of`).
         num_workers: loader processes for a pool too large to keep in memory.
         version: names the content of `dataset`, where something does: equal only if the content is.
+
+    Raises:
+        ValueError: no sample.
     """
 
     def __init__(
         self,
-        dataset: Dataset | Sequence,
-        collate=default_collate,
+        dataset: Any,
+        collate: Callable[[list[Any]], Any] = default_collate,
         num_workers: int = 0,
         version: str | None = None,
     ):
@@ -49,13 +63,22 @@ class Unlabeled:
         self.version = version
         self._cached: Tensor | None = None
         if len(dataset) == 0:
-            raise ValueError("The unlabelled data is empty: expected at least one sample.")
+            raise ValueError("The unlabeled data is empty: expected at least one sample.")
 
     @classmethod
-    def of(cls, source: "Unlabeled | DataLoader | Iterable") -> "Unlabeled":
-        """From a DataLoader: its dataset, the samples that its sampler names, its collate function and
+    def of(cls, source: "Unlabeled | DataLoader[Any] | Iterable[Any]") -> "Unlabeled":
+        """Make it from whatever people have.
+
+        From a DataLoader: its dataset, the samples that its sampler names, its collate function and
         workers (order and batch size do not count). From a `Dataset` with a length: its samples. From
-        another iterable of batches: read once and cut into samples."""
+        another iterable of batches: read once and cut into samples.
+
+        Args:
+            source: one of these.
+
+        Raises:
+            ValueError: no sample.
+        """
         if isinstance(source, Unlabeled):
             return source
         if isinstance(source, Dataset) and hasattr(source, "__len__"):
@@ -71,30 +94,37 @@ class Unlabeled:
         return len(self.dataset)
 
     def subset(self, indices: Sequence[int]) -> "Unlabeled":
-        """Only the samples `indices`, renumbered from zero."""
+        """Return only some of the samples, renumbered from zero.
+
+        Args:
+            indices: which, in order.
+        """
         indices = list(map(int, indices))
         version = None if self.version is None else _digest(f"{self.version} {indices}".encode())
         return Unlabeled(Subset(self.dataset, indices), self.collate, self.num_workers, version)
 
     def first(self) -> Any:
-        """The input of the first sample, as a batch of one."""
+        """Return the input of the first sample, as a batch of one."""
         return input_of(self.collate([self.dataset[0]]))
 
     def fingerprint(self) -> str:
-        """Hash of the number of samples and of three of them: tells other data, not every change."""
+        """Return a hash of the number of samples and of three of them: not every change shows."""
         three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
-        found = input_of(self.collate(three))
-        values = found.values() if isinstance(found, Mapping) else [found]
+        inputs = input_of(self.collate(three))
+        values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
         parts = [
             v.cpu().float().numpy().tobytes() if isinstance(v, Tensor) else repr(v).encode() for v in values
         ]
         return _digest(str(len(self)).encode(), *parts)[:16]
 
     def content(self) -> str | None:
-        """Hash of all inputs as the model sees them, where they are kept in memory; of `version` and
-        of three inputs where that is given; None where only reading everything would tell."""
-        if self._keep_in_memory():
-            cached = self._cached.contiguous()
+        """Return what tells the inputs' content; None where only reading everything would.
+
+        It is a hash of all inputs as the model sees them, where they are kept in memory; of `version` and
+        of three inputs where that is given.
+        """
+        if (cached := self._in_memory()) is not None:
+            cached = cached.contiguous()
             return _digest(
                 f"{cached.dtype} {tuple(cached.shape)}".encode(), cached.view(torch.uint8).numpy()
             )
@@ -103,40 +133,48 @@ class Unlabeled:
         return _digest(f"{self.version} {len(self)} {self.fingerprint()}".encode())
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Any]:
-        """The inputs of one batch after another; each element of `schedule` lists sample indices."""
-        schedule = [list(map(int, indices)) for indices in schedule]
-        if self._keep_in_memory():
-            return (self._cached[indices] for indices in schedule)
-        return self._load(schedule)
+        """Return the inputs of one batch after another.
+
+        Args:
+            schedule: the sample indices of each batch.
+        """
+        rows = [list(map(int, indices)) for indices in schedule]
+        if (cached := self._in_memory()) is not None:
+            return (cached[indices] for indices in rows)
+        return self._load(rows)
 
     def _load(self, schedule: Sequence[Sequence[int]]) -> Iterator[Any]:
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self.dataset,
-            batch_sampler=schedule,
+            batch_sampler=[list(rows) for rows in schedule],
             collate_fn=self.collate,
             num_workers=self.num_workers,
             generator=torch.Generator(),  # or every pass would draw from the caller's
         )
         return map(input_of, loader)
 
-    def _keep_in_memory(self) -> bool:
+    def _in_memory(self) -> Tensor | None:
+        """Return all inputs as one tensor, where they are tensors of one shape and not too large."""
         if self._cached is None:
             first = self.first()
             if not isinstance(first, Tensor) or first.nbytes * len(self) > CACHE_BYTES:
-                return False
+                return None
             every = range(len(self))
             inputs = list(self._load([every[i : i + 256] for i in range(0, len(self), 256)]))
             if len({chunk.shape[1:] for chunk in inputs}) > 1:
-                return False
+                return None
             self._cached = torch.cat(inputs)
-        return True
+        return self._cached
 
 
 def input_of(batch: Any) -> Any:
-    """The model's input within a batch.
+    """Return the model's input within a batch.
 
     A tensor is its own input; of a tuple or list it is the first element; of a mapping the value of
     the first key that names an input, or else the mapping without its labels (keyword arguments).
+
+    Args:
+        batch: what a collate function or a loader gives.
     """
     if isinstance(batch, (tuple, list)):
         return batch[0]
@@ -149,13 +187,13 @@ def input_of(batch: Any) -> Any:
     return rest
 
 
-def call(module: torch.nn.Module, inputs: Any) -> Any:
-    """`module(inputs)`, or `module(**inputs)` when the inputs are a mapping."""
-    return module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
-
-
 def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """Move a tensor, or every tensor of a mapping; floating-point ones become float32."""
+    """Move a tensor, or every tensor of a mapping; floating-point ones become float32.
+
+    Args:
+        inputs: of the encoder.
+        device: where to.
+    """
     if isinstance(inputs, Mapping):
         return {key: to_device(value, device) for key, value in inputs.items()}
     if not isinstance(inputs, Tensor):
@@ -166,39 +204,46 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
     return inputs.to(device, dtype, non_blocking=True)
 
 
-def resident(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on the device, if it is small enough to stay there as long as it is needed."""
+def resident(tensor: T, device: torch.device) -> T:
+    """Return a tensor on the device, if it is small enough to stay there as long as it is needed.
+
+    Args:
+        tensor: or predictions that are kept as several.
+        device: where it is needed.
+    """
     return tensor.to(device) if tensor.nbytes <= CACHE_BYTES else tensor
 
 
-def batch_schedule(n: int, batch_size: int, steps: int, seed: int, task: str) -> Tensor:
-    """Sample indices of every step, shape (steps, batch_size): one shuffled epoch after another."""
-    generator = torch.Generator().manual_seed(stable_seed(seed, "batches", task))
-    epochs = max(1, math.ceil(steps * batch_size / n))
-    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(epochs)])
-    return order[: steps * batch_size].view(steps, batch_size)
+def split_aside(
+    task: str, total: int, count: int, seed: int, purpose: str = "aside"
+) -> tuple[Tensor, Tensor]:
+    """Return which inputs of a task teach, and which are kept aside to judge by; in random order.
+
+    Args:
+        task: its name; every task has a draw of its own.
+        total: the number of its inputs.
+        count: how many to keep aside; at least one is, and at least one teaches.
+        seed: of the run.
+        purpose: another one, another draw.
+
+    Raises:
+        ValueError: a task with a single input.
+    """
+    if total < 2:
+        raise ValueError(f"Task `{task}` has a single input; at least two are needed: one is kept aside.")
+    count = min(max(1, count), total - 1)
+    order = batch_schedule(total, total, 1, seed, f"{purpose} {task}")[0]
+    return order[count:], order[:count]
 
 
-def task_order(tasks: list[str], step: int, seed: int) -> list[str]:
-    """The tasks in this iteration's random order. It depends on their names, not on their places, so
-    that listing the tasks in another order changes nothing but the order of the results."""
-    return sorted(tasks, key=lambda task: stable_seed(seed, "order", step, task))
-
-
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from any values, the same in every process and Python version."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _digest(*parts) -> str:
+def _digest(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)  # bytes or an array
     return digest.hexdigest()
 
 
-def _indexable(loader: DataLoader) -> bool:
+def _indexable(loader: DataLoader[Any]) -> bool:
     return not isinstance(loader.dataset, IterableDataset)
 
 
@@ -209,10 +254,14 @@ def _samples(inputs: Any) -> Iterator[Any]:
     return iter(inputs)
 
 
-class InMemory(Dataset):
-    """Remembers the items of a dataset after their first use, in the process that uses them."""
+class InMemory(Dataset[Any]):
+    """Remembers the items of a dataset after their first use, in the process that uses them.
 
-    def __init__(self, dataset: Dataset):
+    Args:
+        dataset: indexable.
+    """
+
+    def __init__(self, dataset: Any):
         self.dataset = dataset
         self._items: dict[int, Any] = {}
 

@@ -12,6 +12,8 @@ from fusion_bench.method.task_singular_vector.utils import TSVM_utils
 from torch import nn
 
 import fusion_tinting as ft
+from fusion_tinting.run.context import Context
+from fusion_tinting.run.training import Training
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TASKS = ["cats", "dogs", "owls", "newts"]
@@ -43,10 +45,11 @@ class World:
         self.predictions = {task: torch.randn(40, 3) for task in TASKS}
 
     def adapted(self, kind) -> dict[str, torch.Tensor]:
-        with kind(self.model, self.inputs, self.predictions, self.settings) as adaptation:
-            batches = adaptation.batches()
+        with kind(self.model, self.settings, ft.Processes()) as adaptation:
+            context = Context(progress=False)
+            lessons = Training(adaptation, self.inputs, self.predictions, context).lessons()
             for step in range(self.settings.steps):
-                adaptation.iteration(step, batches)
+                adaptation.iteration(step, lessons)
         return {"λ": adaptation.coefficients.raw.detach(), **self.model.tint_modules.state_dict()}
 
 

@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import fusion_tinting as ft
-from fusion_tinting.run.unlabeled import batch_schedule, task_order
+from fusion_tinting.method.schedule import batch_schedule, task_order
+from fusion_tinting.run.context import Context
+from fusion_tinting.run.training import Training
 
 TASKS = ["a", "b", "c"]
 STEPS, BATCH, SEED = 12, 8, 5
@@ -73,11 +75,11 @@ def test_every_step_agrees_with_fusionbench(lr, init, clamp, tmp_path, monkeypat
         layer=None, objective="entropy", sampler="all", update="joint",
         steps=STEPS, batch_size=BATCH, seed=SEED, lr=lr, init=init, clamp=clamp,
     )  # fmt: skip
-    with ft.Adaptation(model, unlabeled, predictions, settings) as adaptation:
-        batches = adaptation.batches()
+    with ft.Adaptation(model, settings, ft.Processes()) as adaptation:
+        lessons = Training(adaptation, unlabeled, predictions, Context(progress=False)).lessons()
         for step in range(STEPS):
             ours.append(adaptation.coefficients.raw.detach().clone())
-            adaptation.iteration(step, batches)
+            adaptation.iteration(step, lessons)
     assert set(task_order(TASKS, 0, SEED)) == set(TASKS)
     for step in range(STEPS):  # they ask for logits once per task and step
         torch.testing.assert_close(ours[step], theirs.trace[3 * step].T, rtol=0, atol=2e-6)

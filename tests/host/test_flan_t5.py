@@ -205,7 +205,7 @@ def test_one_hot_coefficients_are_transformers_own_expert_and_the_saved_model_lo
     ("layer", "part"),
     [("head", "lm_head."), ("block:-1", "decoder.block.1."), ("encoder.block.0", "encoder.block.0.")],
 )
-def test_an_artefact_applied_gives_the_runs_own_report(hub, fuse, tmp_path, layer, part):
+def test_an_artifact_applied_gives_the_runs_own_report(hub, fuse, tmp_path, layer, part):
     first = fuse(*SHORT, *LESS, f"method.layer={layer}", "method.run_dir=run")
     again = fuse(*TINTING, *LESS, "method.artifact=run", "taskpool.baselines=false")
     assert headlines(again["report"]) == headlines(first["report"])
@@ -230,7 +230,7 @@ def test_lora_experts_are_merged_into_their_base(hub, fuse):
         folder = snapshot(hub / "hub", f"models--tanganke--flan-t5-base_glue-{task}_lora-16")
         adapted.save_pretrained(folder)
     model = fuse(*SHORT, "modelpool=flan-t5-base_glue_lora16", *FEWER_MODELS, "~taskpool")["merged_model"]
-    assert model.info["ids"]["rte"] == "tanganke/flan-t5-base_glue-rte_lora-16"
+    assert model.info.ids["rte"] == "tanganke/flan-t5-base_glue-rte_lora-16"
     inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
     with torch.no_grad():
         start = torch.zeros(1, 1, dtype=int)

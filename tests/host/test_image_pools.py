@@ -69,7 +69,7 @@ def accuracies(report) -> list[float]:
 
 
 def zoo_of(result) -> Path:
-    return Path(result["merged_model"].info["ids"]["mini-counts"]).parent
+    return Path(result["merged_model"].info.ids["mini-counts"]).parent
 
 
 def test_a_run_ends_with_the_baselines_and_one_hot_merges_are_the_experts(fuse):
@@ -105,7 +105,7 @@ def test_the_stock_task_pool_switches_heads_and_scores_the_same(fuse, tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["head", "encoder.stages.3"])
-def test_an_artefact_applied_gives_the_runs_own_report(fuse, tmp_path, layer):
+def test_an_artifact_applied_gives_the_runs_own_report(fuse, tmp_path, layer):
     first = fuse(*SHORT, f"method.layer={layer}", f"method.run_dir={tmp_path}/run")
     again = fuse("method=model_tinting", f"method.artifact={tmp_path}/run", *POOLS)
     assert accuracies(again["report"]) == accuracies(first["report"])

@@ -32,9 +32,9 @@ from fusion_tinting.mergekit.config import read
 from fusion_tinting.mergekit.learn import family_of, learn
 from fusion_tinting.mergekit.reading import read as read_recipe
 from fusion_tinting.method.objectives import divergence
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.method.tints import resolve_layer
 from fusion_tinting.run.artifact import tint_path
+from fusion_tinting.run.tinted_model import TintedModel
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 TASKS = ("news", "tales")
@@ -356,7 +356,7 @@ def test_the_divergence_from_the_experts_is_halved_at_least(zoo, tmp_path, layer
     """KL(expert ‖ merged) on texts that did not teach, against Task Arithmetic."""
     config = read(zoo.config(layer=layer, steps=60, batch_size=16))
     model, aside = learn(config, tmp_path / "run", progress=False)
-    arithmetic = model.remerged(model.info["settings"]["init"])
+    arithmetic = model.remerged(model.info.settings["init"])
 
     @torch.no_grad()
     def apart(merged: TintedModel) -> float:

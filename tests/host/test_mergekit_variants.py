@@ -37,8 +37,8 @@ from fusion_tinting.mergekit.checkpoints import INDEX
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.config import read
 from fusion_tinting.mergekit.learn import learn
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.run.artifact import tint_path
+from fusion_tinting.run.tinted_model import TintedModel
 
 LABELS = {"sst2": 2, "mnli": 3, "stars": 5}
 INPUTS = {

@@ -20,7 +20,7 @@ def accuracies(report) -> list[float]:
     return [report[task]["accuracy"] for task in TASKS]
 
 
-def test_a_run_reports_in_the_stock_layout_and_leaves_the_artefact(fuse, tmp_path):
+def test_a_run_reports_in_the_stock_layout_and_leaves_the_artifact(fuse, tmp_path):
     result = fuse("method=model_tinting", "method.steps=3", "seed=4")
     report = result["report"]
     assert report["average"]["accuracy"] == pytest.approx(sum(accuracies(report)) / 3)
@@ -41,9 +41,9 @@ def test_a_run_reports_in_the_stock_layout_and_leaves_the_artefact(fuse, tmp_pat
     assert manifest["base"]["id"].endswith("pretrained")
 
 
-def test_tensor_names_in_the_artefact_are_the_checkpoints(fuse, tmp_path):
+def test_tensor_names_in_the_artifact_are_the_checkpoints(fuse, tmp_path):
     model = fuse(*SHORT, "method.layer=block:-1")["merged_model"]
-    pretrained = load_file(model.info["ids"]["_pretrained_"] + "/model.safetensors")
+    pretrained = load_file(model.info.ids["_pretrained_"] + "/model.safetensors")
     coefficients = load_file(tmp_path / "tinting" / "coefficients.safetensors")
     towers = {
         name for name in pretrained if name.startswith("vision_model.") and "position_ids" not in name
@@ -54,7 +54,7 @@ def test_tensor_names_in_the_artefact_are_the_checkpoints(fuse, tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["head", "visual_projection", "block:0"])
-def test_an_artefact_applied_gives_the_runs_own_report(fuse, layer):
+def test_an_artifact_applied_gives_the_runs_own_report(fuse, layer):
     first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
     again = fuse("method=model_tinting", "method.artifact=run")
     assert accuracies(again["report"]) == accuracies(first["report"])
@@ -67,7 +67,7 @@ def test_plus_plus_differs_in_the_sampler_alone(fuse):
     settings = {}
     for name in ("model_tinting", "model_tinting_pp"):
         model = fuse(f"method={name}", "method.steps=1", f"method.run_dir={name}")["merged_model"]
-        settings[name] = model.info["settings"]
+        settings[name] = model.info.settings
     assert settings["model_tinting_pp"].pop("sampler") == "confidence_difference"
     assert settings["model_tinting"].pop("sampler") == "all"
     assert settings["model_tinting"] == settings["model_tinting_pp"]
@@ -133,7 +133,7 @@ def test_the_split_is_the_one_asked_for(fuse):
     samples = {
         split: fuse(
             *SHORT, "method.batch_size=99", f"method.adapt_split={split}", f"method.run_dir={split}"
-        )["merged_model"].info["samples"]["mini-digits"]
+        )["merged_model"].info.samples["mini-digits"]
         for split in ("train", "val")
     }
     assert samples == {"train": 120, "val": 60}

@@ -65,7 +65,7 @@ def test_the_experts_row_is_each_expert_as_fusionbench_runs_it(fuse):
         ),
     ],
 )
-def test_an_artefact_holds_the_tinted_layer_alone_and_gives_the_runs_own_report(
+def test_an_artifact_holds_the_tinted_layer_alone_and_gives_the_runs_own_report(
     fuse, tmp_path, layer, tinted
 ):
     first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
@@ -81,7 +81,7 @@ def test_the_whole_decoder_can_be_tinted(fuse, tmp_path):
 
 
 def test_objectives_of_values_are_l1_and_segmentations_is_the_methods(fuse):
-    settings = fuse(*SHORT, "method.objective=soft", "taskpool=dummy")["merged_model"].info["settings"]
+    settings = fuse(*SHORT, "method.objective=soft", "taskpool=dummy")["merged_model"].info.settings
     assert settings["objective"] == {"segmentation": "soft", "depth": "l1", "normal": "l1"}
 
 

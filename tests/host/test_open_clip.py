@@ -201,7 +201,7 @@ def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse, tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["head", "block:0", "ln_post"])
-def test_an_artefact_applied_gives_the_runs_own_report(fuse, layer):
+def test_an_artifact_applied_gives_the_runs_own_report(fuse, layer):
     first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
     again = fuse("method=model_tinting", "method.artifact=run")
     assert isinstance(again["merged_model"], TintedOpenCLIP)
@@ -222,8 +222,8 @@ def test_the_head_tint_is_the_tasks_weight_and_bias(fuse, converted):
 
 def test_adaptation_needs_no_labels_but_the_scores_do(fuse, monkeypatch):
     load = datasets.load_dataset
-    unlabelled = lambda *args, **options: load(*args, **options).remove_columns("label")  # noqa: E731
-    monkeypatch.setattr(datasets, "load_dataset", unlabelled)
+    unlabeled = lambda *args, **options: load(*args, **options).remove_columns("label")  # noqa: E731
+    monkeypatch.setattr(datasets, "load_dataset", unlabeled)
     assert len(fuse(*SHORT, "taskpool=dummy")["merged_model"].history) == 2
     with pytest.raises(ValueError, match=r"test set of `sun397` lacks \['label'\]"):
         fuse(*SHORT)

@@ -31,7 +31,7 @@ def test_the_order_that_is_claimed(built, fuse):
     assert kept >= 95 and kept >= arithmetic + 5
 
 
-def test_fusionbenchs_own_methods_run_on_the_unlabelled_val_split(built, fuse):
-    unlabelled = "modelpool.test_datasets=${modelpool.val_datasets}"
-    report = fuse(*POOLS, "method=simple_average", unlabelled)["report"]
+def test_fusionbenchs_own_methods_run_on_the_unlabeled_val_split(built, fuse):
+    unlabeled = "modelpool.test_datasets=${modelpool.val_datasets}"
+    report = fuse(*POOLS, "method=simple_average", unlabeled)["report"]
     assert set(report) == {"model_info", *glue.TASKS, "average"}

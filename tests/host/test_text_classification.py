@@ -104,7 +104,7 @@ def test_fusionbenchs_own_methods_merge_the_backbones(hub, fuse):
 
 
 @pytest.mark.parametrize("layer", ["head", "block:-1", "embeddings.word_embeddings"])
-def test_an_artefact_applied_gives_the_runs_own_report(hub, fuse, layer):
+def test_an_artifact_applied_gives_the_runs_own_report(hub, fuse, layer):
     first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
     again = fuse(*TINTING, "method.artifact=run")
     assert headlines(again["report"]) == headlines(first["report"])
@@ -222,7 +222,7 @@ class TestGpt2:
     TINTING = (*POOLS, "method=model_tinting", "method.num_workers=0", "method.steps=3")
     TASKS = tuple(task for task in TASKS if task != "stsb")
 
-    def test_it_adapts_and_an_artefact_applied_gives_the_same(self, hub, fuse, tmp_path):
+    def test_it_adapts_and_an_artifact_applied_gives_the_same(self, hub, fuse, tmp_path):
         saved = "merged_model_save_path='{log_dir}/saved'"
         first = fuse(*self.TINTING, "method.adapt_split=val", "method.run_dir=run", saved)
         again = fuse(*self.POOLS, "method=model_tinting", "method.num_workers=0", "method.artifact=run")

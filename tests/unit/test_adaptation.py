@@ -13,7 +13,7 @@ import fusion_tinting as ft
 from fusion_tinting.method.averaging import Average
 from fusion_tinting.method.objectives import resolve_objective
 from fusion_tinting.method.sampling import resolve_sampler
-from fusion_tinting.run.unlabeled import batch_schedule, task_order
+from fusion_tinting.method.schedule import batch_schedule, task_order
 
 
 def plain_loop(world, *, layer, sampler, objective, update, steps, lr=1e-2, batch_size=8, seed=0):
@@ -364,7 +364,7 @@ def test_an_expert_that_is_the_pretrained_model_itself_is_named(world):
 
 def test_empty_data_names_its_task(world):
     world.unlabeled["owls"] = []
-    with pytest.raises(ValueError, match="Task `owls`: The unlabelled data is empty"):
+    with pytest.raises(ValueError, match="Task `owls`: The unlabeled data is empty"):
         world.tint()
 
 

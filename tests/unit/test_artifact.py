@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from world import make_world
 
 import fusion_tinting as ft
+from fusion_tinting.reporting import plots
 from fusion_tinting.run import checkpoint, files
 
 LAYERS = ["head", "block:1", None]
@@ -34,7 +35,7 @@ def test_saving_and_loading_changes_nothing(world, tmp_path, layer):
     same(tinted, ft.TintedModel.load(tmp_path, **world.models()))
 
 
-def test_loading_takes_the_artefacts_own_task_order(world, tmp_path):
+def test_loading_takes_the_artifacts_own_task_order(world, tmp_path):
     tinted = world.tint()
     tinted.save(tmp_path)
     for name in ("experts", "heads"):
@@ -132,7 +133,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
     [
         ({"lr": 0.5}, "settings.lr is 0.01 there and 0.5 here"),
         ({"steps": 7}, "settings.steps is 4 there and 7 here"),
-        ({"info": {"split": "val"}}, "settings.split is None there and 'val' here"),
+        ({"info": ft.RunInfo(split="val")}, "settings.split is None there and 'val' here"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(world, tmp_path, change, message):
@@ -144,7 +145,7 @@ def test_a_folder_of_another_run_is_refused(world, tmp_path, change, message):
         world.tint(run_dir=tmp_path, **change)
 
 
-def test_an_artefact_of_other_experts_is_refused(world, tmp_path):
+def test_an_artifact_of_other_experts_is_refused(world, tmp_path):
     world.tint(run_dir=tmp_path)
     other = make_world(seed=1)
     world.experts["dogs"] = other.experts["dogs"]
@@ -200,7 +201,7 @@ def test_curves_cut_short_are_noticed(world, tmp_path, kept):
 
 
 def test_plots_are_there(world, tmp_path):
-    world.tint(run_dir=tmp_path)
+    plots.write_all(world.tint(run_dir=tmp_path), tmp_path)
     for name in ("curves.png", "coefficients.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -230,7 +231,7 @@ class TestDamage:
         self.edit(format_version=99)
         self.refused("format version 99.*reads up to 1. Upgrade")
 
-    def test_no_artefact(self):
+    def test_no_artifact(self):
         (self.run_dir / "tinting.json").unlink()
         self.refused("holds no finished run", FileNotFoundError)
 

@@ -95,7 +95,7 @@ def test_what_is_saved_is_a_whole_model_with_the_tinted_decoders(tinted, tmp_pat
         shared = nn.Sequential(loaded, dense.DenseHead(made, SIZE))
         x = torch.randn(2, 3, *SIZE)
         same = torch.allclose(shared(x), model(x, task), rtol=1e-3, atol=1e-3)
-        assert same == (layer != "layer3")  # a tint in the encoder is in the artefact alone
+        assert same == (layer != "layer3")  # a tint in the encoder is in the artifact alone
 
 
 @pytest.mark.parametrize("form", ["lightning", "state dict", "safetensors"])

@@ -6,6 +6,7 @@ from world import TASKS
 
 import fusion_tinting as ft
 from fusion_tinting.run.cache import cache_folder
+from fusion_tinting.run.storage import load_task_vectors
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ class TestLeanTaskVectors:
     @staticmethod
     def shrink_pieces(monkeypatch):
         """So that these small tensors are cut as large ones are."""
-        monkeypatch.setattr("fusion_tinting.run.storage.PIECE", 7)
+        monkeypatch.setattr("fusion_tinting.method.task_vectors.PIECE", 7)
         monkeypatch.setattr("fusion_tinting.run.storage.HELD", 10)
 
     @pytest.mark.parametrize("pieces", ["whole", "small"])
@@ -145,7 +146,7 @@ class TestLeanTaskVectors:
         exact = ft.TaskVectors.from_models(world.pretrained, world.experts)
         if pieces == "small":
             self.shrink_pieces(monkeypatch)
-        lean = ft.TaskVectors.from_models(world.pretrained, world.experts, dtype=dtype, storage=storage)
+        lean = load_task_vectors(world.pretrained, world.experts, {"dtype": dtype, "storage": storage})
         lam, weights = torch.rand(len(lean.slots), 3), torch.randn_like(lean.base)
         merged = ft.merge(lean, lam)
         found = ft.coefficient_gradient(lean, lean.views(weights))
@@ -164,8 +165,8 @@ class TestLeanTaskVectors:
     def test_where_they_are_kept_changes_nothing(self, world, dtype, monkeypatch):
         self.shrink_pieces(monkeypatch)
         kept = {
-            storage: ft.TaskVectors.from_models(
-                world.pretrained, world.experts, dtype=dtype, storage=storage
+            storage: load_task_vectors(
+                world.pretrained, world.experts, {"dtype": dtype, "storage": storage}
             )
             for storage in ("memory", "mmap")
         }
@@ -185,7 +186,7 @@ class TestLeanTaskVectors:
 
     def test_the_file_has_no_name_and_a_full_disk_is_found_out_first(self, world, monkeypatch):
         folder = cache_folder()
-        ft.TaskVectors.from_models(world.pretrained, world.experts, storage="mmap")
+        load_task_vectors(world.pretrained, world.experts, {"storage": "mmap"})
         before = sorted(folder.iterdir())
 
         def full(*_):
@@ -193,7 +194,7 @@ class TestLeanTaskVectors:
 
         monkeypatch.setattr("os.posix_fallocate", full)
         with pytest.raises(OSError, match=r"`task_vectors.storage: mmap` needs .* GB.*No space left"):
-            ft.TaskVectors.from_models(world.pretrained, world.experts, storage="mmap")
+            load_task_vectors(world.pretrained, world.experts, {"storage": "mmap"})
         assert sorted(folder.iterdir()) == before
 
     @pytest.mark.parametrize(
@@ -209,6 +210,6 @@ class TestLeanTaskVectors:
             world.tint(task_vectors=given)
 
     def test_a_map_is_for_the_cpu(self, world):
-        vectors = ft.TaskVectors.from_models(world.pretrained, world.experts, storage="mmap")
+        vectors = load_task_vectors(world.pretrained, world.experts, {"storage": "mmap"})
         with pytest.raises(ValueError, match="Found device `meta`"):
             vectors.to("meta")

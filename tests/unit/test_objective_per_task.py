@@ -6,12 +6,22 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_tinting import Reads
 from fusion_tinting.method.objectives import hard, l1
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.reporting.tables import agreement_table
-from fusion_tinting.run.artifact import read_manifest
+from fusion_tinting.run.manifest import Manifest
 from fusion_tinting.run.processes import Processes
-from fusion_tinting.run.top_predictions import ARG_MAX, TOP, ClassIds, dense, joined, kept, read
+from fusion_tinting.run.top_predictions import (
+    ARG_MAX,
+    TOP,
+    ClassIds,
+    classes_kept,
+    dense,
+    joined,
+    kept,
+    read,
+)
 from fusion_tinting.run.unlabeled import Unlabeled
 
 EACH = {"cats": "hard", "dogs": "l1", "owls": "soft"}
@@ -37,10 +47,10 @@ def test_an_objective_that_is_unknown_is_one_for_a_task_too():
 def test_it_survives_the_manifest(world, tmp_path):
     model = world.tint(objective=EACH, sampler="all", run_dir=tmp_path)
     assert Settings(objective=EACH).to_json()["objective"] == EACH
-    assert read_manifest(tmp_path)["settings"]["objective"] == EACH
-    assert Settings(**json.loads(json.dumps(model.info["settings"]))).objective == EACH
+    assert Manifest.read(tmp_path).settings["objective"] == EACH
+    assert Settings(**json.loads(json.dumps(model.info.settings))).objective == EACH
     again = world.tint(objective=EACH, sampler="all", run_dir=tmp_path)
-    assert [again.tells_values(task) for task in EACH] == [False, True, False]
+    assert [again.reads(task) is Reads.VALUES for task in EACH] == [False, True, False]
 
 
 def test_a_mapping_of_equal_objectives_is_one_objective(world):
@@ -73,7 +83,7 @@ def test_agreement_of_values_is_none_of_the_arg_max(world):
     ],
 )
 def test_of_an_expert_only_what_is_read_is_kept(objective, sampler, expected):
-    assert Settings(objective=objective, sampler=sampler).kept_of("any task") == expected
+    assert classes_kept(Settings(objective=objective, sampler=sampler), "any task") == expected
 
 
 def segmentation(count=3, classes=5):
@@ -127,7 +137,7 @@ class Pixels(nn.Module):
 def test_a_tinting_by_class_ids_is_that_by_the_logits(world, monkeypatch):
     world.heads = {task: Pixels(3 + k) for k, task in enumerate(world.experts)}
     by_ids = world.tint(objective="hard", sampler="all")
-    monkeypatch.setattr(Settings, "kept_of", lambda self, task: None)
+    monkeypatch.setattr("fusion_tinting.tinting.classes_kept", lambda settings, task: None)
     by_logits = world.tint(objective="hard", sampler="all")
     assert torch.equal(by_ids.history.values, by_logits.history.values)
     for task in world.experts:

@@ -9,8 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusion_tinting as ft
+from fusion_tinting.method.adaptation import FIGURES
 from fusion_tinting.run import processes
+from fusion_tinting.run.context import Context
 from fusion_tinting.run.processes import SMALL_MODEL, sensible_threads
+from fusion_tinting.run.training import Training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -83,13 +86,12 @@ def test_no_iteration_waits_for_the_device(world, update, sampler, objective):
     model = ft.TintedModel.untrained(**world.models(), layer=settings.layer)
     unlabeled = {task: ft.Unlabeled.of(batches) for task, batches in world.unlabeled.items()}
     predictions = ft.predict_experts(world.experts, world.heads, unlabeled, progress=False)
-    with ft.Adaptation(model, unlabeled, predictions, settings) as adaptation:
-        inputs = adaptation.batches()
+    with ft.Adaptation(model, settings, ft.Processes()) as adaptation:
+        lessons = Training(adaptation, unlabeled, predictions, Context(progress=False)).lessons()
         with Waits():
             for step in range(2):
-                adaptation.iteration(step, inputs)
-        assert list(adaptation.look(1)) == [0, 1]
-    assert (adaptation.history.kept > 0).any()
+                adaptation.iteration(step, lessons)
+    assert (adaptation.figures[..., FIGURES.index("kept")] > 0).any()
 
 
 FAULTS = """

@@ -73,10 +73,15 @@ def test_agreement():
 
 
 @pytest.mark.parametrize("resolve", [resolve_sampler, resolve_objective])
-def test_unknown_names_list_the_choices_and_callables_pass(resolve):
+def test_unknown_names_list_the_choices(resolve):
     with pytest.raises(ValueError, match="Expected one of"):
         resolve("nothing")
-    assert resolve(max) is max
+
+
+def test_callables_pass():
+    assert resolve_sampler(max) is max
+    assert resolve_objective(max).loss is max
+    assert resolve_objective(OBJECTIVES["l1"]) is OBJECTIVES["l1"]
 
 
 @pytest.mark.parametrize("bad", ["top_confidence:0", "top_confidence:1.5", "top_confidence:x"])

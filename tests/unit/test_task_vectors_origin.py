@@ -37,7 +37,7 @@ def test_merged_around_the_anchor_when_asked_for(world):
     assert torch.isfinite(tinted.history.values).all()
 
 
-def test_an_artefact_of_different_pretraining_loads_without_being_told(world, tmp_path):
+def test_an_artifact_of_different_pretraining_loads_without_being_told(world, tmp_path):
     tinted = world.tint(task_vectors={"pretraining": "different"}, run_dir=tmp_path)
     again = ft.TintedModel.load(tmp_path, **world.models())
     x = torch.randn(3, 5)

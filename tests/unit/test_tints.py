@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fusion_tinting as ft
-from fusion_tinting.method.tints import active, make_tints, resolve_layer, tintable
+from fusion_tinting.method.tints import Layer, active, make_tints, resolve_layer, tintable
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,8 @@ from fusion_tinting.method.tints import active, make_tints, resolve_layer, tinta
     ],
 )
 def test_layers_are_found(world, layer, resolved):
-    assert resolve_layer(world.pretrained, layer) == resolved
+    layer = resolve_layer(world.pretrained, layer)
+    assert (layer and layer.name) == resolved
 
 
 def test_every_layer_that_can_be_tinted(world):
@@ -38,7 +39,7 @@ def test_layers_that_can_be_tinted_share_no_parameter_and_leave_none_out():
     encoder = nn.ModuleDict({"vision": tower, "projection": nn.Linear(2, 4)})
     found = tintable(encoder)
     assert found == ["head", "block:0", "block:1", "vision.embeddings", "projection"]
-    layers = [encoder.get_submodule(resolve_layer(encoder, layer)) for layer in found[1:]]
+    layers = [encoder.get_submodule(resolve_layer(encoder, layer).path) for layer in found[1:]]
     counted = [id(p) for layer in layers for p in layer.parameters()]
     everything = {id(p): p for p in encoder.parameters()}
     assert len(counted) == len(set(counted))
@@ -52,7 +53,7 @@ def test_without_blocks_every_single_layer_can_be_tinted():
 
 def test_an_ending_that_only_one_module_has_is_enough(world):
     tower = nn.ModuleDict({"vision": world.pretrained})
-    assert resolve_layer(tower, "norm") == "vision.norm"
+    assert resolve_layer(tower, "norm").name == "vision.norm"
 
 
 @pytest.mark.parametrize(
@@ -83,11 +84,11 @@ def test_an_encoder_without_blocks():
 def test_a_head_without_parameters(world):
     heads = {**world.heads, "dogs": nn.Identity()}
     with pytest.raises(ValueError, match="head of `dogs` has no parameters"):
-        make_tints("head", world.experts, heads)
+        make_tints(Layer(True, ""), world.experts, heads)
 
 
 def test_tints_start_at_the_experts_layer_and_are_copies(world):
-    tints = make_tints("blocks.1", world.experts, world.heads)
+    tints = make_tints(Layer(False, "blocks.1"), world.experts, world.heads)
     for tint, expert in zip(tints, world.experts.values(), strict=True):
         assert torch.equal(tint.weight, expert.blocks[1].weight)
         assert tint.weight.data_ptr() != expert.blocks[1].weight.data_ptr()

@@ -146,7 +146,7 @@ def test_predictions_keep_the_top(language):
 
 @pytest.mark.parametrize("objective", ["soft", "hard"])
 def test_a_tinting_by_all_of_the_top_is_that_by_the_whole(language, monkeypatch, objective):
-    monkeypatch.setattr("fusion_tinting.method.settings.TOP", V)
+    monkeypatch.setattr("fusion_tinting.run.top_predictions.TOP", V)
     by_top = tint(language, objective=objective)
     monkeypatch.setattr(top_predictions, "MANY_CLASSES", V)
     by_whole = tint(language, objective=objective)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from fusion_tinting.run.unlabeled import Unlabeled, batch_schedule, input_of, task_order
+from fusion_tinting.method.schedule import batch_schedule, task_order
+from fusion_tinting.run.unlabeled import Unlabeled, input_of
 
 ROWS = torch.arange(20.0).view(10, 2)
 

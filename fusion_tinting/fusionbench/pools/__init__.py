@@ -12,7 +12,7 @@ from fusion_tinting.families import family_class
 from fusion_tinting.families.family import Family, Models
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 FAMILY = {

@@ -17,7 +17,7 @@ from fusion_tinting.families import image_classification
 from fusion_tinting.families.family import Models
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.tinted_model import TintedModel
 
 
 class _TaskSwitch(SwitchModule):

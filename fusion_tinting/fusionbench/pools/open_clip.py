@@ -8,10 +8,10 @@ from typing import ClassVar
 from fusion_bench.modelpool import OpenCLIPVisionModelPool
 from torch import nn
 
+from fusion_tinting.errors import abbreviate
 from fusion_tinting.families import open_clip, open_clip_files
 from fusion_tinting.families.family import Models
 from fusion_tinting.fusionbench.pools import PoolFamily
-from fusion_tinting.method.task_vectors import some
 
 PATHS = ("pickle_path", "state_dict_path")
 
@@ -128,6 +128,6 @@ class OpenClipPool(PoolFamily):
         missing = [str(file) for file in files if not open_clip_files.converted(file).is_file()]
         if missing:
             raise ValueError(
-                f"{len(missing)} checkpoint(s) of the model pool are missing: {some(missing)}. Set "
+                f"{len(missing)} checkpoint(s) of the model pool are missing: {abbreviate(missing)}. Set "
                 "`modelpool.model_dir` to the folder of the released or converted ones."
             )

@@ -15,10 +15,10 @@ from fusion_tinting.fusionbench.closing import show_last
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting import studies as report
 from fusion_tinting.reporting.tables import Metric, Table, protocol
-from fusion_tinting.run.artifact import installed_versions
+from fusion_tinting.run.manifest import installed_versions
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 log = logging.getLogger(__name__)

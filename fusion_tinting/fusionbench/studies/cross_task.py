@@ -11,10 +11,10 @@ from scipy import stats
 
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.studies import Scores, Study
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.method.tints import AUTO
 from fusion_tinting.reporting.studies import heat_map, scatter
 from fusion_tinting.reporting.tables import Table
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 STATES = ("before", "after")

@@ -6,10 +6,10 @@ from typing import Any
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.studies import Scores, Study
 from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.tinted_model import TintedModel
-from fusion_tinting.method.tints import part_of_head, resolve_layer, tintable
+from fusion_tinting.method.tints import HEAD, resolve_layer, tintable
 from fusion_tinting.reporting.studies import by_parameters
 from fusion_tinting.reporting.tables import Table
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 NO_TINT = "no tint"
@@ -81,7 +81,7 @@ class LayerSweep(Study):
     def _tinted(
         self, family: PoolFamily, unlabeled: Mapping[str, Unlabeled], layer: str | None
     ) -> TintedModel:
-        in_head = part_of_head(layer) is not None
+        in_head = (layer or "").split(".")[0] == HEAD
         lr = None if layer is None else self.lr_head if in_head else self.lr_tints
         return self._tint(family, unlabeled, self.folder(layer or NO_TINT), layer=layer, lr_tints=lr)
 
@@ -94,7 +94,7 @@ class LayerSweep(Study):
             "summary": self.summary(scores, experts),
             "share_of_experts": self.share(scores, experts),
             "agreement": agreement(model),
-            "seconds": model.info["seconds"],
+            "seconds": model.info.seconds,
         }
 
     def _publish(self, rows: dict, experts: Scores) -> None:

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.studies import Scores, Study, coefficients_of
 from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.method.tints import AUTO
 from fusion_tinting.reporting.studies import heat_map
 from fusion_tinting.reporting.tables import Table
+from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 ENCODERS = ("Task Arithmetic", "AdaMerging", "Model Tinting")

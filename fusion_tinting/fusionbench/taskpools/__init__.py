@@ -6,9 +6,9 @@ from torch import nn
 
 from fusion_tinting.fusionbench.closing import show_last
 from fusion_tinting.fusionbench.pools import PoolFamily
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import ACCURACY, Metric, score_table
 from fusion_tinting.run.files import write_json
+from fusion_tinting.run.tinted_model import TintedModel
 
 
 class TintedEvaluation:
@@ -55,7 +55,7 @@ class TintedEvaluation:
         """Return the stock report of `model`; for a tinted model with `baselines`, and a closing table."""
         report = super().evaluate(model, *args, **kwargs)
         if isinstance(model, TintedModel):
-            report["model_info"]["adapt_split"] = model.info.get("split")
+            report["model_info"]["adapt_split"] = model.info.split
             if self.baselines:
                 report["baselines"] = self._baselines(model)
             if self.fabric.is_global_zero:
@@ -65,8 +65,7 @@ class TintedEvaluation:
 
     def _baselines(self, model: TintedModel) -> dict:
         """Return name -> {task: score}, of merges of the same task vectors with the original heads."""
-        init = model.info["settings"]["init"]
-        shared = {"pretrained": model.remerged(0.0), "task_arithmetic": model.remerged(init)}
+        shared = {"pretrained": model.remerged(0.0), "task_arithmetic": model.remerged(model.start)}
         found = {
             name: {task: self._value(baseline, task) for task in self.tasks}
             for name, baseline in shared.items()

@@ -7,7 +7,7 @@ from fusion_bench.tasks.clip_classification import get_num_classes
 
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.images import ImagesInMemory
-from fusion_tinting.method.tinted_model import TintedModel
+from fusion_tinting.run.tinted_model import TintedModel
 
 
 class TintedImageClassificationTaskPool(TintedEvaluation, ImagesInMemory, ImageClassificationTaskPool):

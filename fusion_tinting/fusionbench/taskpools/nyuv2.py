@@ -16,8 +16,8 @@ from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.pools.nyuv2 import decoder_head
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
-from fusion_tinting.method.tinted_model import TintedModel
 from fusion_tinting.reporting.tables import Metric
+from fusion_tinting.run.tinted_model import TintedModel
 
 METRIC = {
     "segmentation": Metric("mIoU", "mIoU %"),

@@ -6,7 +6,7 @@ from fusion_tinting.families.open_clip import TintedOpenCLIP
 from fusion_tinting.families.open_clip_files import load_head
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
-from fusion_tinting.method.tinted_model import OneTask
+from fusion_tinting.run.tinted_model import OneTask
 
 
 class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTaskPool):

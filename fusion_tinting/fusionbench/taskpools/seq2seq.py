@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from fusion_tinting.families import seq2seq as family
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools.text_classification import SCORES, TextClassificationTaskPool
-from fusion_tinting.method.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.experts import predict
+from fusion_tinting.run.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 

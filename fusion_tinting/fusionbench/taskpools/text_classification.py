@@ -15,9 +15,9 @@ from fusion_tinting.fusionbench.pools import PoolFamily, family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
-from fusion_tinting.method.tinted_model import OneTask, TintedModel
 from fusion_tinting.reporting.tables import ACCURACY, Metric
 from fusion_tinting.run.experts import predict
+from fusion_tinting.run.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
 

@@ -1,0 +1,294 @@
+"""The loop around the iterations: lessons in order, figures, progress, checkpoints."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fusion_tinting.method.adaptation import Adaptation, Lesson
+from fusion_tinting.method.schedule import batch_schedule
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.run import checkpoint
+from fusion_tinting.run.context import Context, OnStep
+from fusion_tinting.run.history import History
+from fusion_tinting.run.identity import Identity
+from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
+from fusion_tinting.run.tinted_model import TintedModel
+from fusion_tinting.run.top_predictions import Predictions, dense
+from fusion_tinting.run.unlabeled import Unlabeled, resident, to_device
+
+LOOK = 10
+"""Iterations between two looks at a GPU's figures, each of which waits for it; a divisor of
+`checkpoint.EVERY`. On a CPU nothing waits, and every iteration is looked at."""
+
+M = TypeVar("M", bound=TintedModel)
+
+
+def adapt(
+    model: M,
+    unlabeled: Mapping[str, Unlabeled],
+    predictions: Mapping[str, Predictions],
+    settings: Settings,
+    *,
+    run_dir: Path | None = None,
+    processes: Processes | None = None,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+) -> M:
+    """Train λ and the tints of a model, in place, and return it.
+
+    With the same seed on the same machine two runs differ by rounding only, if they happen to find
+    another number of CPU threads the fastest; with one thread (OMP_NUM_THREADS=1) not at all.
+
+    Args:
+        model: from `TintedModel.untrained`.
+        unlabeled: task -> its inputs.
+        predictions: task -> what its expert predicts for them.
+        settings: see `Settings`.
+        run_dir: where checkpoints go; one there, of the same run, is continued.
+        processes: where it runs.
+        progress: whether to show a progress bar (on the first process only).
+        on_step: called with (step, history) for every iteration; on a GPU for several at a time.
+
+    Raises:
+        ValueError: a checkpoint in `run_dir` of other settings, models or data; a loss that diverged.
+        KeyboardInterrupt: after Ctrl-C, once the iteration is finished and its checkpoint written.
+    """
+    where = None if run_dir is None else Path(run_dir)
+    context = Context(processes or Processes(), where, progress, on_step)
+    return train(model, unlabeled, predictions, settings, context)
+
+
+def train(
+    model: M,
+    unlabeled: Mapping[str, Unlabeled],
+    predictions: Mapping[str, Predictions],
+    settings: Settings,
+    context: Context,
+) -> M:
+    """Train λ and the tints of a model, in place, and return it; see `adapt`.
+
+    Args:
+        model: from `TintedModel.untrained`.
+        unlabeled: task -> its inputs.
+        predictions: task -> what its expert predicts for them.
+        settings: see `Settings`.
+        context: where it runs and writes.
+
+    Raises:
+        ValueError: as `adapt`.
+        KeyboardInterrupt: as `adapt`.
+    """
+    if (settings.layer is None) != (model.layer is None):
+        raise ValueError(f"`settings.layer={settings.layer}`, but the model's is `{model.layer}`.")
+    size, device = model.vectors.base.numel(), context.processes.device
+    with (
+        torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
+        Adaptation(model, settings, context.processes) as adaptation,
+        freed_memory_kept(size, device),
+    ):
+        training = Training(adaptation, unlabeled, predictions, context)
+        with sensible_threads(size, device, training.rehearsal):
+            torch.manual_seed(settings.seed)
+            training.run()
+    model.coefficients = adaptation.coefficients.named()
+    model.history = training.history
+    if settings.steps and model.history.skipped == model.history.kept.numel():
+        warnings.warn(
+            f"No sample taught: the sampler {settings.sampler!r} kept none in any step, so that λ and the "
+            "tints are what they were at the start. Try `sampler=all`.",
+            stacklevel=2,
+        )
+    return model.requires_grad_(False)
+
+
+class Training:
+    """All iterations of an adaptation, from its checkpoint on if there is one.
+
+    Args:
+        adaptation: entered.
+        unlabeled: task -> its inputs.
+        predictions: task -> what its expert predicts for them.
+        context: where it runs and writes.
+
+    Attributes:
+        history: what has been looked at so far.
+    """
+
+    def __init__(
+        self,
+        adaptation: Adaptation,
+        unlabeled: Mapping[str, Unlabeled],
+        predictions: Mapping[str, Predictions],
+        context: Context,
+    ):
+        self.adaptation, self.unlabeled, self.context = adaptation, unlabeled, context
+        settings, device = adaptation.settings, context.processes.device
+        self.history = History.empty(adaptation.model.tasks, settings.steps)
+        self._looked = 0
+        self._schedules = {
+            task: batch_schedule(
+                len(unlabeled[task]), settings.batch_size, settings.steps, settings.seed, task
+            )
+            for task in adaptation.tasks
+        }
+        self._predictions = {task: resident(predictions[task], device) for task in adaptation.tasks}
+        adaptation.numbers_at_once = self._numbers_at_once()
+
+    def run(self) -> None:
+        """Do the iterations that are left.
+
+        Raises:
+            ValueError: a checkpoint of another run; a loss that diverged.
+            KeyboardInterrupt: after Ctrl-C, with a checkpoint written.
+        """
+        steps, on_cpu = self.adaptation.settings.steps, self.context.processes.device.type == "cpu"
+        with checkpoint.HeldInterrupt(self.context.run_dir is not None) as interrupt:
+            start = self._resume()
+            lessons = self.lessons(start)
+            with self._bar(start) as bar:
+                for step in range(start, steps):
+                    self.adaptation.iteration(step, lessons)
+                    if on_cpu or (step + 1) % LOOK == 0 or step + 1 == steps:
+                        self._look(step, bar)
+                        self._keep(step, interrupt)
+            self.adaptation.finish()
+
+    def rehearsal(self) -> Callable[[], None]:
+        """Return the work of one visit without its effect: how long does it take with so many threads?"""
+        task, inputs = self.adaptation.tasks[0], self._first_batch()
+        return lambda: self.adaptation.rehearse(task, to_device(inputs, self.context.processes.device))
+
+    def lessons(self, start: int = 0) -> dict[str, Iterator[Lesson]]:
+        """Return task -> its batches from an iteration on: what `Adaptation.iteration` takes.
+
+        Args:
+            start: the iteration.
+        """
+        return {task: self._lessons(task, start) for task in self.adaptation.tasks}
+
+    def _lessons(self, task: str, start: int) -> Iterator[Lesson]:
+        """Return a task's batches from an iteration on, each with what its expert predicts."""
+        within, device = self.adaptation.within, self.context.processes.device
+        schedule, predictions = self._schedules[task][start:], self._predictions[task]
+        batches = self.unlabeled[task].batches(map(within.share, schedule))
+        rows = schedule.to(predictions.device)
+        return (
+            Lesson(to_device(batch, device), dense(predictions[chosen].to(device)))
+            for batch, chosen in zip(batches, rows, strict=True)
+        )
+
+    def _first_batch(self) -> Any:
+        task = self.adaptation.tasks[0]
+        (inputs,) = self.unlabeled[task].batches([self.adaptation.within.share(self._schedules[task][0])])
+        return inputs
+
+    def _numbers_at_once(self) -> int:
+        """Return how many numbers the batches of one pass may hold.
+
+        On a CPU few, for beyond its caches a larger batch costs more than it saves; on a GPU what half of
+        the free memory has room for.
+        """
+        adaptation, device = self.adaptation, self.context.processes.device
+        joint, steps = adaptation.settings.update == "joint", adaptation.settings.steps
+        if device.type != "cuda" or not joint or steps == 0 or adaptation.numbers_at_once == 0:
+            return adaptation.numbers_at_once
+        first = self._first_batch()
+        if not adaptation.model.one_pass([first]):
+            return adaptation.numbers_at_once
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        self.rehearsal()()
+        for_one = torch.cuda.max_memory_allocated(device) - before
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(first.numel() * max(1, free // 2 // max(1, for_one)))
+
+    def _look(self, step: int, bar: "tqdm[Any]") -> None:
+        """Fetch the figures up to an iteration, and tell of them.
+
+        Raises:
+            ValueError: a loss is not finite; its task and iteration are named.
+        """
+        new = range(self._looked, step + 1)
+        figures = self.adaptation.figures[new.start : new.stop]
+        if self.adaptation.tasks_are_shared:
+            figures = self.context.processes.sum(figures)
+        self.history.values[new.start : new.stop] = figures.cpu()
+        self._looked = new.stop
+        bad = (~self.history.loss[new.start : new.stop].isfinite()).nonzero()
+        if len(bad):
+            place, k = bad[0].tolist()
+            loss = self.history.loss[new[place], k].item()
+            raise ValueError(
+                f"The loss of `{self.history.tasks[k]}` became {loss} in iteration {new[place]}. "
+                "Lower the learning rate."
+            )
+        loss, agreed, kept, _ = self.history.values[step].mean(0).tolist()
+        bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreed:.1%}", kept=f"{kept:.0%}")
+        bar.update(len(new))
+        if self.context.on_step is not None:
+            for seen in new:
+                self.context.on_step(seen, self.history)
+
+    def _resume(self) -> int:
+        """Take up the checkpoint, if there is one; return the first iteration to do."""
+        run_dir = self.context.run_dir
+        if run_dir is None or not checkpoint.checkpoint_path(run_dir).is_file():
+            return 0
+        state, identity, step, threads = checkpoint.read_checkpoint(checkpoint.checkpoint_path(run_dir))
+        self._identity().require_same(identity, run_dir)
+        history, rng = state.pop("history", None), state.pop("rng", None)
+        if history is None or rng is None:
+            raise ValueError("The checkpoint was written by another version; delete it to start anew.")
+        self.adaptation.load_state(state)
+        self.history.values.copy_(history)
+        torch.set_rng_state(rng)
+        checkpoint.use_threads(threads)
+        self._looked = step
+        return step
+
+    def _keep(self, step: int, interrupt: checkpoint.HeldInterrupt) -> None:
+        """Write a checkpoint if it is time; then raise a Ctrl-C that was held back.
+
+        Every process calls it after the same iterations: they stop together.
+        """
+        run_dir, processes = self.context.run_dir, self.context.processes
+        if run_dir is None:
+            return
+        pressed = torch.tensor(int(interrupt.pressed), device=processes.device)
+        stop = interrupt.pressed if processes.count == 1 else int(processes.sum(pressed)) > 0
+        last = step + 1 == self.adaptation.settings.steps
+        if stop or last or (step + 1) % checkpoint.EVERY == 0:
+            self.adaptation.share_tints()
+            if self.context.writes:
+                path = checkpoint.checkpoint_path(run_dir)
+                checkpoint.write_checkpoint(path, self._state(), self._identity(), step + 1)
+        if stop:
+            path = checkpoint.checkpoint_path(run_dir)
+            raise KeyboardInterrupt(f"Stopped after iteration {step + 1}; `{path}` continues it.")
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return everything that the next iteration depends on, as named tensors."""
+        return {
+            **self.adaptation.state(),
+            "history": self.history.values,
+            "rng": torch.get_rng_state(),
+        }
+
+    def _identity(self) -> Identity:
+        model, settings = self.adaptation.model, self.adaptation.settings
+        split = model.info.split if isinstance(model, TintedModel) else None
+        return Identity.of(model, settings, self.unlabeled, split)
+
+    def _bar(self, start: int) -> "tqdm[Any]":
+        return tqdm(
+            desc="Tinting",
+            total=self.adaptation.settings.steps,
+            initial=start,
+            disable=not self.context.shows_progress,
+            dynamic_ncols=True,
+        )
