@@ -170,7 +170,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             **family.family.settings({**self.settings, **changes, **debug}, tasks),
         )
         if processes.rank == 0:
-            plots.write_all(model, run_dir)
+            plots.write_pictures(model, run_dir)
         return model
 
     def _show_agreement(self, model, family, columns, processes) -> None:

@@ -26,6 +26,7 @@ from fusion_tinting.reporting.tables import show
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import TintedModel
+from fusion_tinting.run.unlabeled import split_aside
 from fusion_tinting.tinting import tint
 
 
@@ -80,7 +81,7 @@ def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedM
         **family.settings({**family.defaults, **config.adapt}),
     )
     experts = {task: ids[task] for task in config.by_task}
-    plots.write_all(model, run_dir)
+    plots.write_pictures(model, run_dir)
     recipes.write(run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes, family.variance_epsilon)
     family.write_beside(run_dir)
     return model, aside

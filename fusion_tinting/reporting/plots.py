@@ -151,6 +151,3 @@ def _smooth(values: torch.Tensor, window: int) -> np.ndarray:
     """Return the moving average over `window` iterations, (T − window + 1, K)."""
     sums = np.cumsum(np.vstack([np.zeros((1, values.shape[1])), values.numpy()]), axis=0)
     return (sums[window:] - sums[:-window]) / window
-
-
-write_all = write_pictures

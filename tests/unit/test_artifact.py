@@ -201,7 +201,7 @@ def test_curves_cut_short_are_noticed(world, tmp_path, kept):
 
 
 def test_plots_are_there(world, tmp_path):
-    plots.write_all(world.tint(run_dir=tmp_path), tmp_path)
+    plots.write_pictures(world.tint(run_dir=tmp_path), tmp_path)
     for name in ("curves.png", "coefficients.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
