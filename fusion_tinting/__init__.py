@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from fusion_tinting.method.sampling import SAMPLERS as SAMPLERS
     from fusion_tinting.method.settings import Settings as Settings
     from fusion_tinting.method.task_vectors import TaskVectors as TaskVectors
+    from fusion_tinting.reporting.plots import write_pictures as write_pictures
     from fusion_tinting.run.experts import predict as predict
     from fusion_tinting.run.experts import predict_experts as predict_experts
     from fusion_tinting.run.history import History as History
@@ -61,6 +62,7 @@ _NAMES = {
     "method.sampling": ("SAMPLERS",),
     "method.settings": ("Settings",),
     "method.task_vectors": ("TaskVectors",),
+    "reporting.plots": ("write_pictures",),
     "run.experts": ("predict", "predict_experts"),
     "run.history": ("History",),
     "run.info": ("RunInfo",),
