@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import rich.table
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -152,10 +153,10 @@ def score_table(report: Mapping, model: TintedModel, metrics: Mapping[str, Metri
 
 def _scores(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], tasks: list[str]) -> dict:
     """Return column title -> task -> score."""
-    init = model.info.settings.get("init")
+    start = ", ".join(f"{value:.6g}" for value in torch.as_tensor(model.start).reshape(-1).tolist())
     titles = {
         "pretrained": "pre-trained",
-        "task_arithmetic": f"Task\nArithmetic\nλ = {init}",
+        "task_arithmetic": f"Task\nArithmetic\nλ = {start}",
         "expert": "expert",
     }
     baselines = report.get("baselines", {})

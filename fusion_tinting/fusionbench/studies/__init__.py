@@ -101,8 +101,18 @@ class Study(ModelTinting):
 
     @property
     def init(self) -> float:
-        """The λ that adaptations start from, and that Task Arithmetic has."""
-        return self.settings.get("init", Settings.init)
+        """The λ that adaptations start from, and that Task Arithmetic has.
+
+        Raises:
+            ValueError: several, or an earlier run's.
+        """
+        init = self.settings.get("init", Settings.init)
+        if not isinstance(init, (int, float)):
+            raise ValueError(
+                f"The study {self.name} merges with one λ for all: `method.init` must be one number. "
+                f"Found {init!r}."
+            )
+        return init
 
     def folder(self, part: str) -> Path:
         """Return the folder of one adaptation of the study.

@@ -50,6 +50,7 @@ class CrossTask(Study):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        _ = self.init  # refused before anything is loaded, where it is not one number
         if self.settings.get("lr_coefficients") != 0:
             raise ValueError(
                 "The study cross_task tints given encoders: `method.lr_coefficients` must be 0. Found "

@@ -39,6 +39,7 @@ class Transfer(Study):
 
     def __init__(self, *, adamerging: Mapping, **options: Any):
         super().__init__(**options)
+        _ = self.init  # refused before anything is loaded, where it is not one number
         layer = self.settings.get("layer", Settings.layer)
         if layer in (None, AUTO) or self.settings.get("lr_coefficients") == 0:
             raise ValueError(
