@@ -15,6 +15,7 @@ def fuse(cache, tmp_path, monkeypatch):
     result: `merged_model` and `report`.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # for its tables
     module = "fusion_bench.programs.fabric_fusion_program"
     monkeypatch.setattr(f"{module}.get_hydra_output_dir", lambda: str(tmp_path))
 

@@ -1,7 +1,6 @@
 """Tiny stand-ins for the hub's GLUE and its experts, in a cache folder laid out as the hub client's."""
 
 import json
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from command import FUSION_BENCH, run
 from datasets.arrow_writer import ArrowWriter
 from hub import COMMIT, snapshot
 from safetensors.torch import load_file, save_file
@@ -40,32 +38,24 @@ WORDS = ["film", "dog", "was", "not", "good", "runs", "very", "old", "and", "slo
 ROWS = 24
 
 
-@contextmanager
-def read_offline(folder: Path):
-    """Within the context this process reads the hub client's files from here too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
-        yield folder
-
-
-def require_scored(hub: Path, folder: Path, tinting, keys, headlines, *shown: str) -> None:
-    """The command adapts and scores the hub's checkpoints offline, each task by its own metrics.
+def require_scored(fuse, capsys, tinting, keys, headlines, *shown: str) -> None:
+    """FusionBench's program adapts and scores the hub's checkpoints offline, each task by its own metrics.
 
     Args:
+        tinting: overrides.
         keys: task -> the metrics in its report, where they are not the accuracy alone.
         headlines: report -> task -> the score that counts.
         shown: what the closing table must have.
     """
-    env = {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
-    options = ("method.steps=2", "method.adapt_split=val", "fabric.accelerator=cpu")
-    command = (FUSION_BENCH, *tinting, *options)
-    result = run(*command, f"report_save_path={folder}/report.json", cwd=folder, env=env)
-    report = json.loads((folder / "report.json").read_text())
+    report = fuse(*tinting, "method.steps=2", "method.adapt_split=val", "report_save_path=report.json")[
+        "report"
+    ]
+    assert report == json.loads(Path("report.json").read_text())
     assert set(report) == {"model_info", *TASKS, "average", "baselines"}
     assert {task: set(report[task]) for task in TASKS} == {t: keys.get(t, {"accuracy"}) for t in TASKS}
     assert report["average"]["score"] == pytest.approx(sum(headlines(report).values()) / len(TASKS))
-    tail = result.stdout[result.stdout.index("tinted /") :]
+    table = capsys.readouterr().out
+    tail = table[table.index("tinted /") :]
     for row in shown:
         assert row in tail
 

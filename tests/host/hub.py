@@ -7,11 +7,13 @@ name, tensor names and columns.
 
 import json
 import string
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from datasets.arrow_writer import ArrowWriter
 from fusion_bench.tasks.clip_classification import get_num_classes
@@ -56,6 +58,15 @@ def make_hub(folder: Path, architectures=ARCHITECTURES, tasks=tuple(TASKS)) -> d
     for task in tasks:
         make_dataset(folder / "datasets", task)
     return {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+
+
+@contextmanager
+def read_offline(folder: Path):
+    """Within the context this process reads the hub client's files from here too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
+        yield folder
 
 
 def make_models(hub: Path, architecture: str, tasks) -> None:

@@ -4,6 +4,7 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
 import torch
 from command import run
 from safetensors.torch import load_file, save_file
@@ -49,14 +50,14 @@ assert CLIPVisionTransformer is CLIPVisionModel
     python(code, tmp_path)
 
 
-def test_clip_is_repaired_when_it_was_imported_before(tmp_path):
-    code = """
-from transformers.models.clip import modeling_clip
-from fusion_tinting.fusionbench import compat
-compat.apply()
-assert modeling_clip.CLIPVisionTransformer is modeling_clip.CLIPVisionModel
-"""
-    python(code, tmp_path)
+def test_clip_is_repaired_when_it_was_imported_before(monkeypatch):
+    from transformers.models.clip import modeling_clip
+
+    monkeypatch.delattr(modeling_clip, "CLIPVisionTransformer", raising=False)
+    monkeypatch.delattr(modeling_clip.CLIPVisionModel, "vision_model", raising=False)
+    compat.apply()
+    assert modeling_clip.CLIPVisionTransformer is modeling_clip.CLIPVisionModel
+    assert isinstance(modeling_clip.CLIPVisionModel.vision_model, property)
 
 
 def test_a_transformers_that_has_the_names_is_left_alone():
@@ -90,35 +91,26 @@ def test_the_hubs_checkpoints_load_and_keep_their_names_when_saved(tmp_path):
     assert set(load_file(tmp_path / "saved" / "model.safetensors")) == set(hub)
 
 
-def test_pools_that_fail_without_the_repairs_import(tmp_path):
-    code = """
-from fusion_tinting.fusionbench import compat
-compat.apply()
-from fusion_bench.modelpool import ConvNextForImageClassificationPool
-from fusion_bench.modelpool import Dinov2ForImageClassificationPool
-from fusion_bench.modelpool import OpenCLIPVisionModelPool
-from fusion_bench.modelpool import ResNetForImageClassificationPool
-from fusion_bench.taskpool import CLIPVisionModelTaskPool
-from fusion_bench.models.surgery.surgerymodelwrapper import SurgeryModelWrapper
-"""
-    python(code, tmp_path)
+def test_pools_that_fail_without_the_repairs_import():
+    compat.apply()
+    from fusion_bench.modelpool import (  # noqa: F401
+        ConvNextForImageClassificationPool,
+        Dinov2ForImageClassificationPool,
+        OpenCLIPVisionModelPool,
+        ResNetForImageClassificationPool,
+    )
+    from fusion_bench.models.surgery.surgerymodelwrapper import SurgeryModelWrapper  # noqa: F401
+    from fusion_bench.taskpool import CLIPVisionModelTaskPool  # noqa: F401
 
 
-def test_a_task_vector_can_be_added_to_parameters(tmp_path):
-    code = """
-import torch
-from fusion_tinting.fusionbench import compat
-compat.apply()
-from fusion_bench.utils.state_dict_arithmetic import state_dict_add
-weight = torch.nn.Parameter(torch.ones(2))
-assert torch.equal(state_dict_add({"w": weight}, {"w": torch.ones(2)})["w"], torch.full((2,), 2.0))
-try:
-    state_dict_add({"w": weight}, {"v": weight})
-    raise SystemExit("other keys were not refused")
-except ValueError:
-    pass
-"""
-    python(code, tmp_path)
+def test_a_task_vector_can_be_added_to_parameters():
+    compat.apply()
+    from fusion_bench.utils.state_dict_arithmetic import state_dict_add
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert torch.equal(state_dict_add({"w": weight}, {"w": torch.ones(2)})["w"], torch.full((2,), 2.0))
+    with pytest.raises(ValueError):
+        state_dict_add({"w": weight}, {"v": weight})
 
 
 def test_a_check_that_needs_no_repair_is_left_alone():

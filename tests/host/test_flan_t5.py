@@ -10,9 +10,9 @@ import pytest
 import torch
 from fusion_bench.tasks.flan_t5_text_generation.glue_preprocessors import glue_processors
 from fusion_bench.tasks.flan_t5_text_generation.glue_prompt_templates import glue_prompt_templates
-from glue_hub import TASKS, make_dataset, read_offline, require_scored
+from glue_hub import TASKS, make_dataset, require_scored
 from glue_hub import WORDS as GLUE_WORDS
-from hub import snapshot
+from hub import read_offline, snapshot
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -118,9 +118,9 @@ def headlines(report) -> dict[str, float]:
     return {task: report[task][SCORES.get(task, "accuracy")] for task in TASKS if task in report}
 
 
-def test_the_command_adapts_and_scores_the_hubs_checkpoints_offline(hub, tmp_path):
+def test_the_program_adapts_and_scores_the_hubs_checkpoints_offline(hub, fuse, capsys):
     shown = ("cola, Accuracy %", "stsb, Spearman %", "average", "inductive")
-    require_scored(hub, tmp_path, TINTING, KEYS, headlines, *shown)
+    require_scored(fuse, capsys, TINTING, KEYS, headlines, *shown)
 
 
 def answers_of(model, task: str, data) -> list[str]:

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from command import FUSION_BENCH, run
+from command import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "hydra_plugins/fusion_tinting_search_path.py"
@@ -36,13 +36,12 @@ def installed(wheel, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def elsewhere(tmp_path) -> Path:
+def elsewhere(folder: Path) -> Path:
     """An unrelated folder with configurations of its own, where FusionBench looks for its own."""
     for name in ("config", "configs"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.yaml").write_text("a: 1\n")
-    return tmp_path
+        (folder / name).mkdir()
+        (folder / name / "mine.yaml").write_text("a: 1\n")
+    return folder
 
 
 def test_the_wheel_holds_the_package_its_yaml_and_the_plugin_once(wheel):
@@ -61,36 +60,9 @@ def test_the_wheel_holds_the_package_its_yaml_and_the_plugin_once(wheel):
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
-def test_help_lists_our_groups_beside_a_foreign_config_folder(installed, elsewhere):
-    env = {"PYTHONPATH": str(installed)}
-    shown = run(FUSION_BENCH, "--help", cwd=elsewhere, env=env).stdout
-    for group, name in [
-        ("method", "simple_average"),
-        ("method", "model_tinting"),
-        ("modelpool", "clip-vit-b32_TA8"),
-        ("taskpool", "clip-vit-l14_TALL20"),
-    ]:
-        (line,) = re.findall(rf"^{group}: (.*)$", shown, re.MULTILINE)
-        assert name in line.split(", ")
-
-
-def test_the_installed_yaml_is_found_inside_the_package(installed, elsewhere):
-    result = run(
-        *(FUSION_BENCH, "modelpool=clip-vit-b32_TA8", "--info", "searchpath"),
-        cwd=elsewhere,
-        env={"PYTHONPATH": str(installed)},
-    )
-    rows = [line.split("|") for line in result.stdout.splitlines() if "file://" in line]
-    paths = [(row[1].strip(), row[2].strip()) for row in rows]
-    assert paths[0] == ("main", f"file://{elsewhere}/config")  # the user's files win
-    assert paths[1] == ("fusion_tinting", f"file://{installed}/fusion_tinting/configs")
-    assert paths[2][0] == "fusion_bench"
-
-
-def test_the_plugin_costs_fusionbench_no_further_imports(tmp_path):
-    code = """
+PLUGIN_IN_FUSIONBENCH = """
 import sys
-import fusion_bench.scripts.cli
+from fusion_bench.scripts.cli import _hydra_main
 before = set(sys.modules)
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra_plugins.fusion_tinting_search_path import FusionTintingSearchPath
@@ -98,8 +70,47 @@ path = ConfigSearchPathImpl()
 FusionTintingSearchPath().manipulate_search_path(path)
 assert len(path.get_path()) == 2
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+print("@@")
+sys.argv[1:] = ["modelpool=clip-vit-b32_TA8", "--info", "searchpath"]
+_hydra_main()
+print("@@")
+sys.argv[1:] = ["--help"]
+_hydra_main()
 """
-    added = run(sys.executable, "-c", code, cwd=tmp_path).stdout.split()
+
+
+@pytest.fixture(scope="module")
+def shown(installed, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A folder with configurations of its own, and what FusionBench says there: imports, search path, help.
+
+    All in one process, for FusionBench takes long to import.
+    """
+    folder = elsewhere(tmp_path_factory.mktemp("elsewhere"))
+    code = (sys.executable, "-c", PLUGIN_IN_FUSIONBENCH)
+    return folder, run(*code, cwd=folder, env={"PYTHONPATH": str(installed)}).stdout.split("@@\n")
+
+
+def test_help_lists_our_groups_beside_a_foreign_config_folder(shown):
+    for group, name in [
+        ("method", "simple_average"),
+        ("method", "model_tinting"),
+        ("modelpool", "clip-vit-b32_TA8"),
+        ("taskpool", "clip-vit-l14_TALL20"),
+    ]:
+        (line,) = re.findall(rf"^{group}: (.*)$", shown[1][2], re.MULTILINE)
+        assert name in line.split(", ")
+
+
+def test_the_installed_yaml_is_found_inside_the_package(installed, shown):
+    rows = [line.split("|") for line in shown[1][1].splitlines() if "file://" in line]
+    paths = [(row[1].strip(), row[2].strip()) for row in rows]
+    assert paths[0] == ("main", f"file://{shown[0]}/config")  # the user's files win
+    assert paths[1] == ("fusion_tinting", f"file://{installed}/fusion_tinting/configs")
+    assert paths[2][0] == "fusion_bench"
+
+
+def test_the_plugin_costs_fusionbench_no_further_imports(shown):
+    added = shown[1][0].split()
     light = {"fusion_tinting", "hydra_plugins", "safetensors"}
     assert set(added) - set(sys.stdlib_module_names) <= light
 

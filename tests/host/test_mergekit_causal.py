@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 import yaml
 from checkpoints import LENGTH, SPECIAL, WORDS, expert, llama, make_tokenizer, save, tensors
 from click.testing import CliRunner
-from command import run
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -39,11 +37,6 @@ from fusion_tinting.run.tinted_model import TintedModel
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 TASKS = ("news", "tales")
 INPUTS = torch.arange(24).view(2, 12)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path / "cache"))
 
 
 @dataclass
@@ -373,9 +366,8 @@ def test_the_divergence_from_the_experts_is_halved_at_least(zoo, tmp_path, layer
 
 
 def test_the_command_tells_the_divergence(zoo, tmp_path):
-    program = Path(sys.executable).parent / "mergekit-tint"
-    result = run(program, "learn", zoo.config(steps=3), tmp_path / "run", "--quiet", cwd=tmp_path)
-    assert "KL(expert ‖ merged)" in result.stdout and "verse" in result.stdout
+    said = command("learn", zoo.config(steps=3), tmp_path / "run", "--quiet")
+    assert "KL(expert ‖ merged)" in said and "verse" in said
 
 
 def test_the_recipes_can_be_copied(tmp_path, monkeypatch):

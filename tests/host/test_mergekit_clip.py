@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from command import run
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageColumn
-from hub import COMMIT, TASKS, make_hub, make_models
+from hub import COMMIT, TASKS, make_hub, make_models, read_offline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -348,16 +346,17 @@ def test_variants_refuse_a_model_that_has_changed(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_recipe_for_the_hub_runs_as_a_program(tmp_path):
+def test_the_recipe_for_the_hub_runs(tmp_path, monkeypatch):
     config = yaml.safe_load(RECIPE.read_text())
     tasks = [model["task"] for model in config["models"]]
     assert tasks == list(TASKS)[:8]
-    environment = make_hub(tmp_path / "hub", (ARCHITECTURE,), tasks)
+    make_hub(tmp_path / "hub", (ARCHITECTURE,), tasks)
     config["adapt"] |= {"steps": 1, "batch_size": 2}
     (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
-    program = Path(sys.executable).parent / "mergekit-tint"
-    run(program, "learn", "config.yml", "run", "--quiet", cwd=tmp_path, env=environment)
-    run(program, "variants", "run", "out", cwd=tmp_path, env=environment)
+    monkeypatch.chdir(tmp_path)
+    with read_offline(tmp_path / "hub"):
+        command("learn", "config.yml", "run", "--quiet")
+        command("variants", "run", "out")
     for task in tasks:
         CLIPVisionModel.from_pretrained(tmp_path / "out" / task)
     assert len(load_file(tmp_path / "out" / "sun397" / "head.safetensors")["bias"]) == 397

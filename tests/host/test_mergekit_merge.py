@@ -1,15 +1,12 @@
 """What `mergekit-tint yaml`, `multi` and `pytorch` write is what the equation says, whatever the recipe."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from checkpoints import WORDS, expert, llama, save, tensors
 from click.testing import CliRunner
-from command import run as run_program
 from mergekit.scripts.run_yaml import main as mergekit_yaml
 from peft import LoraConfig, get_peft_model
 from recipe_world import TASKS, assert_equal, make, merged, weights_by_hand
@@ -19,8 +16,6 @@ from fusion_tinting.families.family import BY_ARCHITECTURE
 from fusion_tinting.mergekit import recipes
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.run.files import write_tensors
-
-PROGRAMS = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +42,8 @@ def test_both_recipes_of_a_run_give_the_same_tensors(world):
     assert not torch.equal(row[1], row[10]) and not torch.equal(row[1], row[11])
     paths = {task: str(path) for task, path in world.experts.items()}
     recipes.write(world.folder, str(world.base), paths, list(TASKS), BY_ARCHITECTURE)
-    ours, plain = world.folder / "ours", world.folder / "plain"
-    run_program(PROGRAMS / "mergekit-tint", "yaml", world.folder / "recipe.yml", ours, cwd=world.folder)
+    plain = world.folder / "plain"
+    ours = world.merge((world.folder / "recipe.yml").read_text())
     recipe = world.folder / "recipe-task-arithmetic.yml"
     theirs = CliRunner().invoke(mergekit_yaml, [str(recipe), str(plain), "--quiet"])
     assert theirs.exit_code == 0, theirs.output

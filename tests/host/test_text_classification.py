@@ -3,7 +3,8 @@
 import datasets
 import pytest
 import torch
-from glue_hub import TASKS, make_hub, read_offline, require_scored
+from glue_hub import TASKS, make_hub, require_scored
+from hub import read_offline
 from safetensors.torch import load_file, save_file
 from torchmetrics.functional import classification, regression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, RobertaModel
@@ -37,9 +38,9 @@ def headlines(report) -> dict[str, float]:
     return {task: headline(report, task) for task in TASKS}
 
 
-def test_the_command_adapts_and_scores_the_hubs_checkpoints_offline(hub, tmp_path):
+def test_the_program_adapts_and_scores_the_hubs_checkpoints_offline(hub, fuse, capsys):
     shown = ("cola, Matthews %", "stsb, Pearson %", "qqp, Accuracy %", "average", "inductive")
-    require_scored(hub, tmp_path, TINTING, KEYS, headlines, *shown)
+    require_scored(fuse, capsys, TINTING, KEYS, headlines, *shown)
 
 
 def test_an_experts_score_is_that_of_transformers_own_model(hub, fuse):
