@@ -16,6 +16,7 @@ def fuse(cache, tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")  # for its tables
+    monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or it asks the terminal, which is captured
     module = "fusion_bench.programs.fabric_fusion_program"
     monkeypatch.setattr(f"{module}.get_hydra_output_dir", lambda: str(tmp_path))
 

@@ -47,9 +47,8 @@ def require_scored(fuse, capsys, tinting, keys, headlines, *shown: str) -> None:
         headlines: report -> task -> the score that counts.
         shown: what the closing table must have.
     """
-    report = fuse(*tinting, "method.steps=2", "method.adapt_split=val", "report_save_path=report.json")[
-        "report"
-    ]
+    options = ("method.steps=2", "method.adapt_split=val", "report_save_path='{log_dir}/report.json'")
+    report = fuse(*tinting, *options)["report"]
     assert report == json.loads(Path("report.json").read_text())
     assert set(report) == {"model_info", *TASKS, "average", "baselines"}
     assert {task: set(report[task]) for task in TASKS} == {t: keys.get(t, {"accuracy"}) for t in TASKS}
@@ -58,6 +57,13 @@ def require_scored(fuse, capsys, tinting, keys, headlines, *shown: str) -> None:
     tail = table[table.index("tinted /") :]
     for row in shown:
         assert row in tail
+
+
+def of(*tasks: str, taskpool: bool = True) -> list[str]:
+    """Overrides that leave these tasks alone in both pools; for what does not hang on the tasks."""
+    others = [task for task in TASKS if task not in tasks]
+    models = [f"~modelpool.models.{task}" for task in others]
+    return models + [f"~taskpool.test_datasets.{task}" for task in others if taskpool]
 
 
 def make_hub(folder: Path) -> dict[str, str]:
