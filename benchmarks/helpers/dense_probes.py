@@ -9,8 +9,8 @@ from fusion_tinting import predict
 from fusion_tinting.families.dense import DenseHead
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools.nyuv2 import METRIC, measure_of
-from fusion_tinting.mini.fitting import fit
-from fusion_tinting.mini.scenes_zoo import load_dataset
+from fusion_tinting.mini import load_dataset
+from fusion_tinting.mini.training import Training, fit
 from helpers.composed import beside_the_expert, compose_run, loaded
 
 STEPS, BATCH, LR = 600, 32, 3e-2
@@ -25,7 +25,7 @@ def scores(pool: str, zoo: int) -> dict[str, dict[str, float]]:
 
 def _of_task(family: PoolFamily, pool: str, zoo: int, task: str) -> dict[str, float]:
     inputs = {split: family.unlabeled(task, split) for split in ("train", "test")}
-    targets = {split: default_collate(list(load_dataset(split, task, zoo, pool)))[1] for split in inputs}
+    targets = {split: default_collate(list(load_dataset(task, split, zoo, pool)))[1] for split in inputs}
     maps = {split: predict(family.pretrained, nn.Identity(), inputs[split]) for split in inputs}
     expert = predict(family.experts[task], family.heads[task], inputs["test"])
     probe = fitted(task, maps["train"], targets["train"], channels=expert.shape[1])
@@ -47,14 +47,12 @@ def fitted(task: str, maps: Tensor, targets: Tensor, channels: int) -> nn.Module
     standard = nn.BatchNorm2d(maps.shape[1], eps=0, affine=False).eval()
     standard.running_mean, standard.running_var = shift, scale**2
     probe = DenseHead(nn.Sequential(standard, nn.Conv2d(maps.shape[1], channels, 1)), targets.shape[-2:])
-    optimizer = torch.optim.Adam(probe.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=STEPS)
 
     def loss() -> Tensor:
         rows = torch.randint(len(maps), (BATCH,))
         return loss_fn[task](probe(maps[rows]), targets[rows])
 
-    fit(loss, optimizer, schedule, STEPS)
+    fit(loss, probe.parameters(), Training(STEPS, LR, weight_decay=0))
     return probe.requires_grad_(False)
 
 

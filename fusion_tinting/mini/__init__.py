@@ -1,14 +1,13 @@
-"""The offline benchmark: 8, 14 or 20 small tasks and a tiny CLIP, made on the spot on first use.
+"""The offline benchmark: small tasks, a tiny pre-trained model and its experts, built on first use.
 
     from fusion_tinting import mini
 
-    zoo = mini.build(seed=0)                  # folder with pretrained/, an expert a task, and data/
+    zoo = mini.build(seed=0)                  # folder with pretrained/, an expert for each task, and data/
     test = mini.load_dataset("mini-digits", "test", seed=0)
 
-Read `tasks` for what the tasks are, `training` for how the models are made, `zoo` for how they are
-built and cached, `recipe` for all sizes, and `pools` for FusionBench's model pool and task pool.
+See README.md in this folder.
 """
 
-from .zoo import build, load_dataset
+from fusion_tinting.mini.zoo import build, load_dataset
 
 __all__ = ["build", "load_dataset"]

@@ -1,104 +1,86 @@
-"""How the tiny CLIP is pre-trained, and how an expert is fine-tuned from it."""
+"""How the models of every mini are trained: one loop, its settings, and shuffled batches for it."""
 
-from __future__ import annotations
-
-import itertools
-import zlib
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPModel
 
-from . import tiny_clip
-from .canvas import FIELD, WEB
-from .fitting import Advance, endless_batches, fit
-from .recipe import Recipe
-from .task import Task
-from .tasks import TASKS
+Advance = Callable[[int], Any]
+"""Called with the number of steps just done."""
 
 
-def pretraining_images(recipe: Recipe, seed: int, advance: Advance):
-    """Web pictures of all tasks and a few of the tasks' own: images, and each one's caption number.
+@dataclass(frozen=True)
+class Training:
+    """Settings of AdamW and of its learning rate.
 
-    Only the train split's photographs, fonts and handwriting are used.
+    Args:
+        steps: Number of optimizer steps.
+        lr: Largest learning rate.
+        weight_decay: AdamW's; 0 makes it Adam.
+        warmup: Share of the steps over which the learning rate rises to `lr`, before it falls (one cycle);
+            None: it falls from the first step, along a cosine.
+        clip: Largest norm of the gradient; None: any.
+        fused: Whether to use torch's fused kernel, which rounds otherwise: it is part of a recipe.
     """
-    images, captions, first = [], [], 0
-    for name in recipe.tasks:
-        for style, count in ((WEB, recipe.web_images), (FIELD, recipe.field_images)):
-            # Another seed than the tasks' data, so that no training image is seen here already.
-            pictures, labels = TASKS[name].render(count, "train", style, seed + 1_000_003)
-            images.append(pictures)
-            captions.append(labels + first)
-        first += len(TASKS[name].classnames)
-        advance(1)
-    return np.concatenate(images), torch.from_numpy(np.concatenate(captions))
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.01
+    warmup: float | None = 0.3
+    clip: float | None = None
+    fused: bool = False
 
 
-def pretrain(recipe: Recipe, seed: int, folder: Path, advance: Advance) -> None:
-    """Pre-train a CLIP on captioned images and save it, with its processor, as a complete folder.
-
-    Each image is to find its caption among those of every class of every task. That is CLIP's
-    contrastive loss with a fixed set of captions: a batch of a few classes would repeat captions.
-    """
-    torch.manual_seed(seed)
-    tasks = [TASKS[name] for name in recipe.tasks]
-    tokenizer = tiny_clip.make_tokenizer(tasks)
-    model = tiny_clip.make_model(recipe, tokenizer).train()
-    images, caption_of = pretraining_images(recipe, seed, advance)
-    tokens = _tokenised_captions(tokenizer, tasks)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.pretrain_lr, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.pretrain_lr, total_steps=recipe.pretrain_steps, pct_start=0.15
-    )
-    batches = endless_batches(len(images), recipe.pretrain_batch, np.random.default_rng([seed, 1]))
-    templates = itertools.cycle(tokens)
-
-    def loss() -> Tensor:
-        batch = next(batches)
-        texts = tiny_clip.text_features(model, next(templates))
-        features = tiny_clip.image_features(model, tiny_clip.pixel_values(images[batch]))
-        logits = model.logit_scale.exp() * features @ texts.T
-        return nn.functional.cross_entropy(logits, caption_of[batch])
-
-    fit(loss, optimiser, schedule, recipe.pretrain_steps, advance, clip=1.0)
-    model.eval().save_pretrained(folder)
-    tiny_clip.save_processor(folder, tokenizer)
-
-
-def finetune(
-    recipe: Recipe, task: Task, data, zoo: Path, folder: Path, seed: int, advance: Advance
+def fit(
+    loss: Callable[[], Tensor],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    training: Training,
+    advance: Advance = lambda _: None,
 ) -> None:
-    """Fine-tune the vision tower on one task, against its zero-shot head, and save the tower.
+    """Minimize a loss, one batch a step.
 
-    `data` holds the training images ``(N, SIZE, SIZE, 3)`` and labels ``(N,)``.
+    Args:
+        loss: Draws a batch and returns its mean loss.
+        parameters: What is trained; or groups of it as torch takes them, each with an `lr` of its own.
+        training: Settings.
+        advance: Called after every step.
     """
-    images, labels = data
-    model = CLIPModel.from_pretrained(zoo / "pretrained")
-    tokenizer = AutoTokenizer.from_pretrained(zoo / "pretrained")
-    head = model.logit_scale.detach().exp() * tiny_clip.zero_shot_head(model, tokenizer, task)
-    tower = model.vision_model.train()
-    pixels, labels = tiny_clip.pixel_values(images), torch.from_numpy(labels)
-    optimiser = torch.optim.Adam(tower.parameters(), lr=recipe.expert_lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.expert_steps)
-    rng = np.random.default_rng([seed, 2, zlib.crc32(task.name.encode())])
-    batches = endless_batches(len(labels), recipe.expert_batch, rng)
-
-    def loss() -> Tensor:
-        batch = next(batches)
-        logits = tiny_clip.image_features(model, pixels[batch]) @ head.T
-        return nn.functional.cross_entropy(logits, labels[batch])
-
-    fit(loss, optimiser, schedule, recipe.expert_steps, advance)
-    # Saved as a `CLIPVisionModel` checkpoint, like FusionBench's own experts.
-    tower.eval().save_pretrained(folder)
+    optimizer = torch.optim.AdamW(
+        parameters, training.lr, weight_decay=training.weight_decay, fused=training.fused or None
+    )
+    schedule = _schedule(optimizer, training)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for _ in range(training.steps):
+        optimizer.zero_grad()
+        loss().backward()
+        if training.clip is not None:
+            nn.utils.clip_grad_norm_(trained, training.clip)
+        optimizer.step()
+        schedule.step()
+        advance(1)
 
 
-def _tokenised_captions(tokenizer, tasks: list[Task]) -> list[dict[str, Tensor]]:
-    """All classes' captions tokenised, once for each number of template."""
-    count = max(len(task.templates) for task in tasks)
-    captions = [
-        [text for task in tasks for text in task.captions(i % len(task.templates))] for i in range(count)
-    ]
-    return [dict(tokenizer(each, padding=True, return_tensors="pt")) for each in captions]
+def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> torch.optim.lr_scheduler.LRScheduler:
+    if training.warmup is None:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=training.steps, pct_start=training.warmup
+    )
+
+
+def endless_batches(count: int, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Yield shuffled batches of indices; every epoch visits everything but an incomplete batch.
+
+    Args:
+        count: Number of samples.
+        size: Samples in a batch.
+        rng: Shuffles every epoch anew.
+    """
+    size = min(size, count)
+    while True:
+        order = torch.from_numpy(rng.permutation(count))
+        yield from order[: count - count % size].split(size)

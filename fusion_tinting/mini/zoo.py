@@ -1,172 +1,210 @@
-"""Building a zoo - data, pre-trained model and experts - on first use, and finding it again."""
+"""Building a zoo - data sets, base and experts - on first use, and finding it again in the cache."""
 
-from __future__ import annotations
-
-import contextlib
 import json
 import os
-import queue
-import subprocess
-import sys
+import shutil
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from filelock import FileLock
+from joblib.externals.loky import ProcessPoolExecutor
+from tqdm.auto import tqdm
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.mini import recipe as recipes
+from fusion_tinting.mini.recipe import SPLITS, Build, Part, Recipe
+from fusion_tinting.run.cache import cache_folder
 
-from . import data
-from . import recipe as recipes
-from .once import built_once, require_seed
-from .recipe import Recipe
+UNFINISHED = ".unfinished"
+"""Ends the names of folders that are not complete yet."""
 
-WORKERS = 2
-"""Processes that build at the same time, one thread each: threads do not help models this small."""
-
-
-def zoo_name(recipe: Recipe, seed: int) -> str:
-    """The folder of the zoo of a recipe and seed."""
-    return f"{recipe.name}-{recipe.fingerprint()}-seed{seed}"
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    **dict.fromkeys(("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+"""Of the workers: one thread, no accelerator, and no output beside the one progress bar."""
 
 
 def build(seed: int = 0, progress: bool = True, recipe: str | Recipe = "clip-mini_8") -> Path:
-    """The folder of a zoo, built first where it is not cached yet.
+    """Return the folder of a zoo, built first where it is not cached yet.
 
-    The folder holds ``pretrained/`` (a complete CLIP with its processor), ``<task>/`` (the expert's
-    vision tower) and ``data/<task>/{train,val,test}``. It appears in the cache only when complete.
-    A second builder waits for the first; an interrupted build keeps the parts it has finished.
+    The folder holds `pretrained/`, `<task>/` (the expert) and `data/`; it appears in the cache only when
+    complete. A second builder waits for the first; an interrupted build keeps the parts it has finished.
 
     Args:
-        seed: All randomness follows from it: another seed gives other images and other models.
+        seed: All randomness follows from it: another seed gives other data and other models.
         progress: Whether to show a progress bar while building.
-        recipe: Name of a recipe, one of `recipe.RECIPES`; or a recipe.
+        recipe: Name of a recipe, one of `recipe.MODULES`; or a recipe.
+
+    Raises:
+        ValueError: The seed is not a whole number from 0, or there is no such recipe.
+        RuntimeError: A part could not be made; the message names it.
     """
-    require_seed(seed)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"`seed` should be a whole number from 0. Found {seed!r}.")
     if isinstance(recipe, str):
         recipe = recipes.find(recipe)
-    return built_once(zoo_name(recipe, seed), lambda folder: _build_in(folder, recipe, seed, progress))
+    folder = folder_of(recipe, seed)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():  # else another process has built it while we waited
+            unfinished = folder.with_name(folder.name + UNFINISHED)
+            build_in(unfinished, recipe, seed, progress)
+            os.rename(unfinished, folder)
+    return folder
 
 
-def load_dataset(task: str, split: str, seed: int = 0, recipe: str = "clip-mini_8"):
-    """One split of a task as a `datasets.Dataset` with features `image` and `label`.
+def load_dataset(task: str, split: str, seed: int = 0, recipe: str = "clip-mini_8") -> Any:
+    """Return one split of a task: a `datasets.Dataset`; of a recipe for NYUv2 a data set of torch.
 
     Args:
-        task: A task of the recipe, such as ``mini-digits``.
-        split: ``train`` (the experts' own), ``val`` (to adapt on without labels) or ``test``.
-        seed: The zoo's seed.
-        recipe: The zoo's recipe.
+        task: A task of the recipe, such as `mini-digits`.
+        split: `train` (the expert's own), `val` (to adapt on without labels) or `test`.
+        seed: Seed of the zoo.
+        recipe: Name of the zoo's recipe.
+
+    Raises:
+        ValueError: There is no such task, split or recipe.
     """
-    known = recipes.find(recipe).tasks
-    if task not in known:
-        raise unknown("task", task, known)
-    return data.read(build(seed, recipe=recipe), task, split)
+    known = recipes.find(recipe)
+    if task not in known.tasks:
+        raise unknown("task", task, known.tasks)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return known.load_dataset(build(seed, recipe=recipe), task, split)
 
 
-def _build_in(folder: Path, recipe: Recipe, seed: int, progress: bool) -> None:
-    from tqdm import tqdm
+def folder_of(recipe: Recipe, seed: int) -> Path:
+    """Return where the zoo of a recipe and seed is cached, or will be."""
+    return cache_folder().absolute() / "mini" / f"{recipe.name}-{recipe.fingerprint()}-seed{seed}"
 
-    def job(kind: str, makes: str, steps: int, task: str | None = None) -> dict:
-        shared = {"zoo": str(folder), "seed": seed, "recipe": asdict(recipe)}
-        return {"kind": kind, "makes": makes, "steps": steps, "task": task, **shared}
 
-    (folder / "data").mkdir(exist_ok=True)
-    tasks = recipe.tasks
-    first = [job("pretrain", "pretrained", recipe.pretrain_steps + len(tasks))]
-    first += [job("data", f"data/{task}", 1, task) for task in tasks]
-    then = [job("expert", task, recipe.expert_steps, task) for task in tasks]
-    missing = [job for job in first + then if not (folder / job["makes"]).exists()]
+def build_in(folder: Path, recipe: Recipe, seed: int, progress: bool) -> None:
+    """Make the parts of a zoo that a folder lacks, stage by stage.
+
+    Args:
+        folder: Of the zoo; made where it is missing.
+        recipe: Its recipe.
+        seed: Its seed.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        RuntimeError: A part could not be made; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [[part for part in stage if not (folder / part.name).exists()] for stage in recipe.stages()]
     bar = tqdm(
-        total=sum(job["steps"] for job in missing),
+        total=sum(part.steps for stage in stages for part in stage),
         desc=f"Building {recipe.name} (once, {recipe.minutes})",
         unit="step",
         disable=not progress,
     )
-    with bar, _Workers(bar, folder / "build.log") as workers:
-        workers.do([job for job in first if job in missing])
-        workers.do([job for job in then if job in missing])
-    settings = {**asdict(recipe), "seed": seed, "version": recipes.VERSION}
+    with bar, _workers(recipe.workers) as workers:
+        for stage in stages:
+            _make_all(stage, Build(folder, seed), workers, bar)
+    for left_over in list(folder.rglob("*" + UNFINISHED)):
+        shutil.rmtree(left_over)
+    settings = {**asdict(recipe), "seed": seed, "version": recipe.version}
     (folder / "zoo.json").write_text(json.dumps(settings, indent=2))
 
 
-def _start_worker(log) -> subprocess.Popen:
-    package_parent = str(Path(__file__).parents[2])
-    paths = [package_parent, os.environ.get("PYTHONPATH", "")]
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    environment = {
-        **os.environ,
-        **one_thread,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "fusion_tinting.mini._worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=environment,
+@contextmanager
+def _workers(count: int) -> Iterator[Executor]:
+    """Yield processes that end with the `with` block, or with this process; for 0, this process.
+
+    They are joblib's rather than multiprocessing's, because those never import the caller's main module: a
+    plain script without a main guard, a Hydra program and a test can all build.
+    """
+    if count == 0:
+        with _one_thread(), torch.random.fork_rng(devices=[]):
+            yield _ThisProcess()
+        return
+    workers = ProcessPoolExecutor(
+        count, initializer=_begin_worker, initargs=(os.getpid(),), env=ENVIRONMENT
     )
+    try:
+        yield workers
+    except BaseException:
+        workers.shutdown(kill_workers=True)
+        raise
+    workers.shutdown()
 
 
-class _Workers:
-    """A few worker processes that share lists of jobs and never outlive the ``with`` block."""
+class _ThisProcess(Executor):
+    """Does at once what is submitted."""
 
-    def __init__(self, bar, log: Path):
-        self._bar, self._log = bar, log
-        self._advance = threading.Lock()
-
-    def __enter__(self) -> _Workers:
-        self._log_file = self._log.open("w")
-        self._processes = [_start_worker(self._log_file) for _ in range(WORKERS)]
-        return self
-
-    def __exit__(self, *_) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            with contextlib.suppress(BrokenPipeError):  # a job that it never read
-                process.stdin.close()
-        self._log_file.close()
-        self._log.unlink()
-
-    def do(self, jobs: list[dict]) -> None:
-        """Do all the jobs, taken in order by whichever worker is free; raise if one fails."""
-        todo: queue.SimpleQueue[dict] = queue.SimpleQueue()
-        for job in jobs:
-            todo.put(job)
-        failures: list[str] = []
-        threads = [
-            threading.Thread(target=self._serve, args=(process, todo, failures), daemon=True)
-            for process in self._processes
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise RuntimeError(f"Building the mini benchmark failed while making {failures[0]}")
-
-    def _serve(self, process: subprocess.Popen, todo: queue.SimpleQueue, failures: list[str]) -> None:
-        while not failures:
-            try:
-                job = todo.get_nowait()
-            except queue.Empty:
-                return
-            if not self._finished(process, job):
-                failures.append(f"{job['makes']}:\n{self._log.read_text()[-3000:]}")
-
-    def _finished(self, process: subprocess.Popen, job: dict) -> bool:
-        """Send a job and follow its progress; False if the process ended before it was done."""
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
         try:
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            return False
-        for line in process.stdout:
-            message = json.loads(line)
-            if "done" in message:
-                return True
-            with self._advance:
-                self._bar.update(message["advance"])
-        return False
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Give torch one thread: more do not help models this small, and would make them differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _begin_worker(parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent has ended, however that happened."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _make_all(stage: list[Part], build: Build, workers: Executor, bar: tqdm) -> None:
+    """Make the parts of a stage; a worker adds a byte a step to a file, whose size moves the bar."""
+    steps, start = build.zoo / "steps", bar.n
+    steps.write_bytes(b"")
+    futures = {workers.submit(_make, part, build, steps): part for part in stage}
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        if advanced := start + steps.stat().st_size - bar.n:
+            bar.update(advanced)
+        for future in done:
+            if error := future.exception():
+                name = futures[future].name
+                raise RuntimeError(f"Building a mini failed while making `{name}`: {error}") from error
+    steps.unlink()
+
+
+def _make(part: Part, build: Build, steps: Path) -> None:
+    """Make a part in a worker; its folder appears only when complete."""
+    target = build.zoo / part.name
+    # Of this call alone: a worker of a killed build may live on for a moment.
+    unfinished = target.with_name(f"{target.name}.{uuid4().hex}{UNFINISHED}")
+    unfinished.mkdir(parents=True)
+    with steps.open("ab", buffering=0) as file:
+        part.make(build, unfinished, lambda count: file.write(b"." * count))
+    try:
+        os.rename(unfinished, target)
+    except OSError:
+        if not target.exists():  # else that worker has just made the very same
+            raise

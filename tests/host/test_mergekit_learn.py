@@ -172,7 +172,7 @@ def keys(path: Path) -> list[str]:
 
 def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path):
     """The bars: average < Task Arithmetic < tinted, which keeps 97 % of what the experts know."""
-    texts.make(tmp_path / "demo", progress=lambda _: None)
+    texts.make(tmp_path / "demo", progress=False)
     options = config.read(tmp_path / "demo/config.yml")
     model, aside = learn(options, tmp_path / "run", progress=False)
     agreed, _, right = (averages(table) for table in report.tables(report.compare(model, aside), aside))

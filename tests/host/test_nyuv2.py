@@ -1,7 +1,6 @@
 """NYUv2 through FusionBench: the real configuration on tiny files, the rest on the mini's models."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,11 @@ from fusion_bench.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from fusion_tinting import mini
 from fusion_tinting.families.nyuv2_scenes import Scenes
 from fusion_tinting.fusionbench.pools.nyuv2 import NYUv2ModelPool, NYUv2Pool
 from fusion_tinting.fusionbench.taskpools.nyuv2 import measure_of
-from fusion_tinting.mini import scenes, scenes_zoo
+from fusion_tinting.mini.scenes import render
 
 TASKS = ["segmentation", "depth", "normal"]
 MICRO = ("modelpool=nyuv2-micro_3", "taskpool=nyuv2-micro_3")
@@ -43,12 +43,12 @@ def test_the_experts_row_is_each_expert_as_fusionbench_runs_it(fuse):
     experts = fuse(*SHORT)["report"]["baselines"]["expert"]
     pool = instantiate(composed(*MICRO).modelpool)
     for task in TASKS:
-        data = scenes_zoo.load_dataset("test", task, recipe="nyuv2-micro_3")
+        data = mini.load_dataset(task, "test", recipe="nyuv2-micro_3")
         images, targets = (
             torch.stack(part) for part in zip(*map(data.__getitem__, range(len(data))), strict=True)
         )
         whole = pool.load_model(task, encoder_only=False).eval()
-        measured = measure_of(task, scenes.CLASSES)
+        measured = measure_of(task, render.CLASSES)
         with torch.no_grad():
             measured.update(whole(images)[task], targets)
         assert experts[task] == pytest.approx(float(measured.compute()[0]), rel=1e-4)
@@ -119,7 +119,7 @@ def test_without_a_task_pool_agreement_of_values_is_shown(fuse, capsys):
 def test_the_saved_model_is_one_of_the_pools(fuse, tmp_path):
     model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
     pool = instantiate(composed(*MICRO).modelpool)
-    x = torch.rand(2, 3, *scenes.SIZE)
+    x = torch.rand(2, 3, *render.SIZE)
     for task in TASKS:
         config = {"encoder": "tiny", "decoders": [task], "ckpt_path": str(tmp_path / "saved")}
         saved = pool.load_model(OmegaConf.create(config), encoder_only=False).eval()
@@ -174,8 +174,7 @@ def test_what_cannot_work_is_refused_before_adaptation(fuse, monkeypatch, tmp_pa
 
 def test_missing_targets_are_refused_before_a_model_is_loaded(fuse, monkeypatch):
     monkeypatch.setattr(NYUv2ModelPool, "load_model", None)
-    nowhere = partial(Scenes, "nowhere")
-    monkeypatch.setattr(scenes_zoo, "load_dataset", lambda split, target=None, **_: nowhere(split, target))
+    monkeypatch.setattr(mini, "load_dataset", lambda task, split, **_: Scenes("nowhere", split, task))
     with pytest.raises(Exception, match=r"no images `nowhere/test/image/<number>.npy`"):
         fuse(*SHORT)
 
@@ -185,7 +184,7 @@ def lab(tmp_path_factory) -> Path:
     """A folder in which FusionBench's `nyuv2_mtl_train` might have been run, but with tiny images."""
     folder = tmp_path_factory.mktemp("lab")
     for split, count in (("train", 3), ("val", 2)):
-        scenes.write(folder / ".cache" / "nyuv2" / split, count, np.random.default_rng(count))
+        render.write(folder / ".cache" / "nyuv2" / split, count, np.random.default_rng(count))
     torch.manual_seed(0)
     encoder = resnet_dilated("resnet50", pretrained=False)
     torch.save({**encoder.state_dict(), "fc.bias": torch.zeros(1000)}, folder / "resnet50.pth")
@@ -202,7 +201,7 @@ def lab(tmp_path_factory) -> Path:
 
 def test_the_real_configuration_with_a_resnet50_and_no_download(fuse, lab, monkeypatch):
     monkeypatch.chdir(lab)
-    monkeypatch.setattr(NYUv2ModelPool, "image_size", scenes.SIZE)
+    monkeypatch.setattr(NYUv2ModelPool, "image_size", render.SIZE)
     monkeypatch.setattr("fusion_bench.models.nyuv2.resnet.load_state_dict_from_url", None)
     result = fuse(
         "modelpool=nyuv2_resnet50", "taskpool=nyuv2_resnet50", "method=model_tinting",

@@ -19,11 +19,11 @@ from hub import TASKS as HUB_TASKS
 from hub import make_hub
 from safetensors.torch import load_file
 
-from fusion_tinting import convert
+from fusion_tinting import convert, mini
 from fusion_tinting.families.open_clip import ClassificationHead as OurHead
 from fusion_tinting.families.open_clip import TintedOpenCLIP
 from fusion_tinting.families.open_clip_files import load_encoder, load_head
-from fusion_tinting.mini import openclip as mini
+from fusion_tinting.mini.pictures import open_clip as mini_open_clip
 
 TASKS = list(HUB_TASKS)[:8]
 ARCHITECTURES = {"b32": "ViT-B-32", "b16": "ViT-B-16", "l14": "ViT-L-14"}
@@ -299,21 +299,23 @@ class TestMini:
     @pytest.fixture
     def small(self, monkeypatch, tmp_path):
         sizes = {"train": 64, "val": 40, "test": 40, "width": 32, "layers": 2, "web_images": 40}
-        steps = {"pretrain_steps": 6, "expert_steps": 4}
-        monkeypatch.setattr(mini, "RECIPE", replace(mini.RECIPE, **sizes, **steps))
+        steps = {"pretrain_steps": 6, "expert_steps": 4, "workers": 0}
+        recipe = replace(mini_open_clip.RECIPES["openclip-mini_3"], **sizes, **steps)
+        monkeypatch.setitem(mini_open_clip.RECIPES, "openclip-mini_3", recipe)
         monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path / "cache"))
+        return recipe
 
     def test_it_is_built_once_and_leaves_the_callers_random_state(self, small):
         state = torch.get_rng_state()
-        first = mini.build(1)
+        first = mini.build(1, recipe="openclip-mini_3")
         assert torch.equal(torch.get_rng_state(), state)
         written = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
-        assert len(written) == 1 + 2 * len(mini.RECIPE.tasks)
-        assert mini.build(1) == first != mini.build(2)
+        assert len(written) == 1 + 2 * len(small.tasks)
+        assert mini.build(1, recipe=small) == first != mini.build(2, recipe=small)
         assert written == {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
 
     def test_it_runs_with_another_seed_which_the_task_pool_follows(self, small, fuse):
         options = ("modelpool.zoo_seed=3", "method.adapt_split=val")
         report = fuse(*SHORT, *options, pools="openclip-mini_3")["report"]
-        assert set(report) == {"model_info", *mini.RECIPE.tasks, "average", "baselines"}
-        assert [path.name[-5:] for path in (mini.build(3).parent).glob("*seed?")] == ["seed3"]
+        assert set(report) == {"model_info", *small.tasks, "average", "baselines"}
+        assert [path.name[-5:] for path in mini.build(3, recipe=small).parent.glob("*seed?")] == ["seed3"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fusion_tinting.mini import glue
+from fusion_tinting import mini
+from fusion_tinting.mini.text import glue
 
 POOLS = ("modelpool=roberta-mini_4", "taskpool=roberta-mini_4")
 HEADLINE = {task: "pearson" if task == "similarity" else "accuracy" for task in glue.TASKS}
@@ -15,7 +16,7 @@ def share(scores: dict[str, float], experts: dict[str, float]) -> float:
 
 @pytest.fixture(scope="module")
 def built(cache):
-    return glue.build(0)
+    return mini.build(0, recipe="roberta-mini_4")
 
 
 def test_the_order_that_is_claimed(built, fuse):

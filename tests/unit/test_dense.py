@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import fusion_tinting as ft
 from fusion_tinting.families import dense
 from fusion_tinting.families.nyuv2_scenes import FOLDER, Scenes
-from fusion_tinting.mini import scenes
-from fusion_tinting.mini.tiny_dense import TinyDilatedResNet, decoder
+from fusion_tinting.mini.scenes import render
+from fusion_tinting.mini.scenes.tiny_dense import TinyDilatedResNet, decoder
 from fusion_tinting.run.files import write_tensors
 
 SIZE = (16, 24)
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_architecture_is_named():
 @pytest.fixture
 def folder(tmp_path):
     """Three scenes of a split, in files."""
-    scenes.write(tmp_path / "val", 3, np.random.default_rng(0))
+    render.write(tmp_path / "val", 3, np.random.default_rng(0))
     return tmp_path
 
 
@@ -147,7 +147,7 @@ def test_scenes_are_images_with_the_target_asked_for(folder, target, shape):
     data = Scenes(str(folder), "val", target)
     image, found = data[1]
     assert len(data) == 3
-    assert image.shape == (3, *scenes.SIZE) and found.shape == (*shape, *scenes.SIZE)
+    assert image.shape == (3, *render.SIZE) and found.shape == (*shape, *render.SIZE)
     assert image.dtype == found.dtype == torch.float32
     plain = np.load(folder / "val" / "image" / "1.npy")
     assert torch.equal(image[2], torch.from_numpy(plain[..., 2]))
@@ -171,17 +171,17 @@ def test_folders_without_images_and_unknown_targets_are_refused(folder):
 
 
 def test_rendered_scenes_are_consistent():
-    image, label, depth, normal = scenes.render(20, np.random.default_rng(0))
+    image, label, depth, normal = render.render(20, np.random.default_rng(0))
     valid = label >= 0
     assert image.min() >= 0 and image.max() <= 1
-    assert set(np.unique(label)) == {-1, *range(scenes.CLASSES)}
+    assert set(np.unique(label)) == {-1, *range(render.CLASSES)}
     assert (~valid).sum(axis=(1, 2)).tolist() == [48] * 20
     assert (depth[~valid] == 0).all() and (normal[~valid] == 0).all() and (depth[valid] > 0).all()
     np.testing.assert_allclose(np.linalg.norm(normal[valid], axis=-1), 1, atol=1e-5)
-    assert (normal[label == scenes.FLOOR] == [0, 1, 0]).all()
-    assert (normal[label == scenes.CEILING] == [0, -1, 0]).all()
+    assert (normal[label == render.FLOOR] == [0, 1, 0]).all()
+    assert (normal[label == render.CEILING] == [0, -1, 0]).all()
 
 
 def test_rendered_scenes_follow_from_the_seed():
-    one, two = (scenes.render(2, np.random.default_rng(5)) for _ in range(2))
+    one, two = (render.render(2, np.random.default_rng(5)) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))

@@ -10,25 +10,34 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fusion_tinting import mini
-from fusion_tinting.mini import canvas, figures, glyphs, photos, recipe, tiny_clip, zoo
-from fusion_tinting.mini.more_tasks import MORE_TASKS
-from fusion_tinting.mini.once import UNFINISHED
-from fusion_tinting.mini.task import SPLITS
-from fusion_tinting.mini.tasks import TASKS
+from fusion_tinting.mini import recipe, zoo
+from fusion_tinting.mini.pictures import canvas, figures, glyphs, photos, tiny_clip
+from fusion_tinting.mini.pictures.recipe import pixel_values
+from fusion_tinting.mini.pictures.tasks import TASKS
+from fusion_tinting.mini.recipe import SPLITS
+from fusion_tinting.mini.zoo import UNFINISHED
 
 MICRO = recipe.find("clip-micro_3")
-BUILD = "from fusion_tinting import mini; print(mini.build({seed}, recipe='clip-micro_3'))"
+MORE_TASKS = dict(list(TASKS.items())[8:])
+BUILD = """
+from dataclasses import replace
+from fusion_tinting import mini
+from fusion_tinting.mini import recipe
+
+print(mini.build(1, recipe=replace(recipe.find("clip-micro_3"), workers=1)))
+"""
 
 
-def start_build(cache: Path, seed: int = 0) -> subprocess.Popen:
-    """A plain script, without a main guard, that builds the micro zoo in a cache of its own."""
+def start_build(cache: Path) -> subprocess.Popen:
+    """A plain script, without a main guard, that builds a micro zoo by a worker, in a cache of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", BUILD.format(seed=seed)],
+        [sys.executable, "-c", BUILD],
         env={
             **os.environ,
             "FUSION_TINTING_CACHE": str(cache),
@@ -38,6 +47,19 @@ def start_build(cache: Path, seed: int = 0) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def workers_of(program: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that joblib has started for a program."""
+    children = psutil.Process(program.pid).children()
+    return [child for child in children if "LokyProcess" in " ".join(child.cmdline())]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,13 +118,13 @@ def test_as_many_dots_are_drawn_as_the_class_says():
     from skimage.measure import label as components
 
     images, labels = TASKS["mini-counts"].render(400, "train", canvas.WEB, 0)
-    found = []
+    counts = []
     for image in images.mean(-1):
         # Dots are the smaller part of the picture.
         middle = (image.min() + image.max()) / 2
         dots = min(image > middle, image < middle, key=np.sum)
-        found.append(components(dots, connectivity=1).max())
-    assert np.mean(np.array(found) == labels + 1) > 0.97  # here and there two touch
+        counts.append(components(dots, connectivity=1).max())
+    assert np.mean(np.array(counts) == labels + 1) > 0.97  # here and there two touch
 
 
 def test_braille_letters_differ():
@@ -155,7 +177,7 @@ def test_no_image_is_in_two_splits(micro):
         seen = [
             {
                 hashlib.sha256(np.asarray(image)).digest()
-                for image in zoo.data.read(micro, task, split)["image"]
+                for image in MICRO.load_dataset(micro, task, split)["image"]
             }
             for split in SPLITS
         ]
@@ -174,8 +196,8 @@ def test_models_load_as_the_hub_s_do(micro):
 
     CLIPModel.from_pretrained(micro / "pretrained")
     for folder in ("pretrained", *MICRO.tasks):
-        tower, found = CLIPVisionModel.from_pretrained(micro / folder, output_loading_info=True)
-        assert not found["missing_keys"]
+        tower, report = CLIPVisionModel.from_pretrained(micro / folder, output_loading_info=True)
+        assert not report["missing_keys"]
         assert tower(torch.zeros(2, 3, 32, 32)).pooler_output.shape == (2, MICRO.width)
 
 
@@ -192,10 +214,10 @@ def test_the_processor_gives_what_the_models_were_trained_on(micro):
     from transformers import CLIPProcessor
 
     processor = CLIPProcessor.from_pretrained(micro / "pretrained")
-    dataset = zoo.data.read(micro, "mini-digits", "test")
+    dataset = MICRO.load_dataset(micro, "mini-digits", "test")
     pixels = processor(images=dataset[:4]["image"], return_tensors="pt")["pixel_values"]
-    images, _ = zoo.data.read_arrays(micro, "mini-digits", "test")
-    torch.testing.assert_close(pixels, tiny_clip.pixel_values(images[:4]), rtol=0, atol=1e-6)
+    images, _ = MICRO.load_arrays(micro, "mini-digits", "test")
+    torch.testing.assert_close(pixels, pixel_values(images[:4]), rtol=0, atol=1e-6)
 
 
 def test_heads_are_those_that_fusionbench_makes(micro):
@@ -221,35 +243,35 @@ def test_a_second_call_finds_the_zoo(micro):
     assert (micro / "zoo.json").stat().st_mtime_ns == before
 
 
-def test_concurrent_builders_make_one_zoo_and_the_same_one(micro, tmp_path):
-    builders = [start_build(tmp_path) for _ in range(2)]
-    said = [builder.communicate(timeout=300) for builder in builders]
-    folders = {Path(out.strip()) for out, _ in said}
-    assert folders == {tmp_path / "mini" / micro.name}
-    assert sum("Building" in err for _, err in said) == 1
-    assert not list(tmp_path.rglob("*" + UNFINISHED))
-    (folder,) = folders
-    expected, found = weights(micro), weights(folder)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def test_a_killed_build_leaves_no_zoo_and_the_next_one_completes_it(micro, tmp_path):
-    killed = start_build(tmp_path, seed=1)
+def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_path, monkeypatch):
+    killed = start_build(tmp_path)
     unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{UNFINISHED}"
-    deadline = time.monotonic() + 120
-    while not (unfinished / "data" / MICRO.tasks[0]).exists():
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((unfinished / "pretrained").exists)
+    (worker,) = workers_of(killed)
+    assert killed.poll() is None
     killed.kill()
     killed.communicate()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    first_part = (unfinished / "pretrained" / "model.safetensors").stat().st_mtime_ns
     folder = Path(str(unfinished).removesuffix(UNFINISHED))
     assert not folder.exists()
 
-    out, _ = start_build(tmp_path, seed=1).communicate(timeout=300)
-    assert Path(out.strip()) == folder
+    outputs = [
+        builder.communicate(timeout=600) for builder in (start_build(tmp_path), start_build(tmp_path))
+    ]
+    assert {Path(out.strip()) for out, _ in outputs} == {folder}
+    assert sum("Building" in err for _, err in outputs) == 1
     assert not list(tmp_path.rglob("*" + UNFINISHED))
-    first, other = weights(micro), weights(folder)
+    assert (folder / "pretrained" / "model.safetensors").stat().st_mtime_ns == first_part
+
+    monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path / "another"))
+    expected, theirs = weights(mini.build(1, progress=False, recipe=MICRO)), weights(folder)
+    assert expected.keys() == theirs.keys()
+    assert all(torch.equal(expected[name], theirs[name]) for name in expected)
+
+
+def test_another_seed_makes_other_models(micro):
+    first, other = weights(micro), weights(mini.build(1, progress=False, recipe=MICRO))
     assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("fc1.weight"))
 
 
@@ -258,7 +280,7 @@ def test_a_failing_build_says_why_and_leaves_no_zoo(tmp_path, monkeypatch):
     impossible = replace(MICRO, name="impossible", tasks=("mini-nothing",))
     with pytest.raises(RuntimeError, match="mini-nothing"):
         mini.build(0, progress=False, recipe=impossible)
-    assert not (tmp_path / "mini" / zoo.zoo_name(impossible, 0)).exists()
+    assert not zoo.folder_of(impossible, 0).exists()
 
 
 @pytest.mark.parametrize(
@@ -266,6 +288,7 @@ def test_a_failing_build_says_why_and_leaves_no_zoo(tmp_path, monkeypatch):
     [
         ({"seed": -1}, "`seed` should be"),
         ({"seed": True}, "`seed` should be"),
+        ({"seed": 1.5}, "whole number"),
         ({"recipe": "clip-mikro_3"}, "Did you mean `clip-micro_3`"),
     ],
 )
@@ -274,13 +297,26 @@ def test_wrong_arguments_are_named(wrong, message):
         mini.build(**wrong)
 
 
-def test_unknown_tasks_and_splits_are_named(micro):
-    with pytest.raises(ValueError, match="mini-signs"):
-        mini.load_dataset("mini-sings", "test", recipe="clip-micro_3")
-    with pytest.raises(ValueError, match="`train`, `val`, `test`"):
-        mini.load_dataset("mini-signs", "validation", recipe="clip-micro_3")
+@pytest.mark.parametrize(
+    ("task", "split", "name", "message"),
+    [
+        ("mini-sings", "test", "clip-micro_3", "Did you mean `mini-signs`"),
+        ("mini-signs", "validation", "clip-micro_3", "`train`, `val`, `test`"),
+        ("sentimental", "test", "roberta-mini_4", "Did you mean `sentiment`"),
+        ("normals", "test", "nyuv2-micro_3", "Did you mean `normal`"),
+    ],
+)
+def test_unknown_tasks_and_splits_are_named(task, split, name, message):
+    with pytest.raises(ValueError, match=message):
+        mini.load_dataset(task, split, recipe=name)
 
 
 def test_recipes_that_differ_have_zoos_of_their_own():
     assert replace(MICRO, expert_steps=11).fingerprint() != MICRO.fingerprint()
-    assert replace(MICRO, minutes="an hour").fingerprint() == MICRO.fingerprint()
+    assert replace(MICRO, minutes="an hour", workers=5).fingerprint() == MICRO.fingerprint()
+
+
+def test_every_recipe_is_known_by_its_name():
+    for name in recipe.MODULES:
+        pytest.importorskip("open_clip") if name.startswith("openclip") else None
+        assert recipe.find(name).name == name

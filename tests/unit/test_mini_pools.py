@@ -16,7 +16,7 @@ from fusion_bench.utils import instantiate  # noqa: E402
 
 from fusion_tinting.mini import pools as mini_pools  # noqa: E402
 from fusion_tinting.mini import recipe  # noqa: E402
-from fusion_tinting.mini.tasks import TASKS  # noqa: E402
+from fusion_tinting.mini.pictures.tasks import TASKS  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -39,7 +39,7 @@ def modelpool(cache):
     return instantiate(pools("clip-micro_3").modelpool)
 
 
-@pytest.mark.parametrize("name", recipe.RECIPES)
+@pytest.mark.parametrize("name", recipe.MODULES)
 def test_configurations_name_the_recipe_s_tasks(name):
     config = pools(name, "modelpool.zoo_seed=3")
     tasks = recipe.find(name).tasks

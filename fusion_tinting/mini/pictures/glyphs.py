@@ -1,11 +1,11 @@
 """Characters: the fonts that matplotlib ships, and scikit-learn's handwritten digits."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from fusion_tinting.mini.pictures.canvas import Array, Rng
 
 GLYPH_SIZE = 36
 
@@ -22,12 +22,12 @@ FONTS = {
 
 
 @cache
-def font_glyphs(characters: str, split: str) -> np.ndarray:
-    """Ink masks ``(fonts, characters, GLYPH_SIZE, GLYPH_SIZE)`` in 0..1, each glyph centred."""
+def font_glyphs(characters: str, split: str) -> Array:
+    """Return ink masks `(fonts, characters, GLYPH_SIZE, GLYPH_SIZE)` in 0..1, each glyph centered."""
     return np.stack([[_glyph(char, font) for char in characters] for font in FONTS[split]])
 
 
-def _glyph(character: str, font: str) -> np.ndarray:
+def _glyph(character: str, font: str) -> Array:
     import matplotlib
 
     path = f"{matplotlib.get_data_path()}/fonts/ttf/{font}.ttf"
@@ -41,8 +41,8 @@ def _glyph(character: str, font: str) -> np.ndarray:
 
 
 @cache
-def handwritten_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits of one split: ink ``(M, 8, 8)`` in 0..1 and labels ``(M,)``.
+def handwritten_digits(split: str) -> tuple[Array, Array]:
+    """Return the handwritten digits of one split: ink `(M, 8, 8)` in 0..1 and labels `(M,)`.
 
     Three fifths of the 1797 originals belong to train, one fifth each to val and test.
     """
@@ -50,21 +50,21 @@ def handwritten_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
     ink, labels = load_digits(return_X_y=True)
     turn = np.arange(len(labels)) % 5
-    mine = {"train": turn < 3, "val": turn == 3, "test": turn == 4}[split]
-    return (ink[mine].reshape(-1, 8, 8) / 16).astype(np.float32), labels[mine]
+    its = {"train": turn < 3, "val": turn == 3, "test": turn == 4}[split]
+    return (ink[its].reshape(-1, 8, 8) / 16).astype(np.float32), labels[its]
 
 
-def choose_handwritten(rng: np.random.Generator, labels: np.ndarray, split: str) -> np.ndarray:
-    """For each label one handwritten original of the split, ``(N, 8, 8)``."""
+def choose_handwritten(rng: Rng, labels: Array, split: str) -> Array:
+    """Return for each label one handwritten original of the split, `(N, 8, 8)`."""
     ink, digit = handwritten_digits(split)
     chosen = np.empty(len(labels), np.int64)
     for value in np.unique(labels):
-        mine = labels == value
-        chosen[mine] = rng.choice(np.flatnonzero(digit == value), mine.sum())
+        places = labels == value
+        chosen[places] = rng.choice(np.flatnonzero(digit == value), places.sum())
     return ink[chosen]
 
 
-def choose_printed(rng: np.random.Generator, labels: np.ndarray, characters: str, split: str):
-    """For each label its character in a random font of the split, ``(N, GLYPH_SIZE, GLYPH_SIZE)``."""
+def choose_printed(rng: Rng, labels: Array, characters: str, split: str) -> Array:
+    """Return for each label its character in a random font of the split, `(N, GLYPH_SIZE, GLYPH_SIZE)`."""
     glyphs = font_glyphs(characters, split)
     return glyphs[rng.integers(len(glyphs), size=len(labels)), labels]

@@ -1,33 +1,32 @@
 """Plane figures in one ink on paper: shapes, counted dots, arrows, leaves, curves and braille.
 
-A figure is a function of coordinates that gives its mask, or its signed distance where that says so.
+A figure is a function of coordinates that returns its mask, or its signed distance where that is said. The
+functions that `tasks` names draw one class: `draw(rng, n, style, name) -> (N, SIZE, SIZE, 3)`.
 """
-
-from __future__ import annotations
 
 import numpy as np
 
-from . import canvas
-from .canvas import Style, box, disc, inside, paint, uniform
+from fusion_tinting.mini.pictures import canvas
+from fusion_tinting.mini.pictures.canvas import Array, Rng, Style, box, disc, inside, paint, uniform
 
 FREELY = 0.5
 """Largest rotation, in radians, of a figure that is the same figure whichever way it lies."""
 
 
-def _printed(rng, n, style, mask) -> np.ndarray:
-    """A mask in light ink on dark paper or in dark ink on light."""
+def _printed(rng: Rng, n: int, style: Style, mask: Array) -> Array:
+    """Draw a mask in light ink on dark paper or in dark ink on light."""
     light, dark = canvas.contrasting(rng, n)
     swap = rng.random((n, 1)) < 0.5
     paper, ink = np.where(swap, light, dark), np.where(swap, dark, light)
     return paint(canvas.backdrop(rng, paper, style), mask, ink)
 
 
-def _turned(x, y, angle):
+def _turned(x: Array, y: Array, angle: Array | float) -> tuple[Array, Array]:
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
 
 
-def stroke(x, y, points, half_width) -> np.ndarray:
-    """Mask of a line through close points, ``(2, M)`` or for each image its own ``(2, N, M)``."""
+def stroke(x: Array, y: Array, points: Array, half_width: Array | float) -> Array:
+    """Return the mask of a line through close points, `(2, M)` or for each image its own `(2, N, M)`."""
     across, down = (np.broadcast_to(each, (len(x), each.shape[-1])) for each in points)
     nearest = np.full(x.shape, np.inf, np.float32)
     for i in range(across.shape[1]):
@@ -39,8 +38,8 @@ def stroke(x, y, points, half_width) -> np.ndarray:
 # --- shapes, as signed distances --------------------------------------------------------------------
 
 
-def star(x, y, points, waist) -> np.ndarray:
-    """A star with its corners at radius 0.9 and the corners between them at `waist` times that."""
+def star(x: Array, y: Array, points: int, waist: float) -> Array:
+    """Return the distance of a star: corners at radius 0.9, those between them at `waist` times that."""
     half = np.pi / points
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     along, across = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
@@ -48,19 +47,19 @@ def star(x, y, points, waist) -> np.ndarray:
     return (sideways * (along - 0.9) + inward * across) / np.hypot(inward, sideways)
 
 
-def polygon(x, y, sides) -> np.ndarray:
-    """A regular polygon that stands on a side."""
+def polygon(x: Array, y: Array, sides: int) -> Array:
+    """Return the distance of a regular polygon that stands on a side."""
     return star(x, y, sides, np.cos(np.pi / sides))
 
 
-def heart(x, y) -> np.ndarray:
-    """A heart with its tip at the bottom."""
+def heart(x: Array, y: Array) -> Array:
+    """Return the distance of a heart with its tip at the bottom."""
     x = np.abs(x)
     tip = 0.7 * np.maximum.reduce([x + y - 0.75, x - y - 0.6, -y - 0.35])
     return np.minimum(np.hypot(x - 0.38, y + 0.3) - 0.45, tip)
 
 
-def _slab(x, y, half_width, half_height):
+def _slab(x: Array, y: Array, half_width: Array | float, half_height: Array | float) -> Array:
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
@@ -81,8 +80,8 @@ SHAPES = {
 """Class name of the shapes task -> its signed distance."""
 
 
-def shape(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """A shape, filled or in outline, a little wider or narrower than it should be."""
+def shape(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw a shape, filled or in outline, a little wider or narrower than it should be."""
     x, y = canvas.frame(rng, n, style, turn=FREELY)
     distance = SHAPES[name](x * uniform(rng, n, 0.9, 1.12), y)
     outlined = rng.random((n, 1, 1)) < 0.5
@@ -95,8 +94,8 @@ COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 """Class names of the counts task."""
 
 
-def count(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """That many dots, all round or all square, in any of nine places."""
+def count(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw that many dots, all round or all square, in any of nine places."""
     x, y = canvas.frame(rng, n, style)
     place_in_order = rng.permuted(np.tile(np.arange(9), (n, 1)), axis=1)
     size, square = uniform(rng, n, 0.17, 0.24), rng.random((n, 1, 1)) < 0.5
@@ -120,8 +119,8 @@ ARROWS = {name: (number, False) for number, name in enumerate(COMPASS)} | {
 """Class name of the arrows task -> eighths of a turn from north, and whether it points both ways."""
 
 
-def arrow(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """An arrow with a solid or an open head, long or short."""
+def arrow(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw an arrow with a solid or an open head, long or short."""
     eighths, both = ARROWS[name]
     x, y = _turned(*canvas.frame(rng, n, style), eighths * np.pi / 4)
     length, slope = uniform(rng, n, 0.65, 0.9), uniform(rng, n, 0.7, 1.1)
@@ -139,12 +138,12 @@ def arrow(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarr
 # --- leaves -----------------------------------------------------------------------------------------
 
 
-def _oval(x, y, width, height=0.85):
+def _oval(x: Array, y: Array, width: Array | float, height: float = 0.85) -> Array:
     return np.hypot(x / width, y / height) - 1
 
 
-def _leaflets(x, y, pairs, length, width, slant):
-    """Pairs of oval leaflets along the stalk, as a signed distance."""
+def _leaflets(x: Array, y: Array, pairs: int, length: Array | float, width: float, slant: float) -> Array:
+    """Return the distance of pairs of oval leaflets along a stalk."""
     mask = _slab(x, y, 0.04, 0.9)
     for place in np.linspace(-0.7, 0.55, pairs):
         left, down = _turned(np.abs(x) - length, y - place + slant * length, slant)
@@ -171,15 +170,15 @@ LEAVES = {
 """Class name of the leaves task -> its signed distance, tip up."""
 
 
-def leaf(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """A leaf with stalk and midrib on paper, green, yellow or brown."""
+def leaf(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw a leaf with stalk and midrib on paper, green, yellow or brown."""
     x, y = canvas.frame(rng, n, style, turn=FREELY)
     y = y + uniform(rng, n, -0.06, 0.06) * np.sin(4 * x)
     blade = inside(LEAVES[name](x * uniform(rng, n, 0.85, 1.2), y))
-    paper = canvas.colours(rng, n, (170, 170, 160), (240, 240, 230))
-    colour = canvas.colours(rng, n, (30, 60, 10), (150, 130, 50))
-    image = paint(canvas.backdrop(rng, paper, style), inside(np.abs(x) - 0.04) * (y > 0), colour)
-    image = paint(image, blade, colour)
+    paper = canvas.colors(rng, n, (170, 170, 160), (240, 240, 230))
+    color = canvas.colors(rng, n, (30, 60, 10), (150, 130, 50))
+    image = paint(canvas.backdrop(rng, paper, style), inside(np.abs(x) - 0.04) * (y > 0), color)
+    image = paint(image, blade, color)
     return paint(image, 0.5 * blade * inside(np.abs(x) - 0.03), paper)
 
 
@@ -189,7 +188,7 @@ _T = np.linspace(-1, 1, 140)
 _ROUND = np.pi * _T
 
 
-def _polar(radius):
+def _polar(radius: Array) -> Array:
     return np.stack([radius * np.sin(_ROUND), -radius * np.cos(_ROUND)])
 
 
@@ -207,11 +206,11 @@ CURVES = {
     "astroid": 0.9 * np.stack([np.cos(_ROUND) ** 3, np.sin(_ROUND) ** 3]),
     "cycloid": np.stack([0.65 * _T + 0.28 * np.sin(3 * _ROUND), 0.45 * np.cos(3 * _ROUND)]),
 }
-"""Class name of the curves task -> points of it, ``(2, M)``."""
+"""Class name of the curves task -> points of it, `(2, M)`."""
 
 
-def curve(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """A drawn line, mirrored or not, with any pen."""
+def curve(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw a line, mirrored or not, with any pen."""
     x, y = canvas.frame(rng, n, style, turn=FREELY)
     x = x * np.where(rng.random((n, 1, 1)) < 0.5, -1, 1) * uniform(rng, n, 0.9, 1.15)
     return _printed(rng, n, style, stroke(x, y, CURVES[name], uniform(rng, n, 0.05, 0.1)))
@@ -226,8 +225,8 @@ BRAILLE = {
 """Class name of the braille task -> its raised dots: 1 to 3 down the left side, 4 to 6 down the right."""
 
 
-def braille(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """One braille cell; the dots that are not raised show a little."""
+def braille(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw one braille cell; the dots that are not raised show a little."""
     x, y = canvas.frame(rng, n, style)
     raised, flat = uniform(rng, n, 0.17, 0.24), uniform(rng, n, 0.03, 0.08)
     mask = np.zeros(x.shape, np.float32)

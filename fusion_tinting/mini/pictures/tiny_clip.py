@@ -1,27 +1,20 @@
-"""A CLIP small enough to train in a minute: configuration, initialisation, tokenizer and processor."""
+"""A CLIP small enough to train in a minute: its tokenizer, configuration, initialization and features."""
 
-from __future__ import annotations
-
-import json
 import re
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from .canvas import SIZE
-from .recipe import Recipe
-from .task import Task
+from fusion_tinting.mini.pictures.canvas import SIZE
+from fusion_tinting.mini.pictures.task import Task
 
 TEXT_WIDTH = 64
 TEXT_LENGTH = 16
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 
 
 def make_tokenizer(tasks: list[Task]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is the words of the tasks' captions."""
+    """Return a tokenizer whose vocabulary is the words of the tasks' captions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     captions = [text for task in tasks for i in range(len(task.templates)) for text in task.captions(i)]
@@ -46,15 +39,21 @@ def make_tokenizer(tasks: list[Task]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    """An untrained CLIP; seed torch before."""
+def make_model(width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
+    """Return an untrained CLIP; seed torch before.
+
+    Args:
+        width: Channels of the vision tower.
+        layers: Its blocks.
+        tokenizer: Its own.
+    """
     config = CLIPConfig(
         projection_dim=64,
         logit_scale_init_value=2.66,
         vision_config={
-            "hidden_size": recipe.width,
-            "intermediate_size": 2 * recipe.width,
-            "num_hidden_layers": recipe.layers,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "image_size": SIZE,
             "patch_size": 8,
@@ -76,15 +75,15 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
         },
     )
     model = CLIPModel(config)
-    initialise(model, recipe.layers)
+    initialize(model, layers)
     return model
 
 
 @torch.no_grad()
-def initialise(model: CLIPModel, layers: int) -> None:
-    """Weights of the usual scale, one over the root of the fan-in.
+def initialize(model: CLIPModel, layers: int) -> None:
+    """Draw weights of the usual scale, one over the root of the fan-in.
 
-    CLIP's own initialisation is made for wide towers; at this width its activations all but vanish
+    CLIP's own initialization is made for wide towers; at this width its activations all but vanish
     and training starts slowly.
     """
     for name, module in model.named_modules():
@@ -100,52 +99,21 @@ def initialise(model: CLIPModel, layers: int) -> None:
     nn.init.normal_(model.vision_model.embeddings.class_embedding, std=0.3)
 
 
-def save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write what ``CLIPProcessor.from_pretrained(folder)`` reads.
-
-    The image part is written by hand: it is then the same whether transformers would choose its
-    torchvision or its PIL image processor.
-    """
-    tokenizer.save_pretrained(folder)
-    image_processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "do_convert_rgb": True,
-        "do_resize": False,
-        "size": {"height": SIZE, "width": SIZE},
-        "do_center_crop": False,
-        "crop_size": {"height": SIZE, "width": SIZE},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [PIXEL_MEAN] * 3,
-        "image_std": [PIXEL_STD] * 3,
-        "resample": 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2))
-
-
-def pixel_values(images: np.ndarray) -> torch.Tensor:
-    """Images ``(N, SIZE, SIZE, 3)`` uint8 as the processor would give them, ``(N, 3, SIZE, SIZE)``."""
-    scaled = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 255
-    return (scaled - PIXEL_MEAN) / PIXEL_STD
-
-
 def image_features(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised image embeddings ``(B, 64)``."""
+    """Return normalized image embeddings `(B, 64)`."""
     pooled = model.vision_model(pixel_values=pixels).pooler_output
     return nn.functional.normalize(model.visual_projection(pooled), dim=-1)
 
 
 def text_features(model: CLIPModel, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Normalised caption embeddings ``(captions, 64)``."""
+    """Return normalized caption embeddings `(captions, 64)`."""
     pooled = model.text_model(**tokens).pooler_output
     return nn.functional.normalize(model.text_projection(pooled), dim=-1)
 
 
 @torch.no_grad()
 def zero_shot_head(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, task: Task) -> torch.Tensor:
-    """Class weights ``(classes, 64)``: the mean caption embedding of each class, normalised."""
+    """Return class weights `(classes, 64)`: the mean caption embedding of each class, normalized."""
     captions = [task.captions(i) for i in range(len(task.templates))]
     tokens = [tokenizer(each, padding=True, return_tensors="pt") for each in captions]
     mean = torch.stack([text_features(model, dict(each)) for each in tokens]).mean(0)

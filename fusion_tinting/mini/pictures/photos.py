@@ -4,15 +4,16 @@ Each photograph is cut into square cells. A cell belongs to one split, and a cro
 cell, so that no two splits ever share a pixel.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .canvas import SIZE
+from fusion_tinting.mini.pictures.canvas import SIZE, Array, Rng
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, in pixels."""
 
 CELL = 56
 """Side of a cell, in pixels of the photograph."""
@@ -41,7 +42,11 @@ SPLIT_OF_CELL = ("train", "val", "train", "test", "train")
 
 
 def photograph_path(file: str) -> Path:
-    """Where the wheel has put a photograph; nothing is ever fetched."""
+    """Return where the wheel has put a photograph; nothing is ever fetched.
+
+    Raises:
+        FileNotFoundError: It is in neither wheel.
+    """
     import skimage
     import sklearn
 
@@ -57,14 +62,14 @@ def photograph_path(file: str) -> Path:
 
 @cache
 def photograph(file: str) -> Image.Image:
-    """The photograph in RGB, no side longer than 720 pixels."""
+    """Return the photograph in RGB, no side longer than 720 pixels."""
     image = Image.open(photograph_path(file)).convert("RGB")
     image.thumbnail((720, 720), Image.Resampling.BOX)
     return image
 
 
-def regions(file: str, split: str) -> list[tuple[int, int, int, int]]:
-    """The split's cells of a photograph, as ``(left, top, right, bottom)`` boxes.
+def regions(file: str, split: str) -> list[Box]:
+    """Return the split's cells of a photograph.
 
     Splits take turns along the rows, and each row starts two places further on, so that every split
     sees every part of the photograph.
@@ -78,8 +83,8 @@ def regions(file: str, split: str) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def choose_square(rng: np.random.Generator, file: str, split: str, sides: tuple[int, int]):
-    """A random square inside one of the split's regions, as a ``(left, top, right, bottom)`` box."""
+def choose_square(rng: Rng, file: str, split: str, sides: tuple[int, int]) -> Box:
+    """Return a random square inside one of the split's regions."""
     boxes = regions(file, split)
     left, top, right, bottom = boxes[rng.integers(len(boxes))]
     side = int(rng.integers(sides[0], sides[1] + 1))
@@ -88,20 +93,20 @@ def choose_square(rng: np.random.Generator, file: str, split: str, sides: tuple[
     return left, top, left + side, top + side
 
 
-def crop(rng: np.random.Generator, file: str, split: str, sides: tuple[int, int]) -> np.ndarray:
-    """A random square of the split's regions, shrunk to ``(SIZE, SIZE, 3)``; maybe mirrored."""
+def crop(rng: Rng, file: str, split: str, sides: tuple[int, int]) -> Array:
+    """Return a random square of the split's regions, shrunk to `(SIZE, SIZE, 3)`; maybe mirrored."""
     # The liveliest of three: large parts of some photographs are plain sky.
     squares = [_cut_out(file, choose_square(rng, file, split, sides)) for _ in range(3)]
     patch = max(squares, key=np.std)
     return patch[:, ::-1] if rng.random() < 0.5 else patch
 
 
-def _cut_out(file: str, box: tuple[int, int, int, int]) -> np.ndarray:
+def _cut_out(file: str, box: Box) -> Array:
     # Cut, then shrink: shrinking a box in place would read a few pixels beyond it.
     square = photograph(file).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return np.asarray(square, np.float32)
 
 
-def crops(rng: np.random.Generator, n: int, file: str, split: str, sides=(28, CELL)) -> np.ndarray:
-    """`n` crops, ``(N, SIZE, SIZE, 3)`` in 0..255."""
+def crops(rng: Rng, n: int, file: str, split: str, sides: tuple[int, int] = (28, CELL)) -> Array:
+    """Return `n` crops, `(N, SIZE, SIZE, 3)` in 0..255."""
     return np.stack([crop(rng, file, split, sides) for _ in range(n)])

@@ -1,33 +1,31 @@
 """What the generated pictures of `clip-mini_8` show: textures, land from above, road signs and cars.
 
-Every function draws one class: ``draw(rng, n, style) -> (N, SIZE, SIZE, 3)``, or for a texture the
-share of its lighter tone ``(N, SIZE, SIZE)`` in 0..1.
+The functions that `tasks` names draw one class: `draw(rng, n, style, name) -> (N, SIZE, SIZE, 3)`, or for a
+texture the share of its lighter tone `(N, SIZE, SIZE)` in 0..1.
 """
-
-from __future__ import annotations
 
 import numpy as np
 
-from . import canvas
-from .canvas import Style, box, disc, inside, paint, uniform
+from fusion_tinting.mini.pictures import canvas
+from fusion_tinting.mini.pictures.canvas import Array, Color, Rng, Style, box, disc, inside, paint, uniform
 
 # --- textures ---------------------------------------------------------------------------------------
 
 
-def _wave(phase: np.ndarray) -> np.ndarray:
+def _wave(phase: Array) -> Array:
     return 0.5 + 0.5 * np.sin(phase)
 
 
-def _sharp(value: np.ndarray) -> np.ndarray:
+def _sharp(value: Array) -> Array:
     return np.clip(0.5 + 2.5 * value, 0, 1)
 
 
-def _triangle(phase: np.ndarray) -> np.ndarray:
+def _triangle(phase: Array) -> Array:
     return np.abs((phase / np.pi) % 2 - 1) * 2 - 1
 
 
-def _cracks(rng, n, x, y) -> np.ndarray:
-    """Light where the two nearest of ten random points are equally far: the edges of their cells."""
+def _cracks(rng: Rng, n: int, x: Array, y: Array) -> Array:
+    """Return the mask of the edges of ten cells: where the two nearest of ten points are equally far."""
     points = rng.uniform(-1.2, 1.2, (n, 2, 10)).astype(np.float32)
     distances = np.stack(
         [np.hypot(x - points[:, 0, i, None, None], y - points[:, 1, i, None, None]) for i in range(10)]
@@ -36,7 +34,7 @@ def _cracks(rng, n, x, y) -> np.ndarray:
     return inside(nearest[1] - nearest[0] - 0.1, 0.12)
 
 
-def _dots(x, y, radius) -> np.ndarray:
+def _dots(x: Array, y: Array, radius: Array | float) -> Array:
     return inside(np.hypot((x + 0.5) % 1 - 0.5, (y + 0.5) % 1 - 0.5) - radius, 0.25)
 
 
@@ -54,8 +52,8 @@ TEXTURES = {
 """Class name of the textures task -> share of the lighter tone, from coordinates and frequency."""
 
 
-def texture(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """Share of the lighter tone of a generated texture, in any direction."""
+def texture(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Return the share of the lighter tone of a generated texture, in any direction."""
     x, y = canvas.frame(rng, n, style, turn=0.6 if style is canvas.WEB else np.pi)
     x, y = x + uniform(rng, n, -0.5, 0.5), y + uniform(rng, n, -0.5, 0.5)
     return TEXTURES[name](rng, n, x, y, uniform(rng, n, 7, 12)).astype(np.float32)
@@ -67,49 +65,49 @@ GREEN, SAND, WATER = (70, 110, 60), (200, 175, 130), (60, 95, 140)
 ASPHALT, CONCRETE, ROOF, WHITE = (95, 95, 100), (165, 165, 160), (165, 90, 70), (235, 235, 235)
 
 
-def _ground(rng, n, style, colour) -> np.ndarray:
-    return canvas.backdrop(rng, canvas.colours(rng, n, *_around(colour, 28)), style)
+def _ground(rng: Rng, n: int, style: Style, color: Color) -> Array:
+    return canvas.backdrop(rng, canvas.colors(rng, n, *_around(color, 28)), style)
 
 
-def _around(colour, spread):
-    colour = np.asarray(colour, np.float32)
-    return colour - spread, colour + spread
+def _around(color: Color, spread: float) -> tuple[Array, Array]:
+    color = np.asarray(color, np.float32)
+    return color - spread, color + spread
 
 
-def _rows_of(x, y, pitch, half_width, half_height) -> np.ndarray:
-    """Mask of equal rectangles in rows and columns."""
+def _rows_of(x: Array, y: Array, pitch: Array | float, half_width: float, half_height: float) -> Array:
+    """Return the mask of equal rectangles in rows and columns."""
     return box((x / pitch + 0.5) % 1 - 0.5, (y / pitch + 0.5) % 1 - 0.5, half_width, half_height)
 
 
-def _forest(rng, n, style, x, y):
+def _forest(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     image = _ground(rng, n, style, (55, 85, 50))
     return image + 26 * np.sign(canvas.clouds(rng, n, 13))[..., None]
 
 
-def _desert(rng, n, style, x, y):
+def _desert(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     image = _ground(rng, n, style, SAND)
     return image + 22 * np.sin(9 * y + 2 * canvas.clouds(rng, n, 3))[..., None]
 
 
-def _river(rng, n, style, x, y):
+def _river(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     bend = 0.35 * np.sin(uniform(rng, n, 1.5, 3.5) * y + uniform(rng, n, 0, 6))
     mask = inside(np.abs(x - bend) - uniform(rng, n, 0.15, 0.3))
     return paint(_ground(rng, n, style, GREEN), mask, WATER)
 
 
-def _highway(rng, n, style, x, y):
+def _highway(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     half = uniform(rng, n, 0.16, 0.28)
     image = paint(_ground(rng, n, style, GREEN), inside(np.abs(x) - half), ASPHALT)
     return paint(image, inside(np.abs(x) - 0.03), WHITE)
 
 
-def _crossroads(rng, n, style, x, y):
+def _crossroads(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     half = uniform(rng, n, 0.14, 0.25)
     road = np.maximum(inside(np.abs(x) - half), inside(np.abs(y) - half))
     return paint(_ground(rng, n, style, GREEN), road, ASPHALT)
 
 
-def _runway(rng, n, style, x, y):
+def _runway(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     half = uniform(rng, n, 0.28, 0.42)
     image = paint(_ground(rng, n, style, CONCRETE), inside(np.abs(x) - half), ASPHALT)
     dashes = inside(np.abs(x) - 0.05) * (np.sin(9 * y) > 0)
@@ -117,39 +115,39 @@ def _runway(rng, n, style, x, y):
     return paint(image, np.maximum(dashes, threshold * inside(np.abs(x) - half)), WHITE)
 
 
-def _car_park(rng, n, style, x, y):
+def _car_park(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     image = _ground(rng, n, style, ASPHALT)
-    for colour in ((215, 215, 215), (160, 60, 60)):
+    for color in ((215, 215, 215), (160, 60, 60)):
         taken = uniform(rng, n, -0.2, 0.3) < canvas.clouds(rng, n, 9)
-        image = paint(image, _rows_of(x, y, 0.33, 0.3, 0.4) * taken, colour)
+        image = paint(image, _rows_of(x, y, 0.33, 0.3, 0.4) * taken, color)
     return image
 
 
-def _harbour(rng, n, style, x, y):
+def _harbour(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     image = paint(_ground(rng, n, style, WATER), inside(x - uniform(rng, n, -0.6, -0.2)), CONCRETE)
     return paint(image, _rows_of(x, y, 0.45, 0.38, 0.18) * (x > -0.15), WHITE)
 
 
-def _farmland(rng, n, style, x, y):
+def _farmland(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     image = _ground(rng, n, style, (125, 140, 70))
     field = (x > uniform(rng, n, -0.4, 0.4)).astype(np.float32)
-    image = paint(image, field, canvas.colours(rng, n, (110, 90, 40), (190, 170, 90)))
+    image = paint(image, field, canvas.colors(rng, n, (110, 90, 40), (190, 170, 90)))
     furrows = np.where(field > 0, np.sin(18 * x), np.sin(18 * y))
     return image + 20 * furrows[..., None]
 
 
-def _housing(rng, n, style, x, y):
+def _housing(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     pitch = uniform(rng, n, 0.5, 0.7)
     return paint(_ground(rng, n, style, GREEN), _rows_of(x, y, pitch, 0.28, 0.26), ROOF)
 
 
-def _tanks(rng, n, style, x, y):
+def _tanks(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     pitch = uniform(rng, n, 0.6, 0.9)
     wrapped = (x / pitch + 0.5) % 1 - 0.5, (y / pitch + 0.5) % 1 - 0.5
     return paint(_ground(rng, n, style, CONCRETE), disc(*wrapped, 0.36), WHITE)
 
 
-def _stadium(rng, n, style, x, y):
+def _stadium(rng: Rng, n: int, style: Style, x: Array, y: Array) -> Array:
     x = x * uniform(rng, n, 1.1, 1.5)
     image = paint(_ground(rng, n, style, CONCRETE), disc(x, y, 0.85), (200, 195, 190))
     return paint(image, disc(x, y, uniform(rng, n, 0.45, 0.6)), (80, 140, 70))
@@ -172,8 +170,8 @@ AERIAL = {
 """Class name of the aerial task -> how to draw it, from coordinates in a random direction."""
 
 
-def aerial(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """Land seen from above, whichever way the aircraft flies."""
+def aerial(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw land seen from above, whichever way the aircraft flies."""
     x, y = canvas.frame(rng, n, style, turn=np.pi)
     return AERIAL[name](rng, n, style, x, y)
 
@@ -203,12 +201,12 @@ SIGNS = {f"{outline} {symbol}": (outline, symbol) for outline in OUTLINES for sy
 """Class name of the signs task -> outline and symbol."""
 
 
-def sign(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """A road sign in two contrasting colours before a background."""
+def sign(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw a road sign in two contrasting colors before a background."""
     outline, symbol = SIGNS[name]
     x, y = canvas.frame(rng, n, style)
     plate, ink = canvas.contrasting(rng, n)
-    image = canvas.backdrop(rng, canvas.colours(rng, n, (90, 100, 90), (140, 150, 140)), style)
+    image = canvas.backdrop(rng, canvas.colors(rng, n, (90, 100, 90), (140, 150, 140)), style)
     image = paint(image, OUTLINES[outline](x, y), plate)
     return paint(image, SYMBOLS[symbol](x, y), ink)
 
@@ -231,8 +229,8 @@ CARS = {
 """Class name of the cars task -> the proportions of its side view."""
 
 
-def car(rng: np.random.Generator, n: int, style: Style, name: str) -> np.ndarray:
-    """The side view of a car of any colour, facing either way, with proportions that vary."""
+def car(rng: Rng, n: int, style: Style, name: str) -> Array:
+    """Draw the side view of a car of any color, facing either way, with proportions that vary."""
     vary = 0.035 if style is canvas.WEB else 0.055
     proportions = np.asarray(CARS[name]) * rng.normal(1, vary, (n, 8))
     proportions = proportions + rng.normal(0, vary / 3, (n, 8))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fusion_tinting.mini.scenes import CLASSES
+from fusion_tinting.mini.scenes.render import CLASSES
 
 WIDTHS = (16, 32, 48, 48)
 """Channels of the stem and of each block."""
@@ -11,9 +11,16 @@ CHANNELS = {"segmentation": CLASSES, "depth": 1, "normal": 3}
 
 
 class Block(nn.Module):
-    """Two convolutions with batch norm beside a shortcut; dilated where it does not stride."""
+    """Two convolutions with batch norm beside a shortcut; dilated where it does not stride.
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1):
+    Args:
+        inputs: Channels.
+        outputs: Channels.
+        stride: Of the first convolution.
+        dilation: Of both.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         spread = {"padding": dilation, "dilation": dilation, "bias": False}
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, **spread)
@@ -27,14 +34,15 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features `(B, outputs, H / stride, W / stride)`."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + shortcut).relu()
 
 
 class TinyDilatedResNet(nn.Module):
-    """Images (B, 3, H, W) -> features (B, 48, H / 4, W / 4)."""
+    """An encoder: images (B, 3, H, W) -> features (B, 48, H / 4, W / 4)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         stem, one, two, three = WIDTHS
         self.conv1 = nn.Conv2d(3, stem, 3, 2, padding=1, bias=False)
@@ -44,11 +52,16 @@ class TinyDilatedResNet(nn.Module):
         self.layer3 = Block(two, three, dilation=4)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features `(B, 48, H / 4, W / 4)`."""
         return self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)).relu())))
 
 
 def decoder(task: str) -> nn.Sequential:
-    """Features -> outputs of a task, on the features' grid."""
+    """Return a decoder: features -> outputs of a task, on the features' grid.
+
+    Args:
+        task: One of `CHANNELS`.
+    """
     width = WIDTHS[-1]
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1, bias=False),

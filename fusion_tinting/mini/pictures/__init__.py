@@ -1,0 +1,1 @@
+"""Twenty tasks of small pictures, and the zoos made of them: CLIP, OpenCLIP, ResNet."""

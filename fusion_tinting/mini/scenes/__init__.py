@@ -1,0 +1,1 @@
+"""Rooms with classes, depth and normals, and the zoo made of them."""

@@ -1,0 +1,1 @@
+"""Small tasks of texts, and the zoos of RoBERTas made of them."""
