@@ -72,14 +72,22 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> torch.opt
     )
 
 
-def endless_batches(count: int, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+def drawn_batches(count: int, size: int, seed: list[int]) -> Iterator[np.ndarray]:
+    """Yield batches of different indices, each drawn from all; arguments as of `endless_batches`."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.choice(count, size, replace=False)
+
+
+def endless_batches(count: int, size: int, seed: list[int]) -> Iterator[Tensor]:
     """Yield shuffled batches of indices; every epoch visits everything but an incomplete batch.
 
     Args:
         count: Number of samples.
         size: Samples in a batch.
-        rng: Shuffles every epoch anew.
+        seed: Of NumPy's generator, which shuffles every epoch anew.
     """
+    rng = np.random.default_rng(seed)
     size = min(size, count)
     while True:
         order = torch.from_numpy(rng.permutation(count))

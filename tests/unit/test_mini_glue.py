@@ -1,11 +1,14 @@
 """The small GLUE: what its texts are, that its splits are disjoint, and that seeds count."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel
 
+from fusion_tinting.mini import zoo
 from fusion_tinting.mini.recipe import SPLITS
 from fusion_tinting.mini.text import glue
 from fusion_tinting.mini.text import rows as text_rows
@@ -94,3 +97,15 @@ def test_the_base_learns_from_texts_that_its_tokenizer_knows():
         for text, pair, place in text_rows.captioned(glue.CORPUS, 50, 7, split):
             assert set(f"{text} {pair or ''}".split()) <= known
             assert captions[place] in known
+
+
+def test_an_expert_that_is_built_again_alone_is_the_same(tmp_path):
+    """Though the experts of this zoo continue one stream of random numbers."""
+    tiny = replace(RECIPE, train=64, val=9, test=9, pretrain_steps=2, expert_steps=2, workers=0)
+    zoo.build_in(tmp_path, tiny, 0, progress=False)
+    folder = tmp_path / "paraphrase"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    shutil.rmtree(folder)
+    torch.manual_seed(5)
+    zoo.build_in(tmp_path, tiny, 0, progress=False)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
 from fusion_tinting.mini.pictures import tiny_clip
 from fusion_tinting.mini.pictures.canvas import SIZE
 from fusion_tinting.mini.pictures.recipe import (
+    IMAGE_PROCESSOR,
     PictureRecipe,
     fit_classifier,
-    image_processor,
     pixel_values,
 )
 from fusion_tinting.mini.pictures.task import Task
@@ -37,11 +37,11 @@ class ClipRecipe(PictureRecipe):
         """
         torch.manual_seed(build.seed)
         tasks = [TASKS[name] for name in self.tasks]
-        tokenizer = tiny_clip.make_tokenizer(tasks)
+        tokenizer = tiny_clip.make_caption_tokenizer(tasks)
         model = tiny_clip.make_model(self.width, self.layers, tokenizer).train()
         data = self.pretraining_images(build.seed)
         templates = itertools.cycle(_tokenized_captions(tokenizer, tasks))
-        batches = endless_batches(len(data[1]), self.pretrain_batch, np.random.default_rng([build.seed, 1]))
+        batches = endless_batches(len(data[1]), self.pretrain_batch, [build.seed, 1])
 
         def logits(images: np.ndarray) -> Tensor:
             texts = tiny_clip.text_features(model, next(templates))
@@ -61,8 +61,9 @@ class ClipRecipe(PictureRecipe):
         tokenizer = AutoTokenizer.from_pretrained(build.zoo / "pretrained")
         head = model.logit_scale.detach().exp() * tiny_clip.zero_shot_head(model, tokenizer, TASKS[task])
         tower = model.vision_model.train()
-        rng = np.random.default_rng([build.seed, 2, zlib.crc32(task.encode())])
-        batches = endless_batches(len(data[1]), self.expert_batch, rng)
+        batches = endless_batches(
+            len(data[1]), self.expert_batch, [build.seed, 2, zlib.crc32(task.encode())]
+        )
 
         def logits(images: np.ndarray) -> Tensor:
             return tiny_clip.image_features(model, pixel_values(images)) @ head.T
@@ -86,10 +87,10 @@ def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write what `CLIPProcessor.from_pretrained(folder)` reads."""
     tokenizer.save_pretrained(folder)
     side = {"height": SIZE, "width": SIZE}
-    processor = image_processor(
-        "CLIPImageProcessor", processor_class="CLIPProcessor", do_convert_rgb=True, size=side,
-        do_center_crop=False, crop_size=side, resample=3,
-    )  # fmt: skip
+    processor = IMAGE_PROCESSOR | {
+        "image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True, "size": side, "do_center_crop": False, "crop_size": side, "resample": 3,
+    }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
 
 

@@ -20,7 +20,7 @@ from fusion_tinting.mini.pictures.canvas import SIZE
 from fusion_tinting.mini.pictures.recipe import PictureRecipe, fit_classifier, pixel_values
 from fusion_tinting.mini.pictures.tasks import TASKS
 from fusion_tinting.mini.recipe import Build
-from fusion_tinting.mini.training import Advance, Training
+from fusion_tinting.mini.training import Advance, Training, drawn_batches
 
 EMBEDDING = 64
 SCALE = 18.0
@@ -42,7 +42,7 @@ class OpenClipRecipe(PictureRecipe):
         counts = [len(TASKS[task].classnames) for task in self.tasks]
         weight = torch.randn(sum(counts), EMBEDDING) * SCALE * EMBEDDING**-0.5
         head = ClassificationHead(weight, None, normalize=True)
-        batches = _batches(len(data[1]), self.pretrain_batch, np.random.default_rng([build.seed, 1]))
+        batches = drawn_batches(len(data[1]), self.pretrain_batch, [build.seed, 1])
         _train(encoder, head, data, batches, _training(self.pretrain_steps, self.pretrain_lr), advance)
         encoder.save(folder / "zeroshot.safetensors")
         weights, biases = (tensor.detach().split(counts) for tensor in (head.weight, head.bias))
@@ -55,8 +55,7 @@ class OpenClipRecipe(PictureRecipe):
         encoder = load_encoder(base / "zeroshot.safetensors", None).requires_grad_(True)
         head = load_head(base / f"head_{task}.safetensors").requires_grad_(False)
         data = self.load_arrays(build.zoo, task, "train")
-        rng = np.random.default_rng([build.seed, 2, zlib.crc32(task.encode())])
-        batches = _batches(len(data[1]), self.expert_batch, rng)
+        batches = drawn_batches(len(data[1]), self.expert_batch, [build.seed, 2, zlib.crc32(task.encode())])
         _train(encoder, head, data, batches, _training(self.expert_steps, self.expert_lr), advance)
         encoder.save(folder / "finetuned.safetensors")
 
@@ -70,12 +69,6 @@ def _make_encoder(width: int, layers: int) -> VisualEncoder:
 
 def _training(steps: int, lr: float) -> Training:
     return Training(steps, lr, weight_decay=0.05, warmup=0.15, clip=1.0, fused=True)
-
-
-def _batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield batches of different samples, each drawn from all."""
-    while True:
-        yield rng.choice(count, size, replace=False)
 
 
 def _train(

@@ -16,7 +16,18 @@ from fusion_tinting.mini.pictures.tasks import TASKS
 from fusion_tinting.mini.recipe import Recipe
 from fusion_tinting.mini.training import Advance, Training, fit
 
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+PIXEL_MEAN, PIXEL_STD = (0.5,) * 3, (0.25,) * 3
+
+IMAGE_PROCESSOR = {
+    "do_resize": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": PIXEL_MEAN,
+    "image_std": PIXEL_STD,
+}
+"""Of a `preprocessor_config.json` that does what `pixel_values` does. It is written by hand: it is then the
+same whether transformers would choose its torchvision or its PIL image processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +95,8 @@ class PictureRecipe(Recipe):
 
 def pixel_values(
     images: np.ndarray,
-    mean: tuple[float, ...] = (PIXEL_MEAN,) * 3,
-    std: tuple[float, ...] = (PIXEL_STD,) * 3,
+    mean: tuple[float, ...] = PIXEL_MEAN,
+    std: tuple[float, ...] = PIXEL_STD,
 ) -> Tensor:
     """Return images as a model's processor would give them, `(N, 3, SIZE, SIZE)`.
 
@@ -123,28 +134,6 @@ def fit_classifier(
         return nn.functional.cross_entropy(logits(images[batch]), labels[batch])
 
     fit(loss, parameters, training, advance)
-
-
-def image_processor(kind: str, **options: Any) -> dict[str, Any]:
-    """Return the content of a `preprocessor_config.json` that does what `pixel_values` does.
-
-    It is written by hand: it is then the same whether transformers would choose its torchvision or its PIL
-    image processor.
-
-    Args:
-        kind: Name of a class of image processors.
-        **options: What this class needs beside.
-    """
-    return {
-        "image_processor_type": kind,
-        "do_resize": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [PIXEL_MEAN] * 3,
-        "image_std": [PIXEL_STD] * 3,
-        **options,
-    }
 
 
 def _png(image: np.ndarray) -> bytes:

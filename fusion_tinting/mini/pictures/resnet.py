@@ -16,9 +16,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from fusion_tinting.mini.pictures.canvas import SIZE
 from fusion_tinting.mini.pictures.recipe import (
+    IMAGE_PROCESSOR,
     PictureRecipe,
     fit_classifier,
-    image_processor,
     pixel_values,
 )
 from fusion_tinting.mini.pictures.tasks import TASKS
@@ -35,7 +35,7 @@ class ResNetRecipe(PictureRecipe):
         torch.manual_seed(build.seed)
         data = self.pretraining_images(build.seed)
         model = self._make_model(sum(len(TASKS[task].classnames) for task in self.tasks))
-        batches = endless_batches(len(data[1]), self.pretrain_batch, np.random.default_rng([build.seed, 3]))
+        batches = endless_batches(len(data[1]), self.pretrain_batch, [build.seed, 3])
         _train(model, data, batches, Training(self.pretrain_steps, self.pretrain_lr, warmup=0.15), advance)
         _save(model, folder)
 
@@ -44,8 +44,7 @@ class ResNetRecipe(PictureRecipe):
         data = self.load_arrays(build.zoo, task, "train")
         model = self._make_model(len(TASKS[task].classnames))
         self._load_base(model, task, build.zoo)
-        rng = np.random.default_rng([build.seed + self.tasks.index(task), 3])
-        batches = endless_batches(len(data[1]), self.expert_batch, rng)
+        batches = endless_batches(len(data[1]), self.expert_batch, [build.seed + self.tasks.index(task), 3])
         _train(model, data, batches, Training(self.expert_steps, self.expert_lr, warmup=0.15), advance)
         _save(model, folder)
 
@@ -88,8 +87,8 @@ def _train(
 
 def _save(model: ResNetForImageClassification, folder: Path) -> None:
     model.save_pretrained(folder)
-    processor = image_processor("ConvNextImageProcessor", size={"shortest_edge": SIZE})
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    kind = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": SIZE}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR | kind, indent=2))
 
 
 THREE = ("mini-counts", "mini-textures", "mini-cards")

@@ -8,35 +8,21 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from fusion_tinting.mini.pictures.canvas import SIZE
 from fusion_tinting.mini.pictures.task import Task
+from fusion_tinting.mini.tokenizer import make_tokenizer
 
 TEXT_WIDTH = 64
 TEXT_LENGTH = 16
 
 
-def make_tokenizer(tasks: list[Task]) -> PreTrainedTokenizerFast:
+def make_caption_tokenizer(tasks: list[Task]) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose vocabulary is the words of the tasks' captions."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
     captions = [text for task in tasks for i in range(len(task.templates)) for text in task.captions(i)]
     words = sorted({word for caption in captions for word in re.findall(r"\w+|[^\w\s]+", caption.lower())})
     # The end token comes last: CLIP's text tower may pool at the largest id of a caption.
-    vocabulary = ["<pad>", "<unk>", "<start>", *words, "<end>"]
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[(token, ids[token]) for token in ("<start>", "<end>")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        model_max_length=TEXT_LENGTH,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return make_tokenizer(
+        ["<pad>", "<unk>", "<start>", *words, "<end>"], TEXT_LENGTH, {"single": "<start> $A <end>"},
+        lowercase=True, bos_token="<start>", eos_token="<end>", unk_token="<unk>", pad_token="<pad>",
+    )  # fmt: skip
 
 
 def make_model(width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:

@@ -1,7 +1,7 @@
 """`nyuv2-mini_3`: scenes, an encoder pre-trained on what they hold, and NYUv2's three experts."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from fusion_tinting.families.nyuv2_scenes import FOLDER, Scenes, as_seen
 from fusion_tinting.mini.recipe import SPLITS, Build, Part, Recipe
 from fusion_tinting.mini.scenes import render
 from fusion_tinting.mini.scenes.tiny_dense import TinyDilatedResNet, decoder
-from fusion_tinting.mini.training import Advance, Training, fit
+from fusion_tinting.mini.training import Advance, Training, drawn_batches, fit
 from fusion_tinting.run.files import read_tensors, write_tensors
 
 
@@ -63,7 +63,7 @@ class SceneRecipe(Recipe):
         images, targets = self._clean_scenes(np.random.default_rng([build.seed, 3]))
         encoder = TinyDilatedResNet()
         heads = nn.ModuleList(DenseHead(decoder(task), render.SIZE) for task in self.tasks)
-        batches = self._batches(len(images), self.pretrain_steps, build.seed)
+        batches = drawn_batches(len(images), self.batch, [build.seed, self.pretrain_steps])
 
         def loss() -> Tensor:
             rows = next(batches)
@@ -83,7 +83,7 @@ class SceneRecipe(Recipe):
         encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in tensors.items()})
         images, targets = default_collate(list(self.load_dataset(build.zoo, task, "train")))
         model = nn.Sequential(encoder, head)
-        batches = self._batches(len(images), self.expert_steps, build.seed)
+        batches = drawn_batches(len(images), self.batch, [build.seed, self.expert_steps])
 
         def loss() -> Tensor:
             rows = next(batches)
@@ -98,12 +98,6 @@ class SceneRecipe(Recipe):
         chunks = [render.render(render.CHUNK, rng, clean=True) for _ in range(count)]
         images, *targets = (as_seen(np.concatenate(kind)) for kind in zip(*chunks, strict=True))
         return images, targets
-
-    def _batches(self, count: int, steps: int, seed: int) -> Iterator[Tensor]:
-        """Yield batches of different scenes, each drawn from all."""
-        rng = np.random.default_rng([seed, steps])
-        while True:
-            yield torch.from_numpy(rng.choice(count, self.batch, replace=False))
 
 
 def _train(model: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, advance: Advance) -> None:

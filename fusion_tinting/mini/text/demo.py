@@ -13,15 +13,10 @@ import numpy as np
 
 from fusion_tinting.mini.recipe import Build, Part
 from fusion_tinting.mini.text.roberta import TextRecipe
-from fusion_tinting.mini.text.rows import Row, TextTask, rows
+from fusion_tinting.mini.text.rows import ANIMALS, BAD, GOOD, NAMES, PEOPLE, THINGS, Row, TextTask, rows
 from fusion_tinting.mini.training import Advance
 from fusion_tinting.run.files import write_text
 
-THINGS = ["film", "book", "song", "play", "meal", "hotel", "phone", "game", "show", "trip"]
-GOOD = ["good", "great", "fine", "lovely", "brilliant", "superb", "pleasant", "charming"]
-BAD = ["bad", "awful", "poor", "dreadful", "boring", "terrible", "nasty", "clumsy"]
-PEOPLE = ["child", "teacher", "pilot", "singer", "doctor", "friend", "sailor", "baker"]
-ANIMALS = ["dog", "cat", "horse", "fox", "goat", "bear", "duck", "wolf"]
 DID = ["chased", "followed", "saw", "heard", "met", "helped"]
 STARTS = ["the", "yesterday the", "in the garden the", "they say that the"]
 TOPICS = [
@@ -31,7 +26,6 @@ TOPICS = [
     ["bread", "soup", "cheese", "apple", "kitchen", "spice", "sauce", "cake"],
     ["train", "ticket", "airport", "road", "journey", "map", "luggage", "bridge"],
 ]
-NAMES = ["anna", "ben", "clara", "david", "ella", "frank", "grace", "henry"]
 NUMBERS = ["one", "two", "three", "four", "five", "six"]
 ITEMS = ["coins", "stamps", "cards", "pens"]
 

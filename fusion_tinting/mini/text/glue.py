@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 
 from fusion_tinting.mini.text.roberta import TextRecipe
-from fusion_tinting.mini.text.rows import Row, TextTask, rows
+from fusion_tinting.mini.text.rows import ANIMALS, BAD, GOOD, NAMES, PEOPLE, THINGS, Row, TextTask, rows
 
 SEEDS = {"train": 3, "val": 4, "test": 5}
 
-THINGS = ["film", "book", "song", "play", "meal", "hotel", "phone", "game", "show", "trip"]
-GOOD = ["good", "great", "fine", "lovely", "brilliant", "superb", "pleasant", "charming"]
-BAD = ["bad", "awful", "poor", "dreadful", "boring", "terrible", "nasty", "clumsy"]
 STARTS = ["the", "yesterday the", "they say that the", "we know that the", "today the", "perhaps the"]
 NOT = ["not", "never", "hardly"]
 SURE = ["really", "always", "clearly"]
@@ -32,11 +29,8 @@ VERBS = [
     ("burns", "burn"), ("fades", "fade"), ("cracks", "crack"),
 ]  # fmt: skip
 WHEN = ["today", "again", "now", "often", "slowly", "soon"]
-PEOPLE = ["child", "teacher", "pilot", "singer", "doctor", "friend", "sailor", "baker"]
-ANIMALS = ["dog", "cat", "horse", "fox", "goat", "bear", "duck", "wolf"]
 KINDS = ["person", "animal"]
 DID = ["chased", "followed", "helped", "watched", "carried", "pushed"]
-NAMES = ["anna", "ben", "clara", "david", "ella", "frank", "grace", "henry"]
 LARGE = [["tiny", "little", "small"], ["medium", "average", "normal"], ["huge", "giant", "massive"]]
 OWNED = ["box", "bag", "car", "house"]
 

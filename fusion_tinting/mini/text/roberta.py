@@ -1,5 +1,6 @@
 """Zoos of texts: a RoBERTa of a few small blocks, and an expert for each task."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,16 @@ from transformers import (
 
 from fusion_tinting.mini.recipe import Build, Part, Recipe
 from fusion_tinting.mini.text.rows import Row, Tasks, captioned, captions, rows, words
+from fusion_tinting.mini.tokenizer import make_tokenizer
 from fusion_tinting.mini.training import Advance, Training, fit
 
 LENGTH, BATCH = 32, 64
 HEAD_LR = 2e-3  # a head starts from nothing
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SPECIAL = {
+    "cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}  # fmt: skip
+TEMPLATES = {"single": "<s> $A </s>", "pair": "<s> $A </s> </s> $B </s>"}
 RANDOM_STATE = "random_state.npy"
 """torch's at the end of a part's training: the next part continues from it."""
 
@@ -70,23 +76,25 @@ class TextRecipe(Recipe):
         would have to go so far that no merge of them makes sense. Training ends before it knows much.
         """
         torch.manual_seed(100 * build.seed)
-        tokenizer = make_tokenizer(sorted({*words(self.table), *words(self.corpus)}))
+        vocabulary = [*SPECIAL.values(), *sorted({*words(self.table), *words(self.corpus)})]
+        tokenizer = make_tokenizer(
+            vocabulary, LENGTH, TEMPLATES, **SPECIAL, bos_token="<s>", eos_token="</s>"
+        )
         corpus = captioned(self.corpus, self.train, 100 * build.seed + 2, self.split)
         model = RobertaForMaskedLM(self._config(tokenizer)).train()
         caption_ids = torch.tensor(tokenizer.convert_tokens_to_ids(captions(self.corpus)))
 
         def loss(ids: Tensor, attention_mask: Tensor, captions: Tensor) -> Tensor:
             hidden = (torch.rand(ids.shape) < 0.2) & (ids >= len(SPECIAL))
-            masked, labels = (
-                ids.masked_fill(hidden, tokenizer.mask_token_id),
-                ids.masked_fill(~hidden, -100),
-            )
+            masked = ids.masked_fill(hidden, tokenizer.mask_token_id)
+            labels = ids.masked_fill(~hidden, -100)
             labels[:, 0] = caption_ids[captions]
             return model(masked, attention_mask=attention_mask, labels=labels).loss
 
         batch_loss = _batches(tokenizer, corpus, loss)
         fit(batch_loss, model.parameters(), Training(self.pretrain_steps, self.pretrain_lr), advance)
-        _save(model, tokenizer, folder)
+        _save(model, folder)
+        tokenizer.save_pretrained(folder)
 
     def finetune(self, task: str, build: Build, folder: Path, advance: Advance) -> None:
         """Train the base with a head of the task's on its rows; the head of a regression has one output."""
@@ -109,7 +117,9 @@ class TextRecipe(Recipe):
         ]
         training = Training(self.expert_steps, self.expert_lr)
         fit(_batches(tokenizer, data, loss), groups, training, advance)
-        _save(model, tokenizer, folder)
+        _save(model, folder)
+        for file in (build.zoo / "pretrained").glob("tokenizer*"):
+            shutil.copy(file, folder)
 
     def _config(self, tokenizer: PreTrainedTokenizerFast) -> RobertaConfig:
         return RobertaConfig(
@@ -118,29 +128,6 @@ class TextRecipe(Recipe):
             type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             initializer_range=self.spread,
         )  # fmt: skip
-
-
-def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of one token a word, with RoBERTa's special tokens.
-
-    Args:
-        words: Its vocabulary.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    ids = {word: place for place, word in enumerate([*SPECIAL, *words])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
-        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=LENGTH,
-        model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
 
 
 def _load_with_head(base: Path, names: list[str] | None) -> RobertaForSequenceClassification:
@@ -169,7 +156,6 @@ def _batches(
     return of_a_batch
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save(model: PreTrainedModel, folder: Path) -> None:
     np.save(folder / RANDOM_STATE, torch.get_rng_state().numpy())
     model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -32,6 +32,14 @@ Tasks = Mapping[str, TextTask]
 TENTHS = {"train": range(6), "val": range(6, 8), "test": range(8, 10)}
 """Split -> its tenths of all texts: none is in two."""
 
+# Words of both minis of texts.
+THINGS = ["film", "book", "song", "play", "meal", "hotel", "phone", "game", "show", "trip"]
+GOOD = ["good", "great", "fine", "lovely", "brilliant", "superb", "pleasant", "charming"]
+BAD = ["bad", "awful", "poor", "dreadful", "boring", "terrible", "nasty", "clumsy"]
+PEOPLE = ["child", "teacher", "pilot", "singer", "doctor", "friend", "sailor", "baker"]
+ANIMALS = ["dog", "cat", "horse", "fox", "goat", "bear", "duck", "wolf"]
+NAMES = ["anna", "ben", "clara", "david", "ella", "frank", "grace", "henry"]
+
 
 def rows(tasks: Tasks, task: str, count: int, seed: int, split: str | None = None) -> list[Row]:
     """Return rows of a task.
