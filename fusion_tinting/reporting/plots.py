@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,9 @@ def write_pictures(model: TintedModel, run_dir: str | Path) -> None:
         OSError: the folder cannot be written.
     """
     drawings = {"coefficients.png": lambda: coefficient_map(model.coefficients, model.tasks)}
-    if model.history is not None and len(model.history):
-        drawings["curves.png"] = lambda: curves(model.history)
+    history = model.history
+    if history is not None and len(history):
+        drawings["curves.png"] = lambda: curves(history)
     run_dir = Path(run_dir)
     finished = (run_dir / MANIFEST).stat().st_mtime_ns
     for name, draw in drawings.items():
@@ -86,11 +88,11 @@ def _lines(axes: Axes, tasks: Sequence[str], values: np.ndarray, last: int) -> N
     """
     steps = np.arange(last - len(values), last) + 1
     for k, task in enumerate(tasks):
-        style = {"color": OKABE_ITO[k % 8], "linestyle": STYLES[k // 8 % 3]}
+        style: dict[str, Any] = {"color": OKABE_ITO[k % 8], "linestyle": STYLES[k // 8 % 3]}
         axes.plot(steps, values[:, k], linewidth=1.2, label=task, **style)
     axes.plot(steps, values.mean(1), color="black", linewidth=2, label="mean")
     axes.grid(alpha=0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
 
 
 def coefficient_map(coefficients: Mapping[str, Tensor], tasks: Sequence[str]) -> Figure:

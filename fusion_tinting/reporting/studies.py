@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -59,7 +60,7 @@ def by_parameters(
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     best = sorted(points, key=lambda name: points[name][1], reverse=True)[:NAMED]
-    _name(axes, dict(zip(_short(best), map(points.get, best), strict=True)))
+    _name(axes, dict(zip(_short(best), (points[name] for name in best), strict=True)))
     return figure
 
 
@@ -68,10 +69,10 @@ def _draw(axes: Axes, points: Mapping[str, tuple[float, float]], lines: Mapping[
     for place, kind in enumerate(("head", "block", "another layer")):
         own = [point for name, point in points.items() if _kind(name) == kind]
         if own:
-            look = {"color": plots.DARK_FIRST[place], "label": kind, "markersize": 7}
+            look: dict[str, Any] = {"color": plots.DARK_FIRST[place], "label": kind, "markersize": 7}
             axes.plot(*zip(*own, strict=True), "os^"[place], **look)
     for place, (name, value) in enumerate(lines.items()):
-        style = {"color": "0.35", "linestyle": plots.STYLES[place % len(plots.STYLES)]}
+        style: dict[str, Any] = {"color": "0.35", "linestyle": plots.STYLES[place % len(plots.STYLES)]}
         axes.axhline(value, label=name, linewidth=1.2, **style)
 
 
@@ -150,7 +151,7 @@ def _name(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     axes.figure.draw_without_rendering()  # so that places are known
     pixel = axes.figure.dpi / 72
     marks = sorted((*axes.transData.transform(point), name) for name, point in points.items())
-    look = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+    look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
     line = {"color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
     look["arrowprops"] = {"arrowstyle": "-", **line}
     for column in _columns(marks, LABEL_WIDTH * pixel):

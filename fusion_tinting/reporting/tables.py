@@ -14,9 +14,6 @@ from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
-Cell = str | int | float | None
-"""Text, which is shown as it is; a number; or None where there is none."""
-
 
 @dataclass(frozen=True)
 class Table:
@@ -25,7 +22,7 @@ class Table:
     Attributes:
         columns: the column titles, of which the first is that of the rows' names. A line break in a title
             is a blank in Markdown.
-        rows: a cell for each column.
+        rows: a cell for each column: a number; None for a dash; anything else is shown as text.
         title: what the table shows, with the unit.
         caption: what a reader must know besides; shown below the table.
         summary: one more row, such as the average, which is set apart and bold.
@@ -35,10 +32,10 @@ class Table:
     """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[object]]
     title: str = ""
     caption: str = ""
-    summary: Sequence[Cell] | None = None
+    summary: Sequence[object] | None = None
     bold: str | None = None
     digits: str | None = None
     numeric: bool = True
@@ -63,9 +60,9 @@ class Table:
         """Return the table for a terminal."""
         table = rich.table.Table(title=self.title, caption=self.caption or None, caption_justify="left")
         for place, column in enumerate(self.columns):
-            justify = "right" if place and self.numeric else "left"
             style = "bold" if column == self.bold else None
-            table.add_column(column, justify=justify, style=style, overflow="fold")
+            right = place > 0 and self.numeric
+            table.add_column(column, justify="right" if right else "left", style=style, overflow="fold")
         for row in self.rows:
             table.add_row(*self._texts(row))
         if self.summary is not None:
@@ -73,7 +70,7 @@ class Table:
             table.add_row(*self._texts(self.summary), style="bold")
         return table
 
-    def _texts(self, row: Sequence[Cell]) -> list[str]:
+    def _texts(self, row: Sequence[object]) -> list[str]:
         return [_text(cell, self.digits) for cell in row]
 
 
@@ -164,8 +161,8 @@ def _scores(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], 
     return {**columns, "tinted": {task: report[task][metrics[task].key] for task in tasks}}
 
 
-def _row(name: str, scores: Mapping[str, float], metric: Metric) -> list[Cell]:
-    cells = [name, *(metric.scale * score for score in scores.values())]
+def _row(name: str, scores: Mapping[str, float], metric: Metric) -> list[object]:
+    cells: list[object] = [name, *(metric.scale * score for score in scores.values())]
     if "expert" in scores:
         cells.append(metric.share(scores["tinted"], scores["expert"]) if scores["expert"] else "")
     return cells
@@ -202,19 +199,16 @@ def agreement_table(
         split: where those inputs are from.
         processes: where the models run.
     """
-    rows = [
-        [
-            task,
-            *(_agreement(model, experts, heads, each[task], task, processes) for each in inputs.values()),
-        ]
+    shares = {
+        task: [_agreement(model, experts, heads, each[task], task, processes) for each in inputs.values()]
         for task in model.tasks
-    ]
+    }
     return Table(
         ["task", *inputs],
-        rows,
+        [[task, *each] for task, each in shares.items()],
         title=f"Agreement with the experts %, on the {split} split",
         caption="For accuracies name a task pool, for example taskpool=clip-vit-b32_TA8.",
-        summary=["average", *(sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:])],
+        summary=["average", *(sum(each) / len(each) for each in zip(*shares.values(), strict=True))],
         digits=".1f",
     )
 
@@ -233,12 +227,12 @@ def _agreement(
     return 100 * float(agreement(ours, theirs, model.reads(task)).mean())
 
 
-def _text(cell: Cell, digits: str | None) -> str:
+def _text(cell: object, digits: str | None) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, float):
         return format(cell, digits or (".3g" if 0 < abs(cell) < 0.1 else ".1f"))
-    return f"{cell:,}" if isinstance(cell, int) else cell
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def _bold(text: str) -> str:

@@ -111,7 +111,7 @@ class CrossTask(Study):
         together = {state: self.shares(row, experts) for state, row in together.items()}
         over_pairs = {state: of_pairs(cross, pairs, state) for state in STATES}
         over_tasks = {state: of_tasks(cross, together, state) for state in STATES}
-        content = {
+        content: dict[str, Any] = {
             "experts": experts,
             "cross_task": cross,
             "merged_pairs": {" + ".join(pair): scores for pair, scores in pairs.items()},
@@ -196,8 +196,9 @@ def _figure(cross: dict, points: dict, correlations: dict) -> Figure:
     matrices = {state: [list(each[state].values()) for each in cross.values()] for state in STATES}
     every = [value for matrix in matrices.values() for row in matrix for value in row]
     for axes, state in zip(panels, STATES, strict=False):
-        labels = {"rows": list(cross), "columns": list(cross), "title": f"{state} tinting, % of the expert"}
-        heat_map(axes, matrices[state], span=(min(every), max(every)), **labels)
+        tasks, title = list(cross), f"{state} tinting, % of the expert"
+        span = min(every), max(every)
+        heat_map(axes, matrices[state], rows=tasks, columns=tasks, title=title, span=span)
         axes.set(xlabel="head of", ylabel="encoder of" if state == "before" else "")
         if state != "before":
             axes.set_yticklabels([])

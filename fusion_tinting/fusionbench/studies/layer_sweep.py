@@ -65,7 +65,9 @@ class LayerSweep(Study):
         layers = self._every_layer(family) if self.layers is None else self.layers
         for layer in layers:
             resolve_layer(family.pretrained, family.layers.get(layer, layer))
-        rows, experts, best = {}, {}, (-1.0, None)
+        rows: dict[str, dict] = {}
+        experts: Scores = {}
+        best: tuple[float, str | None] = (-1.0, None)
         for layer in layers:
             model = self._tinted(family, unlabeled, layer)
             experts = experts or self.expert_scores(model)
