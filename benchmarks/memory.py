@@ -150,7 +150,7 @@ BENCHMARK = Benchmark(
     measure,
     table,
     options={
-        "--scale": {"choices": SCALES, "default": "B", "help": "S: tiny tower; B: ViT-B/32"},
+        "--scale": {"choices": SCALES, "default": "B", "help": "S: tiny tower; B: ViT-B/32; L: ViT-L/14"},
         "--tasks": {"type": int, "default": 8, "help": "number of experts K"},
         "--more-tasks": {"type": int, "help": "also the growth of `mmap` to this K"},
         "--quick": {"help": "scale S"},

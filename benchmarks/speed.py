@@ -12,15 +12,14 @@ measured without an engine, is added to ours. The peers are in `helpers/peers.py
 
 import argparse
 from collections.abc import Callable
-from copy import deepcopy
 from itertools import count
 from statistics import median
 
 import torch
 from helpers.command import Benchmark
 from helpers.figures import against_k
-from helpers.peers import AGAINST_K, SCALES, Ours, Paper, World, fusionbench_steps, now, timed
-from torch import Tensor, nn
+from helpers.peers import AGAINST_K, SCALES, Ours, Paper, Passes, World, fusionbench_steps, now, timed
+from torch import Tensor
 
 import fusion_tinting as ft
 from fusion_tinting.reporting.tables import Table
@@ -100,20 +99,6 @@ def against_fusionbench(world: World, rounds: int) -> dict[str, list[float]]:
     seconds["FusionBench entropy"] = every[TURN - 1 :: TURN]
     agree("λ of the entropy steps", works["ours entropy"].lam(), lam, 1e-3)
     return seconds
-
-
-class Passes:
-    """Every task's batch, one by one, through a plain model and back: a step without an engine."""
-
-    def __init__(self, world: World, encoder: nn.Module):
-        self.world, self.encoder = world, deepcopy(encoder)
-
-    def step(self) -> None:
-        """Do the passes of every task."""
-        for task in self.world.tasks:
-            images = self.world.inputs[task][: self.world.batch].to(self.world.device)
-            logits = self.world.heads[task](self.encoder(images))
-            ft.OBJECTIVES["entropy"](logits, images).mean().backward()
 
 
 def against_paper(world: World, rounds: int, kind: str) -> dict[str, list[float]]:
@@ -208,7 +193,7 @@ BENCHMARK = Benchmark(
     measure,
     table,
     options={
-        "--scale": {"choices": SCALES, "default": "S", "help": "S: tiny tower; B: ViT-B/32"},
+        "--scale": {"choices": SCALES, "default": "S", "help": "S: tiny tower; B: ViT-B/32; L: ViT-L/14"},
         "--tasks": {"type": int, "default": 8, "help": "number of experts K"},
         "--rounds": {"type": int, "default": 10, "help": "turns that each takes"},
         "--threads": {"type": int, "default": 1},

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,17 @@ class Benchmark:
     Attributes:
         doc: the command's docstring, whose first paragraph describes it.
         measure: options -> everything measured, for the JSON; hardware and versions are added to it.
-        table: that -> the table that is printed and written beside the JSON; None for no table.
+        table: that -> the table, or tables, printed and written beside the JSON; None for no table.
         options: option -> arguments of `ArgumentParser.add_argument`, which complete those of `SHARED`.
         path: (options, everything measured) -> where the JSON goes; None for nowhere.
-        page: everything measured -> the Markdown file, where it is more than the table.
+        page: everything measured -> the Markdown file, where it is more than the tables.
         draw: (options, everything measured, path of the JSON) -> None; draws the figures.
         check: changes options, or raises a ValueError that says what is wrong with them.
     """
 
     doc: str
     measure: Callable[[argparse.Namespace], dict]
-    table: Callable[[dict], Table] | None = None
+    table: Callable[[dict], Table | Sequence[Table]] | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     path: Callable[[argparse.Namespace, dict], Path | None] = beside_json
     page: Callable[[dict], str] | None = None
@@ -78,9 +78,8 @@ class Benchmark:
         """Measure, show the table, and write JSON, Markdown and figures."""
         outcome = {"command": f"python benchmarks/{Path(sys.argv[0]).name}"} | self.measure(options)
         outcome = about(getattr(options, "device", "cpu")) | outcome
-        table = "" if self.table is None else self.table(outcome).markdown() + "\n"
-        if table:
-            print(table, flush=True)
+        table = self._markdown(outcome)
+        print(table, end="\n" if table else "", flush=True)
         path = self.path(options, outcome)
         if path is not None:
             save(path, outcome)
@@ -89,6 +88,11 @@ class Benchmark:
             print(f"Written: {path}")
         if self.draw is not None:
             self.draw(options, outcome, path)
+
+    def _markdown(self, outcome: dict) -> str:
+        tables = () if self.table is None else self.table(outcome)
+        each = (tables,) if isinstance(tables, Table) else tables
+        return "\n".join(f"{table.markdown()}\n" for table in each)
 
 
 def save(path: Path, outcome: dict) -> None:

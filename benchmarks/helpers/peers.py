@@ -13,7 +13,7 @@ block that are not read.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from io import StringIO
 from itertools import chain
@@ -36,9 +36,11 @@ SCALES = {
           "image_size": 32, "patch_size": 8},
     "B": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
           "image_size": 224, "patch_size": 32},
+    "L": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+          "num_attention_heads": 16, "image_size": 224, "patch_size": 14},
 }  # fmt: skip
-BATCH = {"S": 32, "B": 16}
-KINDS = {"S": ("joint", "sequential", "v3"), "B": ("sequential", "v3")}
+BATCH = {"S": 32, "B": 16, "L": 16}
+KINDS = {"S": ("joint", "sequential", "v3"), "B": ("sequential", "v3"), "L": ("sequential", "v3")}
 """Of the paper's loop; joint, its K graphs and merged models of scale B do not fit in 24 GB."""
 CLASSES, SEED, LR = 10, 0, 1e-3
 AGAINST_K = (2, 4, 8, 14, 20)
@@ -83,18 +85,24 @@ class Experts(Mapping):
 
 
 class World:
-    """Random models and inputs: speed does not depend on what they have learned."""
+    """Random models and inputs: speed does not depend on what they have learned.
 
-    def __init__(self, scale: str, tasks: int, steps: int, device: str):
+    Args:
+        precision: Fabric's name of it, in which the models of ours and of the peers run.
+    """
+
+    def __init__(self, scale: str, tasks: int, steps: int, device: str, precision: str = "32-true"):
         torch.manual_seed(SEED)
         self.tasks = [f"task{k:02d}" for k in range(tasks)]
         self.batch, self.kinds = BATCH[scale], KINDS[scale]
-        self.steps, self.device = steps, torch.device(device)
-        self.pretrained = encoder(scale).to(device).eval()
+        self.steps, self.device, self.precision = steps, torch.device(device), precision
+        with self.device:
+            self.pretrained = encoder(scale).eval()
         self.peers_pretrained = EveryToken(self.pretrained.vision_model, nn.Identity()).eval()
         self.experts = Experts(self.pretrained, self.tasks)
         width = SCALES[scale]["hidden_size"]
-        self.heads = {task: nn.Linear(width, CLASSES).to(device) for task in self.tasks}
+        heads = (nn.Linear(width, CLASSES).to(device).requires_grad_(False) for _ in self.tasks)
+        self.heads = dict(zip(self.tasks, heads, strict=True))
         size = SCALES[scale]["image_size"]
         # The same images for every task: those of real tasks are on disk, and would count as ours here.
         images = torch.randn(2 * self.batch, 3, size, size)
@@ -111,9 +119,25 @@ class World:
             self._vectors[kind] = load_task_vectors(self.pretrained, self.experts, options)
         return self._vectors[kind]
 
+    def autocast(self) -> AbstractContextManager:
+        """Return the precision in which models run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
     def schedule(self, task: str) -> Tensor:
         """Return the rows of a task's batch at every step, (steps, batch)."""
         return batch_schedule(2 * self.batch, self.batch, self.steps, SEED, task)
+
+
+class InItsPrecision(ft.Processes):
+    """One process, where and in the precision that a world names."""
+
+    def __init__(self, world: World):
+        super().__init__(world.device)
+        self.world = world
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the precision in which models run."""
+        return self.world.autocast()
 
 
 class Ours:
@@ -130,10 +154,15 @@ class Ours:
         settings = ft.Settings(**{**options, **settings})
         vectors = world.vectors(**settings.task_vectors)
         tints = deepcopy(nn.ModuleList(world.heads.values() if settings.layer == "head" else ()))
+        tints.requires_grad_(True)
         layer = resolve_layer(world.pretrained, settings.layer)
         encoder = deepcopy(world.pretrained)
         model = ft.TintedModel(encoder, world.heads, tints, layer=layer, vectors=vectors)
-        processes = processes or ft.Processes(world.device)
+        self._start(world, model, settings, processes or InItsPrecision(world))
+
+    def _start(
+        self, world: World, model: ft.TintedModel, settings: ft.Settings, processes: ft.Processes
+    ) -> None:
         self.adaptation = ft.Adaptation(model, settings, processes).__enter__()
         context = Context(processes, progress=False)
         self.lessons = Training(self.adaptation, world.unlabeled, world.predictions, context).lessons()
@@ -160,7 +189,7 @@ class Paper:
         for tensor in chain.from_iterable(term.values() for term in self.terms):
             tensor.requires_grad_(kind != "v3")
         self.raw = nn.Parameter(torch.full((len(base), len(world.tasks)), 0.3, device=world.device))
-        self.heads = deepcopy(nn.ModuleList(world.heads.values()))
+        self.heads = deepcopy(nn.ModuleList(world.heads.values())).requires_grad_(True)
         self.labels = {t: rows.argmax(1) for t, rows in world.predictions.items()}
         self.schedules = {task: world.schedule(task) for task in world.tasks}
         self.optimizer = torch.optim.Adam([self.raw, *self.heads.parameters()], lr=LR)
@@ -179,9 +208,10 @@ class Paper:
         for task in task_order(self.world.tasks, self.done, SEED):
             rows = self.schedules[task][self.done]
             images = self.world.inputs[task][rows].to(self.world.device)
-            features = functional_call(self.world.peers_pretrained, self.merged(), (images,))
-            logits = self.heads[self.world.tasks.index(task)](features)
-            loss = F.cross_entropy(logits, self.labels[task][rows].to(self.world.device))
+            with self.world.autocast():
+                features = functional_call(self.world.peers_pretrained, self.merged(), (images,))
+                logits = self.heads[self.world.tasks.index(task)](features)
+            loss = F.cross_entropy(logits.float(), self.labels[task][rows].to(self.world.device))
             if self.joint:
                 total = total + loss
             else:
@@ -198,6 +228,21 @@ class Paper:
     def lam(self) -> Tensor:
         """Return the raw λ, (L, K)."""
         return self.raw.detach()
+
+
+class Passes:
+    """Every task's batch, one by one, through a plain model and back: a step without an engine."""
+
+    def __init__(self, world: World, encoder: nn.Module):
+        self.world, self.encoder = world, deepcopy(encoder)
+
+    def step(self) -> None:
+        """Do the passes of every task."""
+        for task in self.world.tasks:
+            images = self.world.inputs[task][: self.world.batch].to(self.world.device)
+            with self.world.autocast():
+                logits = self.world.heads[task](self.encoder(images))
+            ft.OBJECTIVES["entropy"](logits.float(), images).mean().backward()
 
 
 def fusionbench_steps(
@@ -229,13 +274,11 @@ def fusionbench_steps(
 
     starts: list[float] = []
     stops: list[float] = []
-    for head in world.heads.values():
-        head.requires_grad_(False)
     config = {"optimizer": "adam", "lr": LR, "max_steps": steps, "fast_dev_run": False}
     theirs = Timed(OmegaConf.create(config))
     theirs.schedules = {task: iter(world.schedule(task)) for task in world.tasks}
     accelerator = "cpu" if world.device.type == "cpu" else "gpu"
-    theirs.fabric = Fabric(accelerator=accelerator, devices=1, loggers=[])
+    theirs.fabric = Fabric(accelerator=accelerator, devices=1, loggers=[], precision=world.precision)
     theirs.modelpool = type("Pool", (), {"model_names": world.tasks})
     count = len(list(world.pretrained.parameters()))
     merged = LayerWiseMergedModel(
