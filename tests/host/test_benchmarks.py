@@ -78,6 +78,18 @@ def test_memory_of_each_way(monkeypatch, way):
     assert peak["resident"] > peak["anonymous"] > 0
 
 
+def test_costs_on_a_gpu_are_rehearsed_without_one(benchmark, tmp_path):
+    path = tmp_path / "gpu.json"
+    arguments = ("--quick", "--device", "cpu", "--json", str(path))
+    benchmark("gpu", *arguments, "--only", "exactness")
+    benchmark("gpu", *arguments, "--only", "passes S, K = 2, 32")
+    outcome = json.loads(path.read_text())
+    for errors in outcome["exactness"].values():
+        assert max(errors["merge"], errors["gradient"], errors["formula"]) < 1e-5
+    assert set(outcome["passes S, K = 2, 32-true"]["milliseconds"]) == {"1", "2"}
+    assert "| S, K = 2, 32-true |" in path.with_suffix(".md").read_text()
+
+
 def test_statistics_of_batch_norm(benchmark, fuse, tmp_path):
     path = tmp_path / "batch_norm.json"
     benchmark("batch_norm", "--pool", "resnet-micro_3", "--steps", "1", "--json", str(path))

@@ -260,6 +260,12 @@ def test_tables_of_cost_are_the_benchmarks(benchmark, command, name, page):
     assert benchmark(command).table(outcome).markdown() in (ROOT / page).read_text()
 
 
+def test_tables_of_costs_on_a_gpu_are_the_benchmarks(benchmark):
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for table in benchmark("gpu").tables(json.loads((RESULTS / "gpu.json").read_text())):
+        assert table.markdown() in page
+
+
 def test_the_committed_costs_show_what_is_claimed():
     """Bars of a merge, of whole steps, of memory and of time to quality."""
 
