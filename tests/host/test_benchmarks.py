@@ -84,7 +84,8 @@ def test_costs_on_a_gpu_are_rehearsed_without_one(benchmark, tmp_path):
     benchmark("gpu", *arguments, "--only", "exactness")
     benchmark("gpu", *arguments, "--only", "passes S, K = 2, 32")
     outcome = json.loads(path.read_text())
-    for errors in outcome["exactness"].values():
+    for dtype in ("fp32", "fp16"):
+        errors = outcome["exactness"][dtype]
         assert max(errors["merge"], errors["gradient"], errors["formula"]) < 1e-5
     assert set(outcome["passes S, K = 2, 32-true"]["milliseconds"]) == {"1", "2"}
     assert "| S, K = 2, 32-true |" in path.with_suffix(".md").read_text()

@@ -166,7 +166,7 @@ def of_another_architecture(tmp_path: Path) -> str:
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_adaptation(fuse, monkeypatch, tmp_path, overrides, message):
-    monkeypatch.setattr("fusion_tinting.tinting.adapt", None)
+    monkeypatch.setattr("fusion_tinting.tinting.train", None)
     overrides = [one(tmp_path) if callable(one) else one for one in overrides]
     with pytest.raises(Exception, match=message):
         fuse(*SHORT, *overrides)

@@ -253,7 +253,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(fuse, monkeypatch,
 
 
 def test_files_that_do_not_fit_each_other_are_refused_before_adaptation(fuse, monkeypatch, tmp_path):
-    monkeypatch.setattr("fusion_tinting.tinting.adapt", None)
+    monkeypatch.setattr("fusion_tinting.tinting.train", None)
     wide = saved_head(tmp_path / "wide.safetensors", classes=47, width=9)
     with pytest.raises(ValueError, match=r"head of `dtd`, `.*wide.*`, takes embeddings of width 9.*8 wide"):
         fuse(*SHORT, f"modelpool.classification_heads.dtd={wide}")

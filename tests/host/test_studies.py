@@ -57,7 +57,7 @@ class TestLayerSweep:
         first = content_of(tmp_path, "layer_sweep")
         assert list(first["layers"])[:4] == ["no tint", "head", "block:0", "block:1"]
         assert "visual_projection" in first["layers"]
-        monkeypatch.setattr("fusion_tinting.tinting.adapt", None)  # nothing is adapted again
+        monkeypatch.setattr("fusion_tinting.tinting.train", None)  # nothing is adapted again
         fuse(*self.SWEEP)
         assert content_of(tmp_path, "layer_sweep") == first
 
@@ -169,7 +169,7 @@ def test_the_committed_tables_are_those_of_the_committed_figures(study, monkeypa
 
 
 def test_a_layer_that_there_is_not_is_named_before_anything_is_adapted(fuse, monkeypatch):
-    monkeypatch.setattr("fusion_tinting.tinting.adapt", None)
+    monkeypatch.setattr("fusion_tinting.tinting.train", None)
     with pytest.raises(ValueError, match="Unknown layer `heads`"):
         fuse("method=model_tinting/layer_sweep", "method.layers=[head,heads]")
 

@@ -115,5 +115,5 @@ def with_tints(merged: TintedModel, tinted: TintedModel) -> TintedModel:
     """
     heads = dict(zip(merged.tasks, merged.heads, strict=True))
     return type(tinted)(
-        merged.encoder, heads, tinted.tint_modules, layer=tinted.layer, vectors=merged.vectors
+        merged.encoder, heads, tinted.tint_modules, layer=tinted.tinted, vectors=merged.vectors
     )
