@@ -124,8 +124,8 @@ def is_variance(name: str) -> bool:
 
 def name_on_disk(name: str) -> str:
     """Return the buffer that a parameter of `merge_statistics` stands for; other names as they are."""
-    prefix, found, rest = name.rpartition("log_variance")
-    return f"{prefix}running_var" if found and not rest else name
+    prefix, matched, rest = name.rpartition("log_variance")
+    return f"{prefix}running_var" if matched and not rest else name
 
 
 def name_of_parameter(name: str) -> str:

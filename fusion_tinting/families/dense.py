@@ -136,12 +136,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return read_tensors(file)[0]
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        stored = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"The checkpoint `{file}` is missing. Set `ckpt_path`.") from error
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"`{file}` is no checkpoint of tensors alone: {error}") from error
-    return found.get("state_dict", found)
+    return stored.get("state_dict", stored)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str) -> None:
@@ -157,13 +157,13 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: st
         ValueError: a tensor missing or of another shape, named.
     """
     for name, own in module.state_dict().items():
-        found = tensors.get(prefix + name)
-        if found is None and not name.endswith("num_batches_tracked"):  # which evaluation does not read
+        stored = tensors.get(prefix + name)
+        if stored is None and not name.endswith("num_batches_tracked"):  # which evaluation does not read
             raise ValueError(f"`{path}` lacks the tensor `{prefix}{name}` of a {type(module).__name__}.")
-        if found is not None and found.shape != own.shape:
+        if stored is not None and stored.shape != own.shape:
             raise ValueError(
-                f"`{prefix}{name}` in `{path}` is {tuple(found.shape)}; expected {tuple(own.shape)}, as in "
-                f"the configuration's {type(module).__name__}."
+                f"`{prefix}{name}` in `{path}` is {tuple(stored.shape)}; expected {tuple(own.shape)}, as "
+                f"in the configuration's {type(module).__name__}."
             )
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     module.load_state_dict(own, strict=False)

@@ -35,10 +35,10 @@ class Scenes(Dataset):
         if self.count == 0:
             raise ValueError(f"Found no images `{self.folder / 'image'}/<number>.npy`. Set `data_dir`.")
         if target is not None:
-            found = len(list((self.folder / FOLDER[target]).glob("*.npy")))
-            if found != self.count:
+            targets = len(list((self.folder / FOLDER[target]).glob("*.npy")))
+            if targets != self.count:
                 raise ValueError(
-                    f"`{self.folder / FOLDER[target]}` holds {found} targets of `{target}` for "
+                    f"`{self.folder / FOLDER[target]}` holds {targets} targets of `{target}` for "
                     f"{self.count} images. Each image must have one."
                 )
 

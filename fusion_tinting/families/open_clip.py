@@ -5,7 +5,7 @@ A released encoder is a whole CLIP without its text transformer. What `encode_im
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -163,12 +163,12 @@ class TintedOpenCLIP(TintedModel):
     """A tinted model whose encoder is a `VisualEncoder`."""
 
     @property
-    def train_preprocess(self):
+    def train_preprocess(self) -> Callable:
         """The encoder's; FusionBench's `ImageClassifier` asks for both."""
         return self.encoder.train_preprocess
 
     @property
-    def val_preprocess(self):
+    def val_preprocess(self) -> Callable:
         """The encoder's."""
         return self.encoder.val_preprocess
 
@@ -206,7 +206,7 @@ class OpenClip(Family):
         return images.inputs_of(rows, self.pretrained.val_preprocess, f"open_clip {size}")
 
 
-def preprocessing(architecture: Architecture, is_train: bool = False):
+def preprocessing(architecture: Architecture, is_train: bool = False) -> Callable:
     """Return OpenAI's preprocessing: an image of any size and mode -> pixels (3, H, W).
 
     Args:

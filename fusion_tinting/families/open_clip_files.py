@@ -115,21 +115,21 @@ def read(path: str | Path, trust_pickles: bool = False) -> Stored:
     return _of_module(path, unpickled(path))
 
 
-def _of_module(path: Path, found) -> Stored:
-    if not isinstance(found, nn.Module):
-        return Stored(_tensors_of(path, found), {})
+def _of_module(path: Path, content) -> Stored:
+    if not isinstance(content, nn.Module):
+        return Stored(_tensors_of(path, content), {})
     info = {}
-    if hasattr(found, "normalize"):
-        info["normalize"] = bool(found.normalize)
+    if hasattr(content, "normalize"):
+        info["normalize"] = bool(content.normalize)
     else:
-        info["quick_gelu"] = any(type(module).__name__ == "QuickGELU" for module in found.modules())
-    return Stored(found.state_dict(), info)
+        info["quick_gelu"] = any(type(module).__name__ == "QuickGELU" for module in content.modules())
+    return Stored(content.state_dict(), info)
 
 
-def _tensors_of(path: Path, found) -> Mapping[str, Tensor]:
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"`{path}` holds a {type(found).__name__}. Expected a module or a state dict.")
-    return found
+def _tensors_of(path: Path, content) -> Mapping[str, Tensor]:
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"`{path}` holds a {type(content).__name__}. Expected a module or a state dict.")
+    return content
 
 
 def _check_fits(path: str | Path, tensors: Mapping[str, Tensor], architecture: Architecture) -> None:

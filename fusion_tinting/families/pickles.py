@@ -3,6 +3,7 @@
 import pickle
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ FOREIGN = ("src", "open_clip", "clip", "torchvision", "fusion_bench")
 """Packages whose classes in a pickle are replaced: gone, moved or changed since it was written."""
 
 
-def unpickled(path: Path):
+def unpickled(path: Path) -> Any:
     """Load the object in a pickle, in which classes of `FOREIGN` packages are stand-ins. Runs its code.
 
     Args:
@@ -38,7 +39,7 @@ class StandIn(nn.Module):
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] in FOREIGN:
             return type(name, (StandIn,), {"__module__": __name__})
         return super().find_class(module, name)

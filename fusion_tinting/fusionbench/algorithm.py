@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fusion_bench import BaseAlgorithm, BaseModelPool
+from fusion_bench import BaseAlgorithm, BaseModelPool, BaseTaskPool
 from fusion_bench.mixins import LightningFabricMixin
 from fusion_bench.utils.hydra_utils import get_hydra_output_dir
 from torch import nn
@@ -38,13 +38,13 @@ KEPT_ASIDE = 0.1
 
 
 class ModelTinting(LightningFabricMixin, BaseAlgorithm):
-    """Learns λ and the tints on a model pool's unlabelled inputs; returns a `TintedModel`.
+    """Learns λ and the tints on a model pool's unlabeled inputs; returns a `TintedModel`.
 
     Args:
         adapt_split: the split whose inputs teach: `test` (transductive, as the papers and
             FusionBench's AdaMerging), `val` or `train`. Labels are never used.
         num_workers: loader processes per task (default: one per CPU core, at most 4).
-        run_dir: where checkpoints and the artefact go (default: `tinting` in the log folder). A run
+        run_dir: where checkpoints and the artifact go (default: `tinting` in the log folder). A run
             found there continues.
         artifact: an earlier run's folder to apply, without adaptation.
         **settings: see `fusion_tinting.Settings`; the top-level `seed` is one of them.
@@ -94,7 +94,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         return self._adapt(family)
 
     @property
-    def _taskpool(self):
+    def _taskpool(self) -> BaseTaskPool | None:
         return getattr(self._program, "taskpool", None)
 
     def _checked(self, modelpool: BaseModelPool) -> PoolFamily:
@@ -209,5 +209,5 @@ def model_id(modelpool: BaseModelPool, name: str) -> str:
     config = modelpool.get_model_config(name)
     if isinstance(config, str):
         return config
-    found = (config.get(key) for key in PATHS) if hasattr(config, "get") else ()
-    return str(next(filter(None, found), name))
+    paths = (config.get(key) for key in PATHS) if hasattr(config, "get") else ()
+    return str(next(filter(None, paths), name))

@@ -59,10 +59,10 @@ def taskpool(pool, models: PoolFamily) -> None:
                 raise _stock(type(pool).__name__, *STOCK[ancestor.__name__])
         return
     pool.check(models)
-    strange = [task for task in pool.tasks if task not in models.tasks]
-    if strange:
+    unknown = [task for task in pool.tasks if task not in models.tasks]
+    if unknown:
         raise ValueError(
-            f"The task pool evaluates {strange}, for which the model pool has no expert and a tinted "
+            f"The task pool evaluates {unknown}, for which the model pool has no expert and a tinted "
             f"model no tint. Its tasks must be among {models.tasks}."
         )
 

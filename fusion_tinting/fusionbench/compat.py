@@ -68,7 +68,9 @@ def repair_clip_taskpool(module: ModuleType) -> None:
     if evaluate.__module__ == __name__:
         return
 
-    def evaluate_active(self, classifier, *args, task_name=None, **kwargs):
+    def evaluate_active(
+        self: Any, classifier: Any, *args: Any, task_name: str | None = None, **kwargs: Any
+    ) -> dict:
         from fusion_bench.models.modulator import ModulatedModel
 
         model = getattr(getattr(classifier, "clip_model", None), "vision_model", None)
@@ -85,7 +87,7 @@ def repair_seq2seq_pool(module: ModuleType) -> None:
 
     pool = module.Seq2SeqLMPool
 
-    def load_tokenizer(self, *args, **kwargs):
+    def load_tokenizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._tokenizer is not None, "Tokenizer is not defined in the config"
         return instantiate(self._tokenizer, *args, **kwargs)
 

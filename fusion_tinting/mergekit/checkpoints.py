@@ -72,13 +72,13 @@ class Checkpoint:
 
     def headers(self) -> dict[str, Header]:
         """Tensor name -> what its file says of it; the tensors themselves are not read."""
-        found: dict[str, Header] = {}
+        by_name: dict[str, Header] = {}
         for name in dict.fromkeys(self.files.values()):
-            found |= headers(self.folder / name)
-        lost = [name for name in self.files if name not in found]
+            by_name |= headers(self.folder / name)
+        lost = [name for name in self.files if name not in by_name]
         if lost:
             raise ValueError(f"`{self.folder}` names tensors that its files do not hold: {lost[:5]}.")
-        return {name: found[name] for name in self.files}
+        return {name: by_name[name] for name in self.files}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape; the tensors themselves are not read."""
@@ -96,9 +96,9 @@ def headers(path: Path) -> dict[str, Header]:
         raise FileNotFoundError(f"`{path}` is missing.")
     with _reading(path):
         if path.suffix != ".safetensors":
-            found = torch.load(path, map_location="meta", weights_only=True)
-            found = found.get("state_dict", found)
-            return {name: Header(tuple(t.shape), t.is_floating_point()) for name, t in found.items()}
+            tensors = torch.load(path, map_location="meta", weights_only=True)
+            tensors = tensors.get("state_dict", tensors)
+            return {name: Header(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
             return {name: Header(tuple(p.get_shape()), "F" in p.get_dtype()) for name, p in parts.items()}

@@ -2,11 +2,12 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import click
 
 COMMANDS = {
-    "learn": ("learn", "Learn coefficients and tints from unlabelled inputs."),
+    "learn": ("learn", "Learn coefficients and tints from unlabeled inputs."),
     "yaml": (
         "hosted:yaml_command",
         "Merge by a recipe: mergekit-yaml, with `merge_method: model_tinting`.",
@@ -35,21 +36,21 @@ class Lazy(click.Group):
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
         try:
-            found = importlib.import_module(f"fusion_tinting.mergekit.{module}")
+            loaded = importlib.import_module(f"fusion_tinting.mergekit.{module}")
         except ModuleNotFoundError as error:
             if error.name != "mergekit":
                 raise
             raise click.ClickException(
                 'mergekit is not installed: `pip install "fusion_tinting[mergekit]"`.'
             ) from error
-        return getattr(found, attribute)() if attribute else found.command
+        return getattr(loaded, attribute)() if attribute else loaded.command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands, importing none."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def invoke(self, ctx: click.Context):
+    def invoke(self, ctx: click.Context) -> Any:
         """Run as click does; the errors that are expected are messages of one line, not tracebacks."""
         try:
             return super().invoke(ctx)

@@ -44,15 +44,15 @@ def multi_command() -> click.Command:
             raise click.UsageError("`--out-path` is missing: the recipe without a `name` is written there.")
         out = {name: folder / name if name else Path(out_path).resolve() for name in configs}
         kept = [name for name in configs if lazy and _holds_model(out[name])]
-        made = [name for name in TopologicalSorter(needs).static_order() if name not in kept]
-        for name in made:
+        pending = [name for name in TopologicalSorter(needs).static_order() if name not in kept]
+        for name in pending:
             require_empty(out[name], force)
             if not needs[name]:
                 preflight.check(configs[name], options, out[name])
         for name in kept:
             click.echo(f"Kept `{out[name]}`, which is there; `--no-lazy --force` merges it anew.", err=True)
             outputs.check(configs[name], options, out[name])
-        for name in made:
+        for name in pending:
             _merge(configs[name], options, out[name])
 
     return _like(multimerge.main, "multi", run)

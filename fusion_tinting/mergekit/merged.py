@@ -12,6 +12,7 @@ from fusion_tinting.families.batch_norm import Form
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
+from fusion_tinting.method.merging import merge_tensor
 from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.run.artifact import COEFFICIENTS, tint_path
 from fusion_tinting.run.files import read_json, write_json
@@ -33,8 +34,8 @@ class Named(NamedTuple):
 
     def shapes(self) -> Shapes:
         """Return name -> shape."""
-        found = self.checkpoint.shapes()
-        return {name: found[stored] for name, stored in self.stored.items()}
+        shapes = self.checkpoint.shapes()
+        return {name: shapes[stored] for name, stored in self.stored.items()}
 
 
 class Parameters(Mapping):
@@ -70,9 +71,9 @@ class MergedRun:
         tasks = manifest.tasks
         base = Checkpoint.open(_id(manifest.base, run_dir))
         experts = {task: Checkpoint.open(_id(manifest.experts[task], run_dir)) for task in tasks}
-        self._names = ModelNames(experts[tasks[0]].folder)
+        self._names = self._names_of(base, experts[tasks[0]])
         self._base = Named(base, self._names.of(base.files))
-        self.experts = {task: Named(found, self._names.of(found.files)) for task, found in experts.items()}
+        self.experts = {task: Named(c, self._names.of(c.files)) for task, c in experts.items()}
         self._file = CoefficientFile(run_dir / COEFFICIENTS)
         self._rows = self._names.of(self._file.rows)
         tinted = self._names.of(manifest.tinted_tensors)
@@ -94,28 +95,34 @@ class MergedRun:
             It in the experts' dtype.
         """
         form, dtypes = self._names.form(name), []
-        start = form.merged(self._base.tensor(name).float())
-        total = start.clone()
-        for task, expert in self.experts.items():
-            tensor = expert.tensor(name)
-            change = form.merged(tensor.float()) - start
-            total.add_(change, alpha=self._file.value(self._rows[name], task))
+
+        def read(model: Named) -> Tensor:
+            tensor = model.tensor(name)
             dtypes.append(tensor.dtype)
-        return form.stored(total).to(reduce(torch.promote_types, dtypes))
+            return form.merged(tensor.float())
+
+        base = read(self._base)
+        lams = [self._file.value(self._rows[name], task) for task in self.experts]
+        total = merge_tensor(base, map(read, self.experts.values()), lams)
+        return form.stored(total).to(reduce(torch.promote_types, dtypes[1:]))
 
     def stored(self, name: str) -> str:
         """Return what a shared tensor is called on disk: as in the first expert's checkpoint."""
-        return next(iter(self.experts.values())).stored[name]
+        return self.on_disk(next(iter(self.experts)), name)
+
+    def on_disk(self, task: str, name: str) -> str:
+        """Return what a tensor is called on disk in a task's variant."""
+        return self.experts[task].stored.get(name, name)
 
     def own(self, task: str) -> dict[str, Tensor]:
         """Return name on disk -> what a task does not share: its tint, and its expert's head."""
         expert, tint = self.experts[task], self._tint(task)
         rest = [name for name in self.wanted(task) if name not in self._rows and name not in tint]
-        found = {expert.stored[name]: expert.tensor(name) for name in rest}
+        own = {expert.stored[name]: expert.tensor(name) for name in rest}
         for name, tensor in tint.items():
             like = expert.tensor(name if name in expert.stored else self._names.tied[name])
-            found[expert.stored.get(name, name)] = self._names.form(name).stored(tensor).to(like.dtype)
-        return found
+            own[self.on_disk(task, name)] = self._names.form(name).stored(tensor).to(like.dtype)
+        return own
 
     def wanted(self, task: str) -> Shapes:
         """Return name -> shape of every tensor that a variant must have: those of its expert.
@@ -138,17 +145,21 @@ class MergedRun:
         if not tensors:
             return
         path = folder / "config.json"
-        found = read_json(path)
+        config = read_json(path)
         inner = {
-            key: {**found[key], "tie_word_embeddings": False} for key in ("text_config",) if key in found
+            key: {**config[key], "tie_word_embeddings": False} for key in ("text_config",) if key in config
         }
-        write_json(path, {**found, **inner, "tie_word_embeddings": False})
+        write_json(path, {**config, **inner, "tie_word_embeddings": False})
         if tied := [name for name in tensors if name in ModelNames(folder).tied]:
-            raise ValueError(f"{tied} cannot have a tint: {found['architectures'][0]} always ties them.")
+            raise ValueError(f"{tied} cannot have a tint: {config['architectures'][0]} always ties them.")
 
     def named(self, stored: Shapes) -> Shapes:
         """Shapes by names on disk -> by names in the model."""
         return {name: stored[on_disk] for name, on_disk in self._names.of(stored).items()}
+
+    @staticmethod
+    def _names_of(base: Checkpoint, expert: Checkpoint) -> ModelNames:
+        return ModelNames(expert.folder)
 
     def _tint(self, task: str) -> dict[str, Tensor]:
         if task not in self._paths:
@@ -188,13 +199,11 @@ class MergedRun:
     def _check_tint(self, task: str, names: Iterable[str]) -> None:
         theirs, tint = self.experts[task].shapes(), self._tint(task)
         wanted = {n: theirs.get(n, theirs.get(self._names.tied.get(n))) for n in names}
-        found = {name: tuple(tint[name].shape) for name in names}
-        require_same(found, wanted, f"The tint `{self._paths[task]}`", "It is another model's.")
+        shapes = {name: tuple(tint[name].shape) for name in names}
+        require_same(shapes, wanted, f"The tint `{self._paths[task]}`", "It is another model's.")
 
 
 def _id(entry: Source, run_dir: Path) -> str:
     if not entry.id:
-        raise ValueError(
-            f"`{run_dir / MANIFEST}` does not say where its models are; was it made in Python?"
-        )
+        raise ValueError(f"`{run_dir / MANIFEST}` does not say where its models are; was it run in Python?")
     return entry.id

@@ -12,9 +12,9 @@
 `register` makes it known to mergekit, which has no hook for plugins: `mergekit-tint` calls it.
 """
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
-import torch
 from mergekit import merge_methods
 from mergekit.merge_methods import (
     BasePolicy,
@@ -29,12 +29,12 @@ from torch import Tensor
 
 from fusion_tinting.families.batch_norm import AS_IT_IS, is_variance, log_variance
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
+from fusion_tinting.method.merging import merge_tensor
 
 NAME = "model_tinting"
-PIECE = 1 << 18  # elements
 
 
-def _readable(read):
+def _readable(read: Callable[[str], Any]) -> AfterValidator:
     """Return a validator that reads a file when the merge is planned, before anything is written."""
 
     def validate(path: str | None) -> str | None:
@@ -80,22 +80,9 @@ def model_tinting(
     if tint is not None and name in tint_file(tint):
         return form.stored(_tinted(tint, name, base))
     lams = [coefficient(name, weight[e.id], task[e.id], coefficients) for e in group.non_base]
-    return form.stored(_merged(form.merged(base), [form.merged(e.tensor) for e in group.non_base], lams))
-
-
-def _merged(base: Tensor, experts: list[Tensor], lams: list[float]) -> Tensor:
-    """Piece by piece, so that what is held besides the result stays in the processor's cache."""
-    dtype = torch.promote_types(base.dtype, torch.float32)
-    flat, *others = (tensor.reshape(-1) for tensor in (base, *experts))
-    merged = torch.empty_like(flat)
-    for first in range(0, len(flat), PIECE):
-        piece = slice(first, first + PIECE)
-        start = flat[piece].to(dtype)
-        total = start.clone()
-        for other, lam in zip(others, lams, strict=True):
-            total.add_(other[piece].to(dtype) - start, alpha=lam)
-        merged[piece] = total
-    return merged.view(base.shape)
+    return form.stored(
+        merge_tensor(form.merged(base), (form.merged(e.tensor) for e in group.non_base), lams)
+    ).to(base.dtype)
 
 
 def coefficient(name: str, weight: float | None, task: str | None, coefficients: str | None) -> float:
@@ -105,10 +92,10 @@ def coefficient(name: str, weight: float | None, task: str | None, coefficients:
         ValueError: neither or both of `weight` and `coefficients`, or as `CoefficientFile.value`.
     """
     if (weight is None) == (coefficients is None):
-        found = "none" if weight is None else "both"
+        given = "none" if weight is None else "both"
         raise ValueError(
             f"`{NAME}` needs either a `weight` for every model or a file of `coefficients`. "
-            f"Found {found} for `{name}`{'' if task is None else f' of task `{task}`'}."
+            f"Found {given} for `{name}`{'' if task is None else f' of task `{task}`'}."
         )
     return weight if coefficients is None else coefficient_file(coefficients).value(name, task)
 

@@ -67,13 +67,13 @@ class ModelNames:
         conversions = get_model_conversion_mapping(self._model)
         renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
         converters = [c for c in conversions if isinstance(c, WeightConverter)]
-        prefix, have, found = self._model.base_model_prefix, self._model.state_dict(), {}
+        prefix, have, names = self._model.base_model_prefix, self._model.state_dict(), {}
         for name in sorted(stored):
-            ours, converted = rename_source_key(name, renamings, converters, prefix, have)
-            if converted or ours in found:
+            in_model, converted = rename_source_key(name, renamings, converters, prefix, have)
+            if converted or in_model in names:
                 raise ValueError(
                     f"`{name}` is stored in another form than {type(self._model).__name__} computes with "
-                    f"(as `{ours}`): such models cannot be merged tensor by tensor."
+                    f"(as `{in_model}`): such models cannot be merged tensor by tensor."
                 )
-            found[ours] = name
-        return found
+            names[in_model] = name
+        return names

@@ -49,14 +49,14 @@ def expected(config: MergeConfiguration, base: Shapes) -> Shapes:
         return base
     ranges = [part.sources[0].layer_range for part in config.slices]
     layers = [layer for first, last in ranges for layer in range(first, last)]
-    found = {}
+    shapes = {}
     for name, shape in base.items():
         at = LAYER.search(name)
         if at is None:
-            found[name] = shape
+            shapes[name] = shape
         for place in [place for place, layer in enumerate(layers) if at and int(at[1]) == layer]:
-            found[f"{name[: at.start(1)]}{place}{name[at.end(1) :]}"] = shape
-    return found
+            shapes[f"{name[: at.start(1)]}{place}{name[at.end(1) :]}"] = shape
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class WhenLoaded:
 
     def renamed(self, wanted: Shapes, output: Shapes) -> Shapes:
         """Return those of `wanted` that are needed, by the names that `output` may have for them."""
-        found = {}
+        shapes = {}
         for name in self.needed(wanted):
             names = (name, f"{self.prefix}.{name}", name.removeprefix(f"{self.prefix}."))
             if not any(step.rename_source_key(name)[0] in output for step in self.transforms):
-                found[next((n for n in names if n in output), name)] = wanted[name]
-        return found
+                shapes[next((n for n in names if n in output), name)] = wanted[name]
+        return shapes
 
 
 def when_loaded(folder: Path) -> WhenLoaded:

@@ -24,7 +24,7 @@ Checkpoints = Mapping[ModelReference, Checkpoint]
 
 
 class Merge(NamedTuple):
-    """How one tensor of the output is to be made.
+    """How one tensor of the output is to be out_config.
 
     Attributes:
         sources: model -> the tensor's name there; models without it are left out.
@@ -86,8 +86,8 @@ def planned(config: MergeConfiguration, options: MergeOptions, out: Path) -> lis
     """Return what mergekit will do, tensor by tensor; nothing is done yet."""
     LoaderCache().setup(options)
     architecture = get_architecture_info(config, options)
-    made = _model_out_config(config, architecture, options.trust_remote_code)
-    planner = MergePlanner(config.model_copy(deep=True), architecture, options, made)
+    out_config = _model_out_config(config, architecture, options.trust_remote_code)
+    planner = MergePlanner(config.model_copy(deep=True), architecture, options, out_config)
     return saved(planner.plan_to_disk(str(out)))
 
 
@@ -102,7 +102,7 @@ def merges_of(
         partial: whether an expert may lack tensors.
     """
     headers = {model: checkpoint.headers() for model, checkpoint in checkpoints.items()}
-    found = []
+    merges = []
     for task in tasks:
         sources = {m: name for m, names in _names(task).items() for name in names if name in headers[m]}
         base, weight = task.base_model, task.output_weight
@@ -111,8 +111,8 @@ def merges_of(
         copied = not any(headers[m][name].floating for m, name in sources.items())
         copied |= weight.optional and list(sources) == [base]
         own = {m: values for m, values in task.input_parameters.items() if m in sources or not partial}
-        found.append(Merge(weight.name, base, sources, shapes, aligned, copied, task.parameters, own))
-    return found
+        merges.append(Merge(weight.name, base, sources, shapes, aligned, copied, task.parameters, own))
+    return merges
 
 
 def _names(task: ExecuteMergeMethodTask) -> dict[ModelReference, tuple[str, ...]]:

@@ -31,9 +31,9 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
     models = sorted(checkpoints, key=lambda model: (model != config.base_model, str(model)))
     settings = {model: model.config(options.trust_remote_code) for model in models}
     if not options.allow_crimes:
-        _require_one("architecture", {m: found.architectures for m, found in settings.items()})
+        _require_one("architecture", {m: config_of.architectures for m, config_of in settings.items()})
     if config.models:
-        layers = {m: getattr(found, "num_hidden_layers", None) for m, found in settings.items()}
+        layers = {m: getattr(config_of, "num_hidden_layers", None) for m, config_of in settings.items()}
         _require_one("number of layers", layers)
     if not vocabulary_may_change(config, options):
         _require_one_vocabulary(models, checkpoints)
@@ -54,9 +54,9 @@ def require_sound(merges: list[Merge], base: Checkpoint) -> None:
     for path in {merge.shared["tint"] for merge in merges} - {None}:
         _require_used(f"The tint `{path}`", tint_file(path), names)
     for path in {merge.shared["coefficients"] for merge in merges} - {None}:
-        mine = [merge for merge in merges if merge.shared["coefficients"] == path]
+        affected = [merge for merge in merges if merge.shared["coefficients"] == path]
         rows = coefficient_file(path).rows
-        lacking = [m.name for m in mine if not m.has_coefficients]
+        lacking = [m.name for m in affected if not m.has_coefficients]
         if lacking:
             raise ValueError(
                 f"`{path}` has no coefficients for {len(lacking)} tensor(s): {lacking[:5]}. It was learned "
@@ -71,11 +71,11 @@ def require_sound(merges: list[Merge], base: Checkpoint) -> None:
 
 
 def _require_whole(
-    merges: list[Merge], base: ModelReference, checkpoint: Checkpoint, some_layers: bool
+    merges: list[Merge], base: ModelReference, checkpoint: Checkpoint, of_some_layers: bool
 ) -> None:
     read = {merge.sources.get(base) for merge in merges}
     lost = [name for name in checkpoint.files if name not in read]
-    lost = [name for name in lost if not (some_layers and LAYER.search(name))]
+    lost = [name for name in lost if not (of_some_layers and LAYER.search(name))]
     if lost and (lost := when_loaded(checkpoint.folder).needed(lost)):
         raise ValueError(
             f"mergekit does not know {len(lost)} tensor(s) of the base `{base}`: {lost[:5]}. {BY_NAME}"
@@ -90,15 +90,17 @@ def _require_shapes(merges: list[Merge]) -> None:
             f"{BY_NAME}"
         )
     for base, model in dict.fromkeys((merge.base, m) for merge in merges for m in merge.own):
-        mine = [merge for merge in merges if merge.base == base and model in merge.own and not merge.copied]
-        wanted = {m.name: m.comparable(m.shapes[base]) for m in mine}
-        shapes = {m.name: m.comparable(m.shapes[model]) for m in mine if model in m.shapes}
+        affected = [
+            merge for merge in merges if merge.base == base and model in merge.own and not merge.copied
+        ]
+        wanted = {m.name: m.comparable(m.shapes[base]) for m in affected}
+        shapes = {m.name: m.comparable(m.shapes[model]) for m in affected if model in m.shapes}
         advice = f"`tokenizer: {{source: base}}` aligns vocabularies. {BY_NAME}"
         require_same(shapes, wanted, f"The expert `{model}`", advice)
     for path in {merge.shared["tint"] for merge in merges} - {None}:
-        mine = [merge for merge in merges if merge.tinted and merge.shared["tint"] == path]
-        wanted = {m.name: m.comparable(m.shapes[m.base]) for m in mine}
-        shapes = {m.name: m.comparable(tuple(tint_file(path)[m.name].shape)) for m in mine}
+        affected = [merge for merge in merges if merge.tinted and merge.shared["tint"] == path]
+        wanted = {m.name: m.comparable(m.shapes[m.base]) for m in affected}
+        shapes = {m.name: m.comparable(tuple(tint_file(path)[m.name].shape)) for m in affected}
         require_same(shapes, wanted, f"The tint `{path}`", BY_NAME)
 
 

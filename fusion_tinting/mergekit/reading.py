@@ -50,17 +50,17 @@ def read(path: Path, kind: type[BaseModel] = MergeConfiguration) -> tuple[BaseMo
     documents = _documents(path)
     if len(documents) > 1:
         raise ValueError(f"`{path}` holds {len(documents)} recipes: use `mergekit-tint multi`.")
-    found = _with_absolute_paths(documents[0], TOKENIZERS)
-    return _checked(found, kind), path.read_text(encoding="utf-8")
+    recipe = _with_absolute_paths(documents[0], TOKENIZERS)
+    return _checked(recipe, kind), path.read_text(encoding="utf-8")
 
 
 def read_several(path: Path) -> str:
     """Read a file of recipes, checked like `read`; return its text with absolute paths."""
     documents = _documents(path)
-    names = [found.get("name") for found in documents]
-    documents = [_with_absolute_paths(found, (*TOKENIZERS, *names)) for found in documents]
-    for found in documents:
-        _checked({key: value for key, value in found.items() if key != "name"}, MergeConfiguration)
+    names = [recipe.get("name") for recipe in documents]
+    documents = [_with_absolute_paths(recipe, (*TOKENIZERS, *names)) for recipe in documents]
+    for recipe in documents:
+        _checked({key: value for key, value in recipe.items() if key != "name"}, MergeConfiguration)
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 
@@ -71,15 +71,15 @@ def _documents(path: Path) -> list[dict]:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`{path}` is no YAML: {error}") from error
-    if not documents or not all(isinstance(found, dict) for found in documents):
+    if not documents or not all(isinstance(recipe, dict) for recipe in documents):
         raise ValueError(f"`{path}` must hold a mapping with `merge_method`, `models` and more.")
     return documents
 
 
-def _checked(found: dict, kind: type[BaseModel]) -> BaseModel:
-    config = kind.model_validate(found)
+def _checked(recipe: dict, kind: type[BaseModel]) -> BaseModel:
+    config = kind.model_validate(recipe)
     if config.merge_method == NAME:
-        _check_keys("the recipe", found, kind)
+        _check_keys("the recipe", recipe, kind)
         if not config.base_model and not getattr(config, "slices", None):
             raise ValueError(f"`merge_method: {NAME}` needs a `base_model`.")
     return config
@@ -129,15 +129,15 @@ def _leaves(setting: object) -> Iterator:
         yield setting
 
 
-def _with_absolute_paths(found: Any, fixed: tuple) -> Any:
+def _with_absolute_paths(part: Any, fixed: tuple) -> Any:
     """Return a recipe with every model and file as an absolute path, but for names that are `fixed`."""
-    if isinstance(found, list):
-        return [_with_absolute_paths(item, fixed) for item in found]
-    if not isinstance(found, dict):
-        return found
+    if isinstance(part, list):
+        return [_with_absolute_paths(item, fixed) for item in part]
+    if not isinstance(part, dict):
+        return part
     return {
         key: absolute(value)
         if isinstance(value, str) and key in (*REFERENCES, *FILES) and value not in fixed
         else _with_absolute_paths(value, fixed)
-        for key, value in found.items()
+        for key, value in part.items()
     }

@@ -164,11 +164,11 @@ def require_other(out: Path, models: Iterable[Path]) -> None:
 
 def _dtype(models: Iterable[str], coefficients: Path) -> str:
     """Return the data type that holds those of the models, as mergekit writes it."""
-    names, found = coefficient_file(str(coefficients)).rows, []
+    names, dtypes = coefficient_file(str(coefficients)).rows, []
     for checkpoint in map(Checkpoint.open, models):
         first = next((name for name in names if name in checkpoint.files), None)
-        found += [checkpoint.tensor(first).dtype] if first is not None else []
-    return str(reduce(torch.promote_types, found or [torch.float32])).split(".")[1]
+        dtypes += [checkpoint.tensor(first).dtype] if first is not None else []
+    return str(reduce(torch.promote_types, dtypes or [torch.float32])).split(".")[1]
 
 
 def _write(path: Path, recipe: dict, run: str) -> None:

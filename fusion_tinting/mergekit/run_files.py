@@ -14,7 +14,7 @@ from fusion_tinting.run.manifest import MANIFEST
 
 
 class CoefficientFile:
-    """`coefficients.safetensors` of an artefact: tensor name -> λ of every task.
+    """`coefficients.safetensors` of an artifact: tensor name -> λ of every task.
 
     Attributes:
         tasks: in the order of the columns; from the file's own metadata.

@@ -100,9 +100,9 @@ def link(source: Path, target: Path) -> None:
 def _shared(run: MergedRun, folder: Path, digest: str) -> Checkpoint:
     """Write the shared model; one of the same run that is whole is kept, with the variants around it."""
     if (folder / INDEX).is_file():
-        found = read_json(folder / INDEX)
-        if found.get("metadata", {}).get("run") == digest:
-            return Checkpoint(folder, found["weight_map"])
+        index = read_json(folder / INDEX)
+        if index.get("metadata", {}).get("run") == digest:
+            return Checkpoint(folder, index["weight_map"])
     _remove_models(folder)
     for other in folder.parent.glob("*/model-shared-*"):  # what it was linked to is no more
         (other.parent / INDEX).unlink(missing_ok=True)

@@ -1,4 +1,9 @@
-"""Tensors go to disk as they are merged; mergekit holds them until a shard, 5 GB by default, is full."""
+"""Tensors go to disk as they are merged; mergekit holds them until a shard, 5 GB by default, is full.
+
+A merge of 8 experts of 106 M parameters holds 0.56 GiB of anonymous memory with this writer. mergekit's own
+holds 0.65 GiB with `--out-shard-size 200M`, but then writes 420 MB into three files, and `mergekit-pytorch`
+merges models of a single file alone; for one file it takes 0.85 GiB, more than the 0.8 that we allow.
+"""
 
 import json
 from collections.abc import Iterator

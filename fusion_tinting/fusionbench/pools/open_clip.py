@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fusion_bench.modelpool import OpenCLIPVisionModelPool
 from torch import nn
@@ -63,7 +63,7 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         return open_clip_files.load_head(path, self.trust_pickles)
 
     @property
-    def test_processor(self):
+    def test_processor(self) -> Any:
         """Preprocessing as the pre-trained model's."""
         if self._test_processor is None:
             encoder = self.load_pretrained_or_first_model()
@@ -71,12 +71,12 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         return self._test_processor
 
     @property
-    def train_processor(self):
+    def train_processor(self) -> Any:
         """Augmentation as the pre-trained model's."""
         return self.test_processor and self._train_processor
 
     def save_model(self, model: nn.Module, path: str, *args, **kwargs) -> None:
-        """Write a folder with the encoder, `model.safetensors`; of a tinted model also the artefact."""
+        """Write a folder with the encoder, `model.safetensors`; of a tinted model also the artifact."""
         if isinstance(model, open_clip.TintedOpenCLIP):
             model.save_pretrained(path)
         else:

@@ -66,11 +66,11 @@ class TintedEvaluation:
     def _baselines(self, model: TintedModel) -> dict:
         """Return name -> {task: score}, of merges of the same task vectors with the original heads."""
         shared = {"pretrained": model.remerged(0.0), "task_arithmetic": model.remerged(model.start)}
-        found = {
+        scores = {
             name: {task: self._value(baseline, task) for task in self.tasks}
             for name, baseline in shared.items()
         }
-        return {**found, "expert": {task: self._value(model.remerged(task), task) for task in self.tasks}}
+        return {**scores, "expert": {task: self._value(model.remerged(task), task) for task in self.tasks}}
 
     def _value(self, model: TintedModel, task: str) -> float:
         return self.score(self.fabric.to_device(model), task)[self.metric(task).key]

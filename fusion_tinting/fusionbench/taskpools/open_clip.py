@@ -47,7 +47,7 @@ class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTas
             dataset, classes = images.dataset, len(self.classifier_heads[task].weight)
             row = dataset[0] if len(dataset) else {}
             if lacking := [column for column in ("image", "label") if column not in row]:
-                raise ValueError(f"The test set of `{task}` lacks {lacking}: accuracy cannot be told.")
+                raise ValueError(f"The test set of `{task}` lacks {lacking}: accuracy cannot be computed.")
             label = getattr(dataset, "features", {}).get("label")
             labels = getattr(label, "num_classes", 0)
             if labels > classes:

@@ -1,24 +1,14 @@
 """A task pool for models that answer in words: GLUE's metrics of Flan-T5, tinted and plain."""
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusion_tinting.families import seq2seq as family
+from fusion_tinting.fusionbench.pools.seq2seq import Seq2SeqFamily
 from fusion_tinting.fusionbench.processes import FabricProcesses
-from fusion_tinting.fusionbench.taskpools.text_classification import SCORES, TextClassificationTaskPool
+from fusion_tinting.fusionbench.taskpools.text_classification import TextClassificationTaskPool
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
-from fusion_tinting.run.unlabeled import Unlabeled
-
-
-class Inputs(NamedTuple):
-    """A task's test data: prompts with the answers to compare, labels, and what each answer means."""
-
-    unlabeled: Unlabeled
-    labels: Tensor
-    meanings: Tensor
 
 
 class AnswerTaskPool(TextClassificationTaskPool):
@@ -33,18 +23,17 @@ class AnswerTaskPool(TextClassificationTaskPool):
     Spearman's correlation of STS-B: they come first in our configuration, beside GLUE's own metrics.
     """
 
-    def _load(self, task: str, models) -> None:
+    def _load(self, task: str, models: Seq2SeqFamily) -> None:
+        """Read inputs and labels of a task, and what each answer means: a class or a rating."""
         super()._load(task, models)
-        asked, labels, _ = self._inputs[task]
-        answers = family.answers(models.template(task))
-        asked = family.with_answers(asked, models.family.tokenizer, list(answers))
-        self._inputs[task] = Inputs(asked, labels, torch.tensor(list(answers.values())))
+        inputs, answers = self._inputs[task], family.answers(models.template(task))
+        asked = family.with_answers(inputs.unlabeled, models.family.tokenizer, list(answers))
+        self._inputs[task] = inputs._replace(unlabeled=asked)
+        self._meanings[task] = torch.tensor(list(answers.values()))
 
     def score(self, model: nn.Module, task: str) -> dict:
         """Metric -> value of one task."""
-        inputs = self._inputs[task]
         answering = OneTask(model, task) if isinstance(model, TintedModel) else family.AnsweringModel(model)
         processes = FabricProcesses(self.fabric)
-        likelihoods = predict(answering, nn.Identity(), inputs.unlabeled, processes=processes)
-        told = inputs.meanings[likelihoods.argmax(1)]
-        return {name: float(SCORES[name].of(inputs.labels, told)) for name in self.metrics[task]}
+        unlabeled = self._inputs[task].unlabeled
+        return self._scores(task, predict(answering, nn.Identity(), unlabeled, processes=processes))

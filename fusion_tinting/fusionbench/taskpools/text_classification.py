@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from fusion_bench import RuntimeConstants, instantiate
 from scipy import stats
 from sklearn import metrics
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import sequence_classification as family
+from fusion_tinting.families.rows import Inputs
 from fusion_tinting.fusionbench.pools import PoolFamily, family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
@@ -18,14 +20,13 @@ from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
 from fusion_tinting.reporting.tables import ACCURACY, Metric
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
-from fusion_tinting.run.unlabeled import Unlabeled
 
 
 class Score(NamedTuple):
     """A metric and how it is computed.
 
     Attributes:
-        of: (labels (N,), what is told (N,): a class, or of a single output its value) -> the score.
+        of: (labels (N,), predictions (N,): a class, or of a single output its value) -> the score.
         outputs: whether it can be had of a head with so many outputs.
     """
 
@@ -35,8 +36,8 @@ class Score(NamedTuple):
 
 
 def _correlation(kind: Callable) -> Callable[[Tensor, Tensor], float]:
-    """With what is alike everywhere there is none: 0, where SciPy has NaN."""
-    return lambda labels, told: 0.0 if len(told.unique()) == 1 else kind(labels, told).statistic
+    """Return a correlation that is 0 where all predictions are the same, and SciPy's is NaN."""
+    return lambda labels, values: 0.0 if len(values.unique()) == 1 else kind(labels, values).statistic
 
 
 SCORES = {
@@ -55,14 +56,6 @@ SCORES = {
 """Name -> score; computed by the functions of scikit-learn and SciPy that GLUE's own script uses."""
 
 
-class Inputs(NamedTuple):
-    """A task's test data: tokens, labels, and the head's output for each of the data's classes."""
-
-    unlabeled: Unlabeled
-    labels: Tensor
-    order: list[int]
-
-
 class _TextTaskPool(ScoredTaskPool):
     """The test data, and whether a task can be scored."""
 
@@ -72,6 +65,7 @@ class _TextTaskPool(ScoredTaskPool):
         super().__init__(test_datasets, **kwargs)
         self.metrics = metrics
         self._inputs: dict[str, Inputs] = {}
+        self._meanings: dict[str, Tensor] = {}
 
     def prepare(self, models: PoolFamily) -> None:
         """Read the test data, once every task is known to be one that can be scored.
@@ -101,7 +95,7 @@ class _TextTaskPool(ScoredTaskPool):
             self._load(task, models)
             if unfit := [name for name in named if not SCORES[name].outputs(outputs)]:
                 raise ValueError(
-                    f"`{task}` has a head with {outputs} output(s), of which {unfit} tell nothing."
+                    f"`{task}` has a head with {outputs} output(s), which {unfit} do not measure."
                 )
 
     def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
@@ -116,16 +110,24 @@ class _TextTaskPool(ScoredTaskPool):
         return {"average": {"score": sum(values) / len(values)}}
 
     @cached_property
-    def _models(self):
+    def _models(self) -> PoolFamily:
         return family_of(self._program.modelpool)
 
-    def _load(self, task: str, models) -> None:
+    def _load(self, task: str, models: PoolFamily) -> None:
+        """Read inputs and labels of a task, and what each output means: a class."""
         dataset = instantiate(self._test_datasets[task])
         labels, order = models.labels(task, dataset)
         unlabeled = models.family.inputs(task, models.rows(task, dataset, f"the test data of `{task}`"))
         if RuntimeConstants.debug:  # fast_dev_run: one batch
             unlabeled, labels = unlabeled.subset(range(min(32, len(labels)))), labels[:32]
-        self._inputs[task] = Inputs(unlabeled, labels, order)
+        self._inputs[task], self._meanings[task] = Inputs(unlabeled, labels), torch.tensor(order).argsort()
+
+    def _scores(self, task: str, output: Tensor) -> dict[str, float]:
+        """Return metric -> value, of outputs of which the largest is taken, or of single values."""
+        labels = self._inputs[task].labels
+        single = output.shape[1] == 1
+        predicted = output[:, 0] if single else self._meanings[task][output.argmax(1)]
+        return {name: float(SCORES[name].of(labels, predicted)) for name in self.metrics[task]}
 
 
 class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
@@ -156,9 +158,7 @@ class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
             encoder = family.TextEncoder(getattr(model, classifier.base_model_prefix, model))
             _, head = family.split(classifier, family.has_pooler(classifier))
         output = predict(encoder, head, inputs.unlabeled, processes=FabricProcesses(self.fabric))
-        output = output[:, inputs.order]
-        told = output[:, 0] if output.shape[1] == 1 else output.argmax(1)
-        return {name: float(SCORES[name].of(inputs.labels, told)) for name in self.metrics[task]}
+        return self._scores(task, output)
 
     def metric(self, task: str) -> Metric:
         """Return the first of a task's metrics."""
