@@ -269,7 +269,7 @@ def folded_head(zero_shot: Tensor, scale: Tensor | float) -> nn.Linear:
 @torch.no_grad()
 def zero_shot_weights(
     clip_model: CLIPModel,
-    processor,
+    processor: Any,
     class_names: Sequence[str],
     templates: Sequence[Callable[[str], str]],
 ) -> Tensor:
@@ -324,7 +324,7 @@ def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionMod
     return model.requires_grad_(False)
 
 
-def _class_embedding(clip_model: CLIPModel, processor, texts: list[str]) -> Tensor:
+def _class_embedding(clip_model: CLIPModel, processor: Any, texts: list[str]) -> Tensor:
     tokens = processor(text=texts, return_tensors="pt", padding=True).to(clip_model.device)
     pooled = clip_model.text_model(**tokens).pooler_output
     embeddings = nn.functional.normalize(clip_model.text_projection(pooled), dim=-1)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ def read(path: str | Path, trust_pickles: bool = False) -> Stored:
     return _of_module(path, unpickled(path))
 
 
-def _of_module(path: Path, content) -> Stored:
+def _of_module(path: Path, content: Any) -> Stored:
     if not isinstance(content, nn.Module):
         return Stored(_tensors_of(path, content), {})
     info = {}
@@ -126,7 +127,7 @@ def _of_module(path: Path, content) -> Stored:
     return Stored(content.state_dict(), info)
 
 
-def _tensors_of(path: Path, content) -> Mapping[str, Tensor]:
+def _tensors_of(path: Path, content: Any) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"`{path}` holds a {type(content).__name__}. Expected a module or a state dict.")
     return content

@@ -34,7 +34,7 @@ def unpickled(path: Path) -> Any:
 class StandIn(nn.Module):
     """Takes the state of an object whose class is not at hand."""
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: Any, **__: Any):
         super().__init__()
 
 

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fusion_bench import BaseAlgorithm, BaseModelPool, BaseTaskPool
 from fusion_bench.mixins import LightningFabricMixin
@@ -65,7 +66,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         run_dir: str | None = None,
         artifact: str | None = None,
         seed: int | None = None,
-        **settings,
+        **settings: Any,
     ):
         if adapt_split not in SPLITS:
             raise unknown("adapt_split", adapt_split, SPLITS)
@@ -137,8 +138,8 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         run_dir: Path,
         *,
         base: nn.Module | None = None,
-        on_step=None,
-        **changes,
+        on_step: Callable[[int, History], None] | None = None,
+        **changes: Any,
     ) -> TintedModel:
         """Adapt the experts whose inputs are given.
 
@@ -173,7 +174,13 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             plots.write_pictures(model, run_dir)
         return model
 
-    def _show_agreement(self, model, family, columns, processes) -> None:
+    def _show_agreement(
+        self,
+        model: TintedModel,
+        family: PoolFamily,
+        columns: Mapping[str, Mapping[str, Unlabeled]],
+        processes: FabricProcesses,
+    ) -> None:
         table = tables.agreement_table(
             model, family.experts, family.heads, columns, self.adapt_split, processes
         )

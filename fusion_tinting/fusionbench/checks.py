@@ -1,6 +1,9 @@
 """What can be seen to fail before a model is loaded, whatever the kind of models."""
 
 from pathlib import Path
+from typing import Any
+
+from fusion_bench import BaseModelPool, BaseTaskPool
 
 from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
@@ -16,7 +19,7 @@ STOCK = {
 """FusionBench's task pool that cannot evaluate a tinted model -> ours in `taskpools`, and an example."""
 
 
-def modelpool(pool) -> None:
+def modelpool(pool: BaseModelPool) -> None:
     """Refuse a pool that lacks `_pretrained_` or experts."""
     if not pool.model_names or not pool.has_pretrained:
         raise ValueError(
@@ -25,7 +28,7 @@ def modelpool(pool) -> None:
         )
 
 
-def split(pool, name: str) -> None:
+def split(pool: BaseModelPool, name: str) -> None:
     """Refuse a split that the pool does not have for every task, naming those that it has."""
     available = {choice: getattr(pool, f"{choice}_dataset_names") for choice in SPLITS}
     missing = [task for task in pool.model_names if task not in available[name]]
@@ -37,13 +40,13 @@ def split(pool, name: str) -> None:
         )
 
 
-def save_path(program) -> None:
+def save_path(program: Any) -> None:
     """Refuse a `merged_model_save_path` that is a file: a tinted model is saved as a folder."""
     if path := getattr(program, "merged_model_save_path", None):
         require_no_file(Path(path))
 
 
-def taskpool(pool, models: PoolFamily) -> None:
+def taskpool(pool: BaseTaskPool | None, models: PoolFamily) -> None:
     """Refuse a task pool that would report a tinted model's wrong scores, has other tasks, or cannot score.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import click
 from mergekit.common import ModelReference
@@ -25,7 +26,7 @@ FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that i
 def yaml_command() -> click.Command:
     """Make the command `mergekit-tint yaml RECIPE OUT`."""
 
-    def run(config_file: str, out_path: str, force: bool, **given) -> None:
+    def run(config_file: str, out_path: str, force: bool, **given: Any) -> None:
         options, out = _options(given), Path(out_path).resolve()
         config, text = reading.read(Path(config_file))
         require_empty(out, force)
@@ -37,7 +38,9 @@ def yaml_command() -> click.Command:
 def multi_command() -> click.Command:
     """Make the command `mergekit-tint multi CONFIG`."""
 
-    def run(config_file, intermediate_dir, out_path, lazy: bool, force: bool, **given) -> None:
+    def run(
+        config_file: str, intermediate_dir: str, out_path: str | None, lazy: bool, force: bool, **given: Any
+    ) -> None:
         options, folder = _options(given), Path(intermediate_dir).resolve()
         configs, needs = multimerge.load_config(reading.read_several(Path(config_file)), str(folder))
         if None in configs and not out_path:
@@ -61,7 +64,14 @@ def multi_command() -> click.Command:
 def pytorch_command() -> click.Command:
     """Make the command `mergekit-tint pytorch CONFIG OUT`."""
 
-    def run(config_path, out_path, tensor_union, tensor_intersection, force: bool, **given) -> None:
+    def run(
+        config_path: str,
+        out_path: str,
+        tensor_union: bool,
+        tensor_intersection: bool,
+        force: bool,
+        **given: Any,
+    ) -> None:
         options, out = _options(given), Path(out_path).resolve()
         config, _ = reading.read(Path(config_path), merge_raw_pytorch.RawPyTorchMergeConfig)
         require_empty(out, force)

@@ -56,46 +56,41 @@ def write(
     """
     if command is None:
         return
-    use, for_plugin = COMMANDS[command], variance_epsilon is not None
-    batch_norms = {"variance_epsilon": variance_epsilon} if for_plugin else {}
-    coefficients = run_dir.resolve() / COEFFICIENTS
-    paths = {model: absolute(model) for model in (base, *experts.values())}
+    coefficients, models = run_dir.resolve() / COEFFICIENTS, [base, *(experts[task] for task in tasks)]
+    rows, for_plugin = coefficient_file(str(coefficients)).rows, variance_epsilon is not None
+    paths = {model: absolute(model) for model in models}
+    checkpoints = {model: Checkpoint.open(model) for model in models}
     if command == BY_FILE:
-        rows = coefficient_file(str(coefficients)).rows
-        checkpoints = {model: Checkpoint.open(model) for model in paths}
         paths, for_plugin = _files(checkpoints, rows), for_plugin or _share_more(checkpoints.values(), rows)
     if paths is None:
         return
-    own = {task: {"task": task} for task in tasks}
+    use, at = COMMANDS[command], dict(zip(tasks, (paths[model] for model in models[1:]), strict=True))
+    batch_norms = {} if variance_epsilon is None else {"variance_epsilon": variance_epsilon}
     plugin = {
         "merge_method": NAME,
         "base_model": paths[base],
-        "models": [{"model": paths[experts[t]], "parameters": own[t]} for t in tasks],
+        "models": [{"model": at[task], "parameters": {"task": task}} for task in tasks],
         "parameters": {"coefficients": str(coefficients), **batch_norms},
     }
-    _write(
-        run_dir / "recipe.yml",
-        plugin,
-        f"{use.ours} recipe.yml OUT{use.options}\n"
-        "# The shared model. For one task add `tint: …/tints/<task>.safetensors` to `parameters`.",
-    )
+    comment = "# The shared model. For one task add `tint: …/tints/<task>.safetensors` to `parameters`."
+    _write(run_dir / "recipe.yml", plugin, f"{use.ours} recipe.yml OUT{use.options}\n{comment}")
     if for_plugin:
         return
-    weights = {task: {"weight": filters(coefficients, task)} for task in tasks}
-    plain = {
+    weights = [{"model": at[t], "parameters": {"weight": filters(coefficients, t)}} for t in tasks]
+    plain = _task_arithmetic(paths[base], weights, _dtype(checkpoints.values(), rows))
+    run = f"{use.plain} recipe-task-arithmetic.yml OUT{use.options}\n"
+    _write(run_dir / "recipe-task-arithmetic.yml", plain, f"{run}# The shared model, no tints.")
+
+
+def _task_arithmetic(base: str, models: list[dict], dtype: str) -> dict:
+    return {
         "merge_method": "task_arithmetic",
-        "base_model": paths[base],
-        "models": [{"model": paths[experts[t]], "parameters": weights[t]} for t in tasks],
+        "base_model": base,
+        "models": models,
         "parameters": {"normalize": False, "lambda": 1.0},
         "dtype": "float32",
-        "out_dtype": _dtype([base, *experts.values()], coefficients),
+        "out_dtype": dtype,
     }
-    _write(
-        run_dir / "recipe-task-arithmetic.yml",
-        plain,
-        f"{use.plain} recipe-task-arithmetic.yml OUT{use.options}\n"
-        "# The shared model in plain mergekit, no tints.",
-    )
 
 
 def command_of(run_dir: Path) -> str | None:
@@ -162,11 +157,11 @@ def require_other(out: Path, models: Iterable[Path]) -> None:
         )
 
 
-def _dtype(models: Iterable[str], coefficients: Path) -> str:
+def _dtype(checkpoints: Iterable[Checkpoint], rows: Iterable[str]) -> str:
     """Return the data type that holds those of the models, as mergekit writes it."""
-    names, dtypes = coefficient_file(str(coefficients)).rows, []
-    for checkpoint in map(Checkpoint.open, models):
-        first = next((name for name in names if name in checkpoint.files), None)
+    dtypes = []
+    for checkpoint in checkpoints:
+        first = next((name for name in rows if name in checkpoint.files), None)
         dtypes += [checkpoint.tensor(first).dtype] if first is not None else []
     return str(reduce(torch.promote_types, dtypes or [torch.float32])).split(".")[1]
 

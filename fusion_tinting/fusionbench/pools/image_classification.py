@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from fusion_bench import BaseModelPool
 from fusion_bench.modelpool import ConvNextForImageClassificationPool, ResNetForImageClassificationPool
 from fusion_bench.modelpool.resnet_for_image_classification import load_torchvision_resnet
 from fusion_bench.models.wrappers.switch import SwitchModule, _standardize_option_name
@@ -113,10 +114,10 @@ class TorchvisionResNetPool(ResNetForImageClassificationPool):
         **kwargs: as the stock class.
     """
 
-    def __init__(self, models, type: str = "torchvision", **kwargs):
+    def __init__(self, models: Any, type: str = "torchvision", **kwargs: Any):
         super().__init__(models, type=type, **kwargs)
 
-    def load_model(self, model_name_or_config, *args, **kwargs) -> nn.Module:
+    def load_model(self, model_name_or_config: Any, *args: Any, **kwargs: Any) -> nn.Module:
         """Load a ResNet of torchvision.
 
         Raises:
@@ -135,17 +136,17 @@ class TorchvisionResNetPool(ResNetForImageClassificationPool):
             raise ValueError(f"`{file}` holds no {config['model_name']} of torchvision: {error}") from error
         return model
 
-    def save_model(self, model, path, *args, **kwargs) -> None:
+    def save_model(self, model: nn.Module, path: str, *args: Any, **kwargs: Any) -> None:
         """Save the state dict of a ResNet, or of a tinted model's shared one, as `load_model` reads it."""
         super().save_model(model.merged if isinstance(model, TintedModel) else model, path)
 
 
-def of_torchvision(pool) -> bool:
+def of_torchvision(pool: BaseModelPool) -> bool:
     """Return whether a ResNet pool's models are torchvision's."""
     return getattr(pool, "type", None) == "torchvision"
 
 
-def checkpoint_of(pool, name: str) -> str | None:
+def checkpoint_of(pool: BaseModelPool, name: str) -> str | None:
     """Return the folder, hub id or file that a pool loads a model from as it is, with its own head."""
     config = pool.get_model_config(name)
     if of_torchvision(pool):
@@ -156,7 +157,7 @@ def checkpoint_of(pool, name: str) -> str | None:
     return config["config_path"] if as_it_is else None
 
 
-def state_dict_file(config) -> Path | None:
+def state_dict_file(config: Any) -> Path | None:
     """Return the file that `weights` names; None where they are a name of torchvision's."""
     weights = config.get("weights") if hasattr(config, "get") else None
     return Path(weights) if weights and Path(weights).suffix in (".safetensors", ".pth", ".pt") else None

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fusion_bench.dataset.nyuv2 import NYUv2
 from fusion_bench.modelpool import NYUv2ModelPool as StockModelPool
@@ -38,11 +38,11 @@ class NYUv2ModelPool(StockModelPool):
     _config_mapping = StockModelPool._config_mapping | {"data_dir": "data_dir"}
     image_size: tuple[int, int] = NYUv2Model.image_size
 
-    def __init__(self, models, *, data_dir: str | None = None, **kwargs):
+    def __init__(self, models: Any, *, data_dir: str | None = None, **kwargs: Any):
         super().__init__(models, **kwargs)
         self.data_dir = data_dir
 
-    def load_model(self, model_config, encoder_only: bool = True) -> nn.Module:
+    def load_model(self, model_config: Any, encoder_only: bool = True) -> nn.Module:
         """Load the encoder, or a whole `NYUv2Model`.
 
         Args:
@@ -82,7 +82,7 @@ class NYUv2ModelPool(StockModelPool):
             raise unknown("task", task, dense.OBJECTIVE)
         return DeepLabHead(2048, NYUv2.num_out_channels[task])
 
-    def save_model(self, model: nn.Module, path: str, *args, **kwargs) -> None:
+    def save_model(self, model: nn.Module, path: str, *args: Any, **kwargs: Any) -> None:
         """Save a tinted model with its decoders, or an encoder, as `load_model` reads it: a folder."""
         if isinstance(model, dense.TintedDense):
             return model.save_pretrained(path)

@@ -33,7 +33,14 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         name: name for name in ("trust_pickles", "model_name", "model_dir")
     }
 
-    def __init__(self, *args, trust_pickles=False, model_name=None, model_dir=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        trust_pickles: bool = False,
+        model_name: str | None = None,
+        model_dir: str | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.trust_pickles, self.model_name, self.model_dir = trust_pickles, model_name, model_dir
 
@@ -50,13 +57,13 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         """
         return self._file(name)[0]
 
-    def load_model(self, model_name_or_config, *args, **kwargs) -> open_clip.VisualEncoder:
+    def load_model(self, model_name_or_config: Any, *args: Any, **kwargs: Any) -> open_clip.VisualEncoder:
         """Load an encoder; raises as `families.open_clip_files.load_encoder`."""
         path, architecture = self._file(model_name_or_config)
         return open_clip_files.load_encoder(path, architecture, self.trust_pickles)
 
     def load_classification_head(
-        self, model_name_or_config, *args, **kwargs
+        self, model_name_or_config: Any, *args: Any, **kwargs: Any
     ) -> open_clip.ClassificationHead:
         """Load a head; raises as `families.open_clip_files.load_head`."""
         path = self.classification_heads.get(model_name_or_config, model_name_or_config)
@@ -75,14 +82,14 @@ class CheckedOpenCLIPVisionModelPool(OpenCLIPVisionModelPool):
         """Augmentation as the pre-trained model's."""
         return self.test_processor and self._train_processor
 
-    def save_model(self, model: nn.Module, path: str, *args, **kwargs) -> None:
+    def save_model(self, model: nn.Module, path: str, *args: Any, **kwargs: Any) -> None:
         """Write a folder with the encoder, `model.safetensors`; of a tinted model also the artifact."""
         if isinstance(model, open_clip.TintedOpenCLIP):
             model.save_pretrained(path)
         else:
             model.save(Path(path) / "model.safetensors")
 
-    def _file(self, name_or_config) -> tuple[Path, str | None]:
+    def _file(self, name_or_config: Any) -> tuple[Path, str | None]:
         config = name_or_config
         if isinstance(config, str) and config in self._models:
             config = self._models[config]

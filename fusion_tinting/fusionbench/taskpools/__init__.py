@@ -1,6 +1,7 @@
 """Task pools that evaluate a tinted model task by task, and any other model as FusionBench does."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ class TintedEvaluation:
         *args, **kwargs: as the stock class.
     """
 
-    def __init__(self, *args, baselines: bool = True, **kwargs):
+    def __init__(self, *args: Any, baselines: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.baselines = baselines
 
@@ -51,7 +52,7 @@ class TintedEvaluation:
         """Which of the reported values counts for a task."""
         return ACCURACY
 
-    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+    def evaluate(self, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
         """Return the stock report of `model`; for a tinted model with `baselines`, and a closing table."""
         report = super().evaluate(model, *args, **kwargs)
         if isinstance(model, TintedModel):

@@ -1,8 +1,11 @@
 """A CLIP task pool that evaluates a tinted model task by task, and any other model as before."""
 
+from typing import Any
+
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.tasks.clip_classification import get_num_classes
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fusion_tinting.families.clip import TintedCLIP
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
@@ -21,7 +24,9 @@ class TintedCLIPVisionModelTaskPool(TintedEvaluation, ImagesInMemory, CLIPVision
         loader, classes = self.test_dataloaders[task], get_num_classes(task)
         return super()._evaluate(_TaskClassifier(model, task), loader, classes, task_name=task)
 
-    def _evaluate(self, classifier, test_loader, num_classes, task_name=None) -> dict:
+    def _evaluate(
+        self, classifier: nn.Module, test_loader: DataLoader, num_classes: int, task_name: str | None = None
+    ) -> dict:
         # Here and not in `on_task_evaluation_begin`, after which the stock class sets the zero-shot head.
         model = classifier.clip_model.vision_model
         if isinstance(model, TintedCLIP):
@@ -36,5 +41,5 @@ class _TaskClassifier(nn.Module):
         super().__init__()
         self.model, self.task = model, task
 
-    def forward(self, images: Tensor, **_) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, **_: Any) -> dict[str, Tensor]:
         return {"logits": self.model(images, self.task)}

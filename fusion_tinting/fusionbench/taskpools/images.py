@@ -1,6 +1,7 @@
 """Test images that are kept in memory."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -16,7 +17,7 @@ class ImagesInMemory:
         *args, **kwargs: as the stock class.
     """
 
-    def __init__(self, *args, in_memory: bool = False, **kwargs):
+    def __init__(self, *args: Any, in_memory: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.in_memory = in_memory
 

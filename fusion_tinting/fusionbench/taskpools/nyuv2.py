@@ -1,12 +1,13 @@
 """NYUv2's three tasks, for tinted and for plain encoders."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from fusion_bench import RuntimeConstants, instantiate
 from fusion_bench.metrics.nyuv2 import DepthMetric, NormalMetric, SegmentationMetric
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric as Measure
 
@@ -42,7 +43,12 @@ class NYUv2Evaluation(ScoredTaskPool):
     }
 
     def __init__(
-        self, test_datasets: Mapping, *, dataloader_kwargs: Mapping, data_dir: str | None = None, **kwargs
+        self,
+        test_datasets: Mapping,
+        *,
+        dataloader_kwargs: Mapping,
+        data_dir: str | None = None,
+        **kwargs: Any,
     ):
         for task in test_datasets:
             if task not in METRIC:
@@ -58,7 +64,7 @@ class NYUv2Evaluation(ScoredTaskPool):
         """
         return instantiate(self._test_datasets[task])
 
-    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+    def evaluate(self, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
         """Return the report of a model, once it is where it runs."""
         return super().evaluate(self.fabric.to_device(model).eval(), *args, **kwargs)
 
@@ -68,7 +74,7 @@ class NYUv2Evaluation(ScoredTaskPool):
         return self.measure(lambda images: head(encoder(images)), task)
 
     @torch.no_grad()
-    def measure(self, model, task: str) -> dict:
+    def measure(self, model: Callable[[Tensor], Tensor], task: str) -> dict:
         """Return every metric of FusionBench for one task; `model` maps images to outputs (B, C, H, W)."""
         # Every process sees all of it: metrics made of medians and class counts want no average of parts.
         loader = DataLoader(self.load_test_dataset(task), **self._dataloader_kwargs)

@@ -1,6 +1,10 @@
 """An OpenCLIP task pool that evaluates a tinted model task by task, and any other model as before."""
 
+from typing import Any
+
 from fusion_bench.taskpool import OpenCLIPVisionModelTaskPool
+from torch import nn
+from torch.utils.data import DataLoader
 
 from fusion_tinting.families.open_clip import TintedOpenCLIP
 from fusion_tinting.families.open_clip_files import load_head
@@ -18,7 +22,9 @@ class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTas
         *args, **kwargs: as `TintedEvaluation` and the stock class.
     """
 
-    def __init__(self, *args, trust_pickles=False, model_dir=None, **kwargs):
+    def __init__(
+        self, *args: Any, trust_pickles: bool = False, model_dir: str | None = None, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.trust_pickles, self.model_dir = trust_pickles, model_dir
 
@@ -60,7 +66,9 @@ class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTas
         loader, classes = self.test_dataloaders[task], len(self.classifier_heads[task].weight)
         return super()._evaluate(OneTask(model, task), loader, classes, task_name=task)
 
-    def _evaluate(self, classifier, test_loader, num_classes, task_name) -> dict:
+    def _evaluate(
+        self, classifier: nn.Module, test_loader: DataLoader, num_classes: int, task_name: str
+    ) -> dict:
         model = getattr(
             classifier.image_encoder, "module", classifier.image_encoder
         )  # out of Fabric's wrapper

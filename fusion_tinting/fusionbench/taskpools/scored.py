@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fusion_bench import BaseTaskPool, LightningFabricMixin
 from fusion_bench.utils import count_parameters
@@ -20,7 +21,7 @@ class ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
 
     _config_mapping = BaseTaskPool._config_mapping | {"_test_datasets": "test_datasets"}
 
-    def __init__(self, test_datasets: Mapping, **kwargs):
+    def __init__(self, test_datasets: Mapping, **kwargs: Any):
         super().__init__(**kwargs)
         self._test_datasets = test_datasets
 
@@ -32,7 +33,7 @@ class ScoredTaskPool(LightningFabricMixin, BaseTaskPool):
         """Return what the report says of all tasks together."""
         return {}
 
-    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+    def evaluate(self, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
         """Return `model_info`, and task -> metric -> value; also written to the log folder."""
         trainable, every = count_parameters(model)
         info = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from fusion_bench import RuntimeConstants, instantiate
@@ -61,7 +61,7 @@ class _TextTaskPool(ScoredTaskPool):
 
     _config_mapping = ScoredTaskPool._config_mapping | {"metrics": "metrics"}
 
-    def __init__(self, test_datasets: Mapping, metrics: Mapping[str, Sequence[str]], **kwargs):
+    def __init__(self, test_datasets: Mapping, metrics: Mapping[str, Sequence[str]], **kwargs: Any):
         super().__init__(test_datasets, **kwargs)
         self.metrics = metrics
         self._inputs: dict[str, Inputs] = {}
@@ -98,7 +98,7 @@ class _TextTaskPool(ScoredTaskPool):
                     f"`{task}` has a head with {outputs} output(s), which {unfit} do not measure."
                 )
 
-    def evaluate(self, model: nn.Module, *args, **kwargs) -> dict:
+    def evaluate(self, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
         """Return the report of a model."""
         if not self._inputs:
             self.prepare(self._models)
