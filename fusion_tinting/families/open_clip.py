@@ -184,21 +184,10 @@ class OpenClip(Family):
     model_class: ClassVar[type[TintedModel]] = TintedOpenCLIP
 
     def load(self) -> None:
-        """Load the pre-trained encoder and the heads.
-
-        Raises:
-            ValueError: a head that is not as wide as the embeddings; or what the host's loading raises.
-        """
+        """Load the pre-trained encoder and the heads."""
         self.pretrained, self.names = self.models.load(PRETRAINED), {}
         self.experts = LoadedExperts(self.models.tasks, self.models.load)
         self.heads = {task: self.models.load_head(task) for task in self.models.tasks}
-        width = self.pretrained.architecture.embed_dim
-        for task, head in self.heads.items():
-            if head.in_features != width:
-                raise ValueError(
-                    f"The head of `{task}` takes embeddings of width {head.in_features}; the pre-trained "
-                    f"model's are {width} wide."
-                )
 
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return images, preprocessed as OpenAI's."""

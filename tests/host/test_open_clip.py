@@ -234,7 +234,7 @@ REFUSED_EARLY = [
     ([STOCK_POOL, "~modelpool.trust_pickles", "~modelpool.model_name"],
      "runs the code in the pickles.*modelpool=openclip-vit-b32_TA8"),
     (["taskpool._target_=fusion_bench.taskpool.OpenCLIPVisionModelTaskPool"],
-     "wrong accuracy for the tinted model.*taskpool=openclip-vit-b32_TA8"),
+     "wrong scores for the tinted model.*taskpool=openclip-vit-b32_TA8"),
     (["~modelpool.classification_heads.dtd"], r"no `classification_heads` for \['dtd'\]"),
     (["modelpool.models.dtd.pickle_path=nowhere.pt", "modelpool.models.svhn.pickle_path=no.pt"],
      r"2 checkpoint\(s\) of the model pool are missing: \['no.pt', 'nowhere.pt'\].*model_dir"),

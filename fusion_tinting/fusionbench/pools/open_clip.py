@@ -138,3 +138,18 @@ class OpenClipPool(PoolFamily):
                 f"{len(missing)} checkpoint(s) of the model pool are missing: {abbreviate(missing)}. Set "
                 "`modelpool.model_dir` to the folder of the released or converted ones."
             )
+
+    def load(self) -> None:
+        """Load the pre-trained encoder and the heads.
+
+        Raises:
+            ValueError: a head that is not as wide as the embeddings; or as the pool's loading.
+        """
+        super().load()
+        width = self.pretrained.architecture.embed_dim
+        for task, head in self.heads.items():
+            if head.in_features != width:
+                raise ValueError(
+                    f"The head of `{task}`, `{self.pool.classification_heads[task]}`, takes embeddings of "
+                    f"width {head.in_features}; the pre-trained model's are {width} wide."
+                )
