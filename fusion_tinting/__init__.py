@@ -17,8 +17,7 @@ torch.Size([2, 3])
 >>> tinted.coefficients["0.weight"]  # one λ per task
 tensor([0.3000, 0.3000])
 
-Read `method/` first: `task_vectors`, `coefficients`, `merging`, `tints`, `sampling`, `objectives`,
-`adaptation`, `tinted_model`. `tinting.tint` puts them together with what `run/` adds.
+`README.md` beside this file says which file to read first, and where what is.
 """
 
 import importlib

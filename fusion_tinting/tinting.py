@@ -54,11 +54,11 @@ def tint(
             on access keeps one expert at a time in memory.
         heads: task -> module from the encoder's output to logits (B, classes).
         unlabeled: task -> DataLoader, or another iterable of batches. Labels are ignored.
-        run_dir: where checkpoints and the artifact go; a run found there is continued, a finished one
+        run_dir: where checkpoints and the artifact go; a run that is there is continued, a finished one
             loaded.
         processes: where it runs (default: this process, the device of `pretrained`).
         progress: whether to show progress bars.
-        on_step: called with (step, history) after every iteration.
+        on_step: called with (step, history) for every iteration; on a GPU for several at a time.
         info: what the host knows of the run for `tinting.json`: `ids`, `split`, `tensor_names`.
         model_class: a family's own kind of `TintedModel`.
         **settings: see `Settings`: `layer`, `sampler`, `objective`, `update`, `steps`, `batch_size`,
@@ -130,6 +130,11 @@ def _check(options: Settings, context: Context, tasks: list[str], **entries: Ite
         entries["objective"] = options.objective
     same_tasks(tasks, **entries)
     count = context.processes.count
+    if options.update == "joint" and count > len(tasks):
+        raise ValueError(
+            f"`update=joint` gives every process tasks of its own: {count} processes are too many for "
+            f"{len(tasks)} tasks. Use fewer, or `update=sequential`."
+        )
     if options.update == "sequential" and count > options.batch_size:
         raise ValueError(
             f"`batch_size={options.batch_size}` is smaller than the number of processes, "

@@ -1,6 +1,6 @@
 """The paper: Model Tinting, one idea a file.
 
-Read in this order: `task_vectors`, `coefficients`, `merging`, `tints`, `sampling`, `objectives`,
-`schedule`, `optimizers`, `averaging`, `adaptation`, `tinted_model`. `reference` is the whole loop once
-more, plain and slow; `settings` is what can be set.
+Read in this order: `task_vectors`, `coefficients`, `merging`, `tints`, `tinted_model`, `sampling`,
+`objectives`, `schedule`, `optimizers`, `averaging`, `adaptation`. `reference` is the whole loop once more,
+plain and slow; `settings` is what can be set.
 """

@@ -24,8 +24,8 @@ from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedNetwork
 
 ON_A_CPU = 1 << 18
-"""Numbers in the batches of one pass: two of 32 images of 32 x 32 pixels, never two of a ViT-B/32's. Of
-the former two batches together take 4 % less than apart, and eight more."""
+"""Numbers in the batches of one pass, by default: two batches of 32 images of 32 x 32 pixels fit, never two
+of a ViT-B/32's. Two of the former in one pass take 4 % less time than apart; eight take more."""
 
 FIGURES = ("loss", "agreement", "kept", "coefficient")
 """What is recorded of each visit; see `fusion_tinting.run.history.History`."""
@@ -69,7 +69,7 @@ class Workers(Protocol):
 class Adaptation:
     """The joint optimization of λ and the tints of `model`, whose encoder it merges anew after each step.
 
-    Use it as a context (`with`): on leaving, the encoder holds θ(λ) of the last step. Nothing in an
+    Use it as a context (`with`): on leaving, the encoder holds θ(λ) as it was merged last. Nothing in an
     iteration waits for the device; whoever reads `figures` does.
 
     Several processes share the work: in sequential mode each batch, in joint mode the tasks, whose tints
@@ -122,6 +122,11 @@ class Adaptation:
     def iteration(self, step: int, lessons: Mapping[str, Iterator[Lesson]]) -> None:
         """Visit every task once, in random order.
 
+        Each visit asks the model for its logits, keeps the samples that the sampler chooses, takes their
+        mean loss against the expert and its gradients (`teach`). Then λ and the visited tints take a step
+        of Adam, and θ(λ) is merged anew (`update`): after each task where `update` is `sequential`, after
+        all of them where it is `joint`.
+
         Args:
             step: the iteration, from 0.
             lessons: task -> what yields its next batch, for the tasks of this process.
@@ -173,10 +178,7 @@ class Adaptation:
         return taught
 
     def _loss(self, task: str, step: int, output: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over the samples that the sampler keeps, and whether there were any.
-
-        The mean is over the whole batch, of which this process holds its share.
-        """
+        """Return this process's share of the mean loss over the kept samples, and whether any was kept."""
         batch = self.within.gather(output.detach(), len(expert))
         keep = self.sampler(batch, expert)
         _expect(keep.dtype == torch.bool and keep.shape == (len(batch),), "sampler", "a boolean mask", keep)
@@ -196,7 +198,8 @@ class Adaptation:
         """Take one optimizer step from the accumulated gradients, then merge θ(λ) anew.
 
         λ's gradient is taken here, once: ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, then through the clamp. It is linear in
-        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ.
+        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ (and ∂θ itself, where the
+        task vectors are shared out).
 
         Args:
             step: the iteration.

@@ -1,4 +1,4 @@
-"""The mean of λ and the tints over the last iterations: what they circle around at a constant rate."""
+"""The mean of raw λ and the tints over the last iterations: at a constant rate they oscillate around it."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ LAST = 0.25
 
 
 class Average:
-    """θ̄ = 1/N Σ_t θ_t over the last N iterations.
+    """x̄ = 1/N Σ_t x_t over the last N iterations, of everything that is trained.
 
     Polyak and Juditsky, 1992; stochastic weight averaging, arXiv 1803.05407. Not in the paper.
 

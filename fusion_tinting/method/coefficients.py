@@ -35,7 +35,7 @@ class Coefficients(nn.Module):
 
     Raises:
         ValueError: unknown granularity; an initial mapping with missing, additional or wrongly shaped rows,
-            or a value that is not finite.
+            or a value that is not finite; rows that differ within a group.
     """
 
     group: Tensor
@@ -57,6 +57,10 @@ class Coefficients(nn.Module):
         self.register_buffer("group", torch.tensor([order[label] for label in labels]))
         rows = initial_rows(init, self.names, self.tasks)
         self.raw = nn.Parameter(rows[list(first.values())])
+        if not torch.equal(self.raw[self.group], rows):
+            raise ValueError(
+                f"`init` has different rows for tensors that share one λ with `granularity={granularity}`."
+            )
 
     def forward(self) -> Tensor:
         """Return the effective λ, shape (L, K)."""

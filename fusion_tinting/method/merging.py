@@ -1,9 +1,9 @@
 """The merged encoder θ(λ)_l = θ₀_l + Σ_k λ_lk τ_k,l, and its gradient ∂λ_lk = ⟨∂θ_l, τ_k,l⟩.
 
-Twice: an obvious reference that autograd can see through, and the fast path that training uses. The
+Implemented twice: a reference that autograd can see through, and the fast path that training uses. The
 fast path merges outside autograd, so that the merged weights are leaves, and takes ∂λ once per
-optimizer step from their summed gradients. Each tensor costs one matrix-vector product either way,
-so both run at the speed of memory. The tests hold the two equal in value and gradient.
+optimizer step from their summed gradients. Merge and ∂λ cost one matrix-vector product a tensor each,
+and run at the speed of memory. The tests hold the two equal in value and gradient.
 
 `merge_tensor` is the same sum for checkpoints that are merged tensor by tensor, without task vectors.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fusion_tinting.method.task_vectors import TaskVectors
 
 ELEMENTS = 1 << 18
-"""Of a tensor that `merge_tensor` converts at a time: they stay in the processor's cache."""
+"""Elements that `merge_tensor` converts at a time; they stay in the processor's cache."""
 
 
 def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Adam for λ and for each tint apart, whose steps can be left out without asking the device."""
+"""Separate Adams for λ and each tint, whose steps can be skipped without waiting for the device."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ class Optimizers:
 
     They are apart because a task whose batch taught nothing leaves its tint, the moments and the step
     count alone, while λ and the other tints move. Whether it taught is known on the device only: reading
-    it there would make every step wait, so that Adam's fused form is told to pass over the step instead.
+    it on the host would make every step wait, so that Adam's fused form is told to skip the step instead.
 
     Args:
         coefficients: raw λ.

@@ -1,4 +1,4 @@
-"""The whole loop once more, plain and slow: the paper in forty lines, for reading and for the tests.
+"""The whole loop once more, plain and slow, for head tints: for reading, and for the tests.
 
 No flat buffers, no sharing of passes, no checkpoints: θ(λ) is built inside autograd before every task's
 step, as in the released code, and torch's own Adam does the rest. The tests hold the fast path equal to it.

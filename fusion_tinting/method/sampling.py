@@ -93,7 +93,7 @@ def resolve_sampler(sampler: str | Sampler) -> Sampler:
 
 
 def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest softmax value and the arg-max; of a single output 1 and 0: none is preferred."""
+    """Return the largest softmax value and the arg-max. A single output gives (1, 0): no preference."""
     if logits.ndim != 2:
         raise ValueError(
             "Samplers by confidence need class logits of shape (batch, classes). Found "

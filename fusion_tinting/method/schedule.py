@@ -1,7 +1,7 @@
 """Which samples make which batch, and which task is visited when.
 
-Because both are pure functions of (seed, task, number of samples), a resumed run sees the same batches, and
-each sample's expert prediction can be computed once and looked up by index.
+Both are pure functions of their arguments, so that a resumed run sees the same batches, and each sample's
+expert prediction can be computed once and looked up by index.
 """
 
 import hashlib

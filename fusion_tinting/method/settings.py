@@ -204,7 +204,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _signature(function: Callable[..., Any], name: str | None = None) -> str:
-    """Return a callable's name and a hash of its code and of what it closes over.
+    """Return a callable's name and a hash of its code, defaults and of what it closes over.
 
     Two functions of one name, such as lambdas, differ by it; the same script run twice gives the same, for
     no address enters it.
@@ -216,12 +216,12 @@ def _signature(function: Callable[..., Any], name: str | None = None) -> str:
 def _content(value: Any) -> Any:
     """Return what tells a value apart, with functions and code by what is in them."""
     if isinstance(value, CodeType):
-        return value.co_code, tuple(map(_content, value.co_consts))
+        return value.co_code, value.co_names, tuple(map(_content, value.co_consts))
     code = getattr(value, "__code__", None)
     if code is None:
-        return value  # of an object that is called only its address tells it apart: it cannot be resumed
-    closed = [_content(cell.cell_contents) for cell in getattr(value, "__closure__", None) or ()]
-    return code.co_code, tuple(map(_content, code.co_consts)), closed
+        return value  # a callable object is known by its address only, so that its run cannot be resumed
+    closed = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
+    return _content(code), value.__defaults__, value.__kwdefaults__, closed
 
 
 def _digest(content: object) -> str:

@@ -89,7 +89,7 @@ class Rows:
             yield a, b, buffer[:, : b - a].copy_(self.whole[:, a:b])
 
     def release(self) -> None:
-        """Release what is resident for no reason; nothing, in memory."""
+        """Release cached pages of a file; nothing to do in memory."""
 
     def complete(self, flat: Tensor) -> None:
         """Make `flat` whole, of which `pieces` gave only what is here; nothing to do in memory.
@@ -121,7 +121,7 @@ class TaskVectors:
         slots: tensor name -> (start, stop, shape) in the flat buffers; L entries.
         base: θ₀, shape (P,), float32.
         scales: (L, K), powers of two, such that τ_k,l = scales[l, k] · deltas[k, slot of l]. All one in
-            float32; in float16 each tensor's largest value is brought to the top of the range, so that
+            float32; in float16 each tensor's largest value is brought near the top of the range, so that
             small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
         rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or elsewhere.
@@ -315,7 +315,8 @@ def _warn_of_buffers(task: str, pretrained: nn.Module, expert: nn.Module) -> Non
         if buffer.is_floating_point() and name in buffers and not torch.equal(buffer, buffers[name]):
             warnings.warn(
                 f"The buffer `{name}` of the expert `{task}` differs from the pre-trained model's. Buffers "
-                "(batch-norm statistics) are not merged: the shared encoder keeps the pre-trained ones.",
+                "(batch-norm statistics) are not merged: the shared encoder keeps the pre-trained ones. "
+                "`fusion_tinting.families.batch_norm.merge_statistics` makes parameters of them.",
                 stacklevel=5,
             )
             return

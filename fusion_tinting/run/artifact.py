@@ -6,7 +6,8 @@ coefficients.safetensors  merged tensor name -> (K,) float32, the effective λ
 tints/<task>.safetensors  the tinted layer of that task
 curves.csv                loss, agreement, share kept and mean λ by iteration and task
 
-This module knows files alone; `TintedModel` turns itself into an `Artifact` and back.
+Beside them stand `checkpoint/`, pictures that the hosts draw, and what a host adds (recipes, heads). This
+module knows files alone; `TintedModel` turns itself into an `Artifact` and back.
 """
 
 import json

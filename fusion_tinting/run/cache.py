@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept, each by the content of what it was made from."""
+"""A cache on disk of results that can be computed again, by a hash of what they were computed from."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was killed continues as if it never had been."""
+"""Checkpoints: a run that was killed continues as if it had not been."""
 
 import json
 import os
@@ -16,7 +16,8 @@ from fusion_tinting.run.files import read_metadata, read_tensors, write_tensors
 from fusion_tinting.run.identity import Identity
 
 EVERY = 50
-"""Iterations between checkpoints. One is a few megabytes (λ, tints, Adam's moments)."""
+"""Iterations between checkpoints. One holds λ, the tints and Adam's moments: three times the tints' size,
+a few megabytes for heads."""
 
 
 def checkpoint_path(run_dir: Path) -> Path:
@@ -86,7 +87,7 @@ def use_threads(count: int) -> None:
 
 
 class HeldInterrupt:
-    """Holds back Ctrl-C until the iteration under way is finished and its checkpoint is there.
+    """Holds back Ctrl-C until a checkpoint is there: after the iteration, on a GPU after the next look.
 
     Used as a context; a second Ctrl-C interrupts at once. Signals reach the main thread only: elsewhere,
     and where nothing is written, Ctrl-C keeps its usual meaning.

@@ -73,7 +73,9 @@ def predict(
     progress: "tqdm[Any] | None" = None,
     top: int | None = None,
 ) -> Predictions:
-    """Return head(encoder(x)) of every sample, shape (N, ...), float32 on the CPU, in `eval()` mode.
+    """Return head(encoder(x)) of every sample, (N, ...), in float32 on the CPU or in a compact form.
+
+    Models run in `eval()` mode.
 
     With several processes each predicts its share and all receive the whole.
 
@@ -207,7 +209,7 @@ def predict_experts(
 def _key(
     encoder: nn.Module, head: nn.Module, unlabeled: Unlabeled, processes: Processes, top: int | None
 ) -> str | None:
-    """Return a hash of everything that these predictions depend on; None where the data is unknown."""
+    """Return a hash of models, data and precision; None where the data's content is unknown."""
     content = unlabeled.content()
     if content is None:
         return None

@@ -44,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Find out before the work, not after it, that nothing can be written.
+    """Check, before any work, that the folder can be written.
 
     Args:
         folder: of the run.

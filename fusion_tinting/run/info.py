@@ -18,7 +18,7 @@ class RunInfo:
         samples: task -> number of inputs that taught.
         data: task -> fingerprint of its inputs.
         seconds: time from the experts' predictions to the last iteration.
-        peak_memory_bytes: the largest amount of memory in use.
+        peak_memory_bytes: the largest amount of memory in use since the process began.
     """
 
     ids: Mapping[str, str | None] = field(default_factory=dict)

@@ -97,10 +97,10 @@ def choose_or_recall(
     """Choose a layer as `choose_layer` does; a run that is continued keeps its choice.
 
     Args:
-        model: as there.
-        unlabeled: as there.
-        predictions: as there.
-        settings: as there.
+        model: as `choose_layer` takes it.
+        unlabeled: as `choose_layer` takes it.
+        predictions: as `choose_layer` takes it.
+        settings: as `choose_layer` takes it.
         context: where it runs and writes.
 
     Raises:
@@ -133,7 +133,7 @@ def _candidates(model: TintedModel) -> list[Layer]:
 
 
 def _rounds(count: int, budget: int) -> Iterator[tuple[int, int]]:
-    """Yield (candidates, iterations each): half of the first, twice the second, within the budget.
+    """Yield (candidates kept, iterations each) of every round: successive halving within the budget.
 
     The first round takes place whatever it costs: nothing can be chosen without.
     """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed
 
 SMALL_MODEL = 5_000_000
-"""Parameters up to which it depends on the machine whether several CPU threads are faster than one, or
-slower by a multiple (their synchronization dominates). Larger models take all."""
+"""Parameters up to which more CPU threads help or hurt by a multiple, depending on the machine (their
+synchronization dominates), so that they are timed. Larger models take all."""
 WORTHWHILE = 0.9
 """Twice the threads must take at most this share of the time, or they are not used."""
 
@@ -104,7 +104,7 @@ class DistributedProcesses(Processes):
 def sensible_threads(
     parameters: int, device: torch.device, rehearsal: Callable[[], Callable[[], object]] | None = None
 ) -> Iterator[None]:
-    """Use few CPU threads for a small model while the context lasts; the caller's count afterwards.
+    """Use few CPU threads for a small model while the context lasts; the caller's count afterward.
 
     Args:
         parameters: how many the model has.
@@ -137,7 +137,7 @@ def freed_memory_kept(parameters: int, device: torch.device) -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL(None)
-    # Setting one ends glibc's own adjustment of both; these are where that ends for large arrays.
+    # Setting either turns off glibc's dynamic thresholds; these are their usual final values.
     libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
     try:

@@ -91,8 +91,8 @@ class ShardedRows(Rows):
     """Rows shared out over N processes: each holds P / N columns of every row, in memory.
 
     A merge then costs each process P / N of the arithmetic, and the merged weights are gathered; the
-    gradients of the weights are summed where their columns are. Both move P numbers an update, where whole
-    rows need to move none. Every process must do the same at the same time.
+    gradients of the weights are summed where their columns are. Each update moves P numbers twice, where
+    rows in memory move none. Every process must do the same at the same time.
 
     Args:
         count: K.

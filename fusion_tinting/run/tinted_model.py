@@ -56,8 +56,9 @@ class TintedModel(TintedNetwork):
         vectors: θ₀ and the task vectors.
 
     Attributes:
-        coefficients: tensor name -> the K effective values of λ. The tinted layer's own tensors keep
-            their initial λ in the shared encoder, which no task uses there.
+        coefficients: tensor name -> the K effective values of λ. The tinted layer's own tensors stay in the
+            shared encoder, where no task uses them, with their initial λ (or, of a coarser
+            granularity, their group's).
         history: loss, agreement and share kept of the adaptation; None if there was none.
         info: what is known of the run.
     """

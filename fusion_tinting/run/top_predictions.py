@@ -1,4 +1,4 @@
-"""Class distributions over a large vocabulary or at many positions, by no more than an objective reads.
+"""Compact storage of class distributions: only what an objective reads of them.
 
 `TopPredictions`: the top of a distribution and what remains,
 
@@ -169,7 +169,7 @@ class ClassIds(_Compact):
 
 
 Predictions = Tensor | TopPredictions | ClassIds
-"""What an expert predicts for N samples: the outputs themselves, or what is read of many numbers."""
+"""What an expert predicts for N samples: the outputs themselves, or a compact form."""
 
 
 def classes_kept(settings: Settings, task: str) -> int | None:
@@ -198,7 +198,7 @@ def kept(output: Tensor, top: int | None) -> Predictions:
     if top == ARG_MAX and output.ndim > 2 and output.shape[1] > 1:
         return ClassIds.of(output)
     many = output.ndim > 1 and output.shape[1] > MANY_CLASSES
-    return TopPredictions.of(output, top) if many and top else output
+    return TopPredictions.of(output, top or TOP) if many and top is not None else output
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -41,8 +41,8 @@ def adapt(
 ) -> M:
     """Train λ and the tints of a model, in place, and return it.
 
-    With the same seed on the same machine two runs differ by rounding only, if they happen to find
-    another number of CPU threads the fastest; with one thread (OMP_NUM_THREADS=1) not at all.
+    Runs of one seed on one machine are equal bit for bit with one thread (OMP_NUM_THREADS=1); without, they
+    differ by rounding where another number of CPU threads proves the fastest.
 
     Args:
         model: from `TintedModel.untrained`.
@@ -56,7 +56,7 @@ def adapt(
 
     Raises:
         ValueError: a checkpoint in `run_dir` of other settings, models or data; a loss that diverged.
-        KeyboardInterrupt: after Ctrl-C, once the iteration is finished and its checkpoint written.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written; see `checkpoint.HeldInterrupt`.
     """
     where = None if run_dir is None else Path(run_dir)
     context = Context(processes or Processes(), where, progress, on_step)
@@ -110,7 +110,7 @@ class Training:
     """All iterations of an adaptation, from its checkpoint on if there is one.
 
     Args:
-        adaptation: entered.
+        adaptation: an `Adaptation` inside its `with`.
         unlabeled: task -> its inputs.
         predictions: task -> what its expert predicts for them.
         context: where it runs and writes.

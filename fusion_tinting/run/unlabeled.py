@@ -26,7 +26,7 @@ images again at every step costs more than a small model does."""
 
 
 class Movable(Protocol):
-    """A tensor, or what is kept as several."""
+    """A tensor, or a bundle of tensors."""
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +67,7 @@ class Unlabeled:
 
     @classmethod
     def of(cls, source: "Unlabeled | DataLoader[Any] | Iterable[Any]") -> "Unlabeled":
-        """Make it from whatever people have.
+        """Make it from a DataLoader, a Dataset or an iterable.
 
         From a DataLoader: its dataset, the samples that its sampler names, its collate function and
         workers (order and batch size do not count). From a `Dataset` with a length: its samples. From
@@ -118,7 +118,7 @@ class Unlabeled:
         return _digest(str(len(self)).encode(), *parts)[:16]
 
     def content(self) -> str | None:
-        """Return what tells the inputs' content; None where only reading everything would.
+        """Return a hash of the content; None where that would mean reading a large data set whole.
 
         It is a hash of all inputs as the model sees them, where they are kept in memory; of `version` and
         of three inputs where that is given.
@@ -171,7 +171,8 @@ def input_of(batch: Any) -> Any:
     """Return the model's input within a batch.
 
     A tensor is its own input; of a tuple or list it is the first element; of a mapping the value of
-    the first key that names an input, or else the mapping without its labels (keyword arguments).
+    the first key that names an input, or of the only key beside the labels; or else the mapping without its
+    labels (keyword arguments).
 
     Args:
         batch: what a collate function or a loader gives.

@@ -414,3 +414,10 @@ def test_several_tasks_share_a_pass_of_the_encoder_and_nothing_changes(
     torch.testing.assert_close(together.history.values, apart.history.values, rtol=1e-5, atol=1e-6)
     for name, row in apart.coefficients.items():
         torch.testing.assert_close(together.coefficients[name], row, rtol=0, atol=1e-5)
+
+
+def test_more_processes_than_tasks_are_refused_in_joint_mode(world):
+    processes = ft.Processes()
+    processes.count = 4
+    with pytest.raises(ValueError, match="4 processes are too many for 3 tasks"):
+        world.tint(update="joint", processes=processes)

@@ -82,3 +82,27 @@ def test_a_script_run_twice_finds_its_own_run(script, tmp_path):
     assert (tmp_path / "coefficients.safetensors").stat().st_mtime_ns == stamp  # loaded, not trained again
     with pytest.raises(ValueError, match=r"another run: settings\.sampler"):
         make_world().tint(sampler=sampler_of(script.replace("> 0", "> 1")), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "own = lambda a, b: (a - b).abs().flatten(1).mean(1)",
+            "own = lambda a, b: (a - b).square().flatten(1).mean(1)",
+        ),
+        ("def own(a, b, share=0.5):\n    return a", "def own(a, b, share=0.7):\n    return a"),
+        ("def own(a, b, *, share=0.5):\n    return a", "def own(a, b, *, share=0.7):\n    return a"),
+        ("own = lambda a, b: [x.abs() for x in a]", "own = lambda a, b: [x.square() for x in a]"),
+    ],
+    ids=[
+        "another method",
+        "another default",
+        "another keyword default",
+        "another method in a comprehension",
+    ],
+)
+def test_functions_that_do_something_else_are_told_apart(one, other):
+    first, second = (ft.Settings(objective=sampler_of(script)).to_json() for script in (one, other))
+    assert first != second
+    assert first == ft.Settings(objective=sampler_of(one)).to_json()

@@ -84,3 +84,10 @@ def test_granularity_keeps_a_start_for_each_task():
         ["a.weight", "a.bias"], ["x", "y"], init={"y": 0.2, "x": 0.7}, granularity="task"
     )()
     torch.testing.assert_close(lam, torch.tensor([[0.7, 0.2], [0.7, 0.2]]))
+
+
+def test_rows_that_differ_within_a_group_are_refused():
+    rows = {"a.weight": torch.tensor([0.1, 0.2]), "a.bias": torch.tensor([0.1, 0.3])}
+    assert ft.Coefficients(list(rows), ["x", "y"], init=rows)().shape == (2, 2)
+    with pytest.raises(ValueError, match="granularity=task"):
+        ft.Coefficients(list(rows), ["x", "y"], init=rows, granularity="task")
