@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -38,19 +38,18 @@ class Images(Dataset):
         self._table, self._name = rows.table, rows.columns["image"]
         self.paths_alone = False
         if rows.folder is not None:
-            self._open_all(rows.folder)
+            self._open_all()
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, place: int) -> Tensor:
+        if self._rows.folder is not None:
+            return self._read(self._decoded(place, lambda file: ImageOps.exif_transpose(Image.open(file))))
         row = self._table[place]
-        value = row[self._name] if isinstance(row, Mapping) else row[0]
-        if self._rows.folder is None:
-            return self._read(value)
-        return self._read(self._decoded(place, lambda source: ImageOps.exif_transpose(_opened(source))))
+        return self._read(row[self._name] if isinstance(row, Mapping) else row[0])
 
-    def _open_all(self, folder: Path) -> None:
+    def _open_all(self) -> None:
         from datasets import Image as Column  # here, for it takes seconds to import
 
         name = self._rows.column("image")
@@ -58,7 +57,7 @@ class Images(Dataset):
         self.paths_alone = not isinstance(table.features[name], Column)
         self._table = table if self.paths_alone else table.cast_column(name, Column(decode=False))
         for place in range(len(table)):
-            self._decoded(place, lambda source: _opened(source).close())
+            self._decoded(place, lambda file: Image.open(file).close())
 
     def _decoded(self, place: int, read: Callable) -> Any:
         value = self._table[place][self._name]
@@ -116,10 +115,10 @@ def pixels_of(reader: Any) -> Callable[[Image.Image], Tensor]:
     Args:
         reader: image processor of transformers, or such a function already.
     """
-    if not isinstance(reader, (ProcessorMixin, BaseImageProcessor)):
-        return reader
-    return lambda image: reader(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"][0]
+    return (
+        partial(_processed, reader) if isinstance(reader, (ProcessorMixin, BaseImageProcessor)) else reader
+    )
 
 
-def _opened(source: Any) -> Image.Image:
-    return Image.open(source)
+def _processed(processor: Any, image: Image.Image) -> Tensor:
+    return processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"][0]

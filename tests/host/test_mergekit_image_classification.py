@@ -21,6 +21,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from fusion_tinting.families.image_classification import ImageClassification
 from fusion_tinting.mergekit import cli
 from fusion_tinting.mergekit.config import read
 from fusion_tinting.mergekit.learn import learn
@@ -232,3 +233,12 @@ def test_what_cannot_work_is_refused_with_nothing_written(make, harm):
     config = world.config(family="image_classification")
     assert words in command("learn", config, world.run, "--quiet", code=1)
     assert not world.run.exists()
+
+
+def test_the_recipe_can_be_copied():
+    config = read(Path(__file__).parents[2] / "configs" / "recipes" / "convnext-base-224.yml")
+    config.require_read(ImageClassification.keys, "image_classification")
+    assert len(config.by_task) == 8
+    assert {(e.data.split, e.data.image, e.data.label) for e in config.experts} == {
+        ("test", "image", "label")
+    }
