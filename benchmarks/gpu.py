@@ -250,7 +250,23 @@ def measure(options: argparse.Namespace) -> dict:
         outcome[name] = measured(name, part, start + options.budget - time.perf_counter())
         if options.json is not None:
             save(options.json, outcome)
+    require_agreement(outcome)
     return outcome
+
+
+def require_agreement(outcome: dict) -> None:
+    """Stop if ours and a peer did not compute the same; what was measured is saved by then."""
+    for name, part in of_kind(outcome, "steps").items():
+        for peer, compared in part["agreement"].items():
+            if not compared["same"]:
+                error = compared["relative_error"]
+                raise SystemExit(f"Ours and {peer} differ in λ at {name}: relative error {error:.1e}.")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a GPU where there is none."""
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU here; `--quick --device cpu` rehearses without one")
 
 
 def measured(name: str, part: Callable[[], dict], left: float) -> dict:
@@ -276,11 +292,12 @@ BENCHMARK = Benchmark(
     tables,
     options={
         "--device": {"default": "cuda"},
-        "--quick": {"help": "tiny models, one step"},
+        "--quick": {"help": "tiny models, few steps"},
         "--budget": {"type": float, "default": 600, "help": "seconds after which no part is begun"},
         "--only": {"nargs": "+", "default": [], "help": "beginnings of parts' names; `--json` is added to"},
         "--json": {},
     },
+    check=check,
 )
 
 if __name__ == "__main__":

@@ -235,7 +235,8 @@ def profiled(step: Callable[[], object], device: torch.device) -> dict:
     """Return how many kernels a step has, how long they take, and the ten that take longest."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    activities = {"cpu": [ProfilerActivity.CPU], "cuda": [ProfilerActivity.CPU, ProfilerActivity.CUDA]}
+    with profile(activities=activities[device.type]) as profiler:
         step()
         now(device)
     kernels = [e for e in profiler.key_averages() if e.device_type != torch.autograd.DeviceType.CPU]
@@ -247,9 +248,11 @@ def profiled(step: Callable[[], object], device: torch.device) -> dict:
     }
 
 
-LLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16}
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-BATCH, LENGTH, VOCABULARY = 2, 256, 32000
+LLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+         "vocab_size": 32000}  # fmt: skip
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": 200}  # fmt: skip
+BATCH, LENGTH = 2, 256
 
 
 class LlamaWorld(Unhashed):
@@ -263,13 +266,13 @@ class LlamaWorld(Unhashed):
         self.tasks, self.steps, self.device, self.precision = ["a", "b", "c"], steps, device, "bf16-mixed"
         self.batch = BATCH
         with device:
-            model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=VOCABULARY))
+            model = LlamaForCausalLM(LlamaConfig(**shape))
         self.pretrained = LanguageModel(model).eval()
         self.experts = Experts(self.pretrained, self.tasks)
         self.heads = {task: nn.Identity() for task in self.tasks}
-        tokens = torch.randint(VOCABULARY, (2 * BATCH, LENGTH))
+        tokens = torch.randint(shape["vocab_size"], (2 * BATCH, LENGTH))
         self.unlabeled = dict.fromkeys(self.tasks, ft.Unlabeled(list(tokens)))
-        self.predictions = dict.fromkeys(self.tasks, ClassIds(tokens.short(), VOCABULARY))
+        self.predictions = dict.fromkeys(self.tasks, ClassIds(tokens.short(), shape["vocab_size"]))
         self._vectors = {}
 
 
