@@ -94,7 +94,7 @@ def make_models(hub: Path) -> None:
         expert.roberta.load_state_dict(base.roberta.state_dict())
         for parameter in expert.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
-        centre(expert)
+        center(expert)
         folder = snapshot(hub, f"models--JeremiahZ--roberta-base-{task}")
         expert.save_pretrained(folder)
         write_tokenizer(folder)
@@ -146,7 +146,7 @@ def labelled(config: RobertaConfig, task: str, names: list[str] | None) -> Rober
 
 
 @torch.no_grad()
-def centre(expert: RobertaForSequenceClassification) -> None:
+def center(expert: RobertaForSequenceClassification) -> None:
     """Have its head tell no class of every text."""
     letters = [vocabulary()[letter] for letter in "abcdefghijklmnopqrstuvwxyz"]
     texts = torch.tensor(letters)[torch.randint(26, (64, 20))]

@@ -2,63 +2,29 @@
 
 import copy
 import functools
-import itertools
 
 import pytest
 import torch
-from torch.func import functional_call
 from world import TASKS, make_world
 
 import fusion_tinting as ft
 from fusion_tinting.method.averaging import Average
-from fusion_tinting.method.objectives import resolve_objective
+from fusion_tinting.method.reference import Visit, adapt_reference
 from fusion_tinting.method.sampling import resolve_sampler
 from fusion_tinting.method.schedule import batch_schedule, task_order
 
 
-def plain_loop(world, *, layer, sampler, objective, update, steps, lr=1e-2, batch_size=8, seed=0):
-    """Model Tinting as the paper tells it, in float64: every merge a sum inside autograd, every expert
-    asked again at every step, one Adam for λ and the tints."""
-    pretrained = copy.deepcopy(world.pretrained).double().eval()
-    experts = {t: copy.deepcopy(e).double().eval() for t, e in world.experts.items()}
-    heads = {t: copy.deepcopy(h).double() for t, h in world.heads.items()}
-    base = dict(pretrained.named_parameters())
-    lam = torch.full((len(base), len(experts)), 0.3, dtype=torch.float64, requires_grad=True)
-    tints = {t: dict(heads[t].named_parameters()) for t in experts}
-    if layer not in ("head", None):
-        tints = {t: dict(experts[t].get_submodule(layer).named_parameters()) for t in experts}
-    tints = {t: {n: p.detach().clone() for n, p in tint.items()} for t, tint in tints.items()}
-    if layer is None:
-        tints = {t: {} for t in experts}
-    for parameter in itertools.chain(*(tint.values() for tint in tints.values())):
-        parameter.requires_grad_(True)
-    adam = torch.optim.Adam([lam, *itertools.chain(*(t.values() for t in tints.values()))], lr=lr)
-    inputs = {t: torch.cat(world.unlabeled[t]).double() for t in experts}
-
-    def loss_of(task, x):
-        theta = {}
-        for row, (name, value) in zip(lam.clamp(0, 1), base.items(), strict=True):
-            deltas = [dict(e.named_parameters())[name] - value for e in experts.values()]
-            theta[name] = value.detach() + sum(w * d.detach() for w, d in zip(row, deltas, strict=True))
-        head = tints[task] if layer == "head" else {}
-        if layer not in ("head", None):
-            theta |= {f"{layer}.{n}": p for n, p in tints[task].items()}
-        output = functional_call(heads[task], head, functional_call(pretrained, theta, x))
-        expert = heads[task](experts[task](x)).detach()
-        keep = resolve_sampler(sampler)(output.detach(), expert)
-        return resolve_objective(objective)(output[keep], expert[keep]).mean()
-
+def visits(world, models, *, update, steps, batch_size=8, seed=0):
+    """The batches as the schedule has them, in float64, with what the experts predict; a group a step."""
+    inputs = {task: torch.cat(batches).double() for task, batches in world.unlabeled.items()}
+    rows = {task: batch_schedule(len(x), batch_size, steps, seed, task) for task, x in inputs.items()}
     for step in range(steps):
-        for task in task_order(list(experts), step, seed):
-            rows = batch_schedule(len(inputs[task]), batch_size, steps, seed, task)[step]
-            loss_of(task, inputs[task][rows]).backward()
-            if update == "sequential":
-                adam.step()
-                adam.zero_grad(set_to_none=True)
-        if update == "joint":
-            adam.step()
-            adam.zero_grad(set_to_none=True)
-    return dict(zip(base, lam.detach().clamp(0, 1), strict=True)), tints
+        group = []
+        for task in task_order(list(inputs), step, seed):
+            batch = inputs[task][rows[task][step]]
+            with torch.no_grad():
+                group.append(Visit(task, batch, models["heads"][task](models["experts"][task](batch))))
+        yield from [group] if update == "joint" else [[visit] for visit in group]
 
 
 @pytest.mark.parametrize("update", ["sequential", "joint"])
@@ -74,13 +40,25 @@ def plain_loop(world, *, layer, sampler, objective, update, steps, lr=1e-2, batc
 )
 def test_it_is_the_papers_algorithm(world, layer, sampler, objective, update):
     options = {"layer": layer, "sampler": sampler, "objective": objective, "update": update, "steps": 6}
-    lam, tints = plain_loop(world, **options)
+    plain = copy.deepcopy(world)
+    models = {"heads": plain.heads, "experts": {t: e.eval() for t, e in plain.experts.items()}}
+    for model in (plain.pretrained.eval(), *models["heads"].values(), *models["experts"].values()):
+        model.double()
     tinted = world.tint(**options)
-    for name, row in lam.items():
-        torch.testing.assert_close(tinted.coefficients[name].double(), row, rtol=0, atol=2e-5)
+    lam, tints = adapt_reference(
+        plain.pretrained,
+        **models,
+        groups=visits(world, models, update=update, steps=6),
+        layer=tinted.tinted,
+        sampler=resolve_sampler(sampler),
+        objective=ft.OBJECTIVES[objective],
+    )
+    rows = torch.stack(list(tinted.coefficients.values())).double()
+    torch.testing.assert_close(rows, lam, rtol=0, atol=2e-5)
+    prefix = f"{layer}." if layer not in ("head", None) else ""
     for task, tint in tinted.tints.items():
         for name, parameter in tint.named_parameters():
-            expected = tints[task][name].detach()
+            expected = tints[task][prefix + name].detach()
             torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=1e-4)
 
 

@@ -11,6 +11,11 @@ class FusionTintingSearchPath(SearchPathPlugin):
     """Every Hydra application of the user runs this: it must cost nothing and never raise."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the package's YAML, where FusionBench is loaded.
+
+        Args:
+            search_path: Hydra's, which is changed in place.
+        """
         if "fusion_bench" not in sys.modules:
             return
         try:
