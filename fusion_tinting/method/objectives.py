@@ -9,12 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fusion_tinting.errors import unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+PADDING = torch.finfo(torch.float32).min
+"""Output of every class at a position that is none, such as those behind a text that is shorter than the
+longest: it teaches nothing and counts nowhere."""
 
 
 class Reads(Enum):
@@ -27,6 +32,7 @@ class Reads(Enum):
     DISTRIBUTION = "the class distribution"
     LABELS = "a yes or no for each label, by its sigmoid"
     VALUES = "values"
+    DIRECTION = "the direction of a vector"
     EVERYTHING = "the whole output"
 
 
@@ -57,19 +63,19 @@ def _hard(output: Tensor, expert: Tensor) -> Tensor:
     """
     if output.shape[1] == 1:
         return _l1(output, expert)
-    return _per_sample(F.cross_entropy(output, expert.argmax(1), reduction="none"))
+    return _over_positions(F.cross_entropy(output, expert.argmax(1), reduction="none"), output)
 
 
 def _soft(output: Tensor, expert: Tensor) -> Tensor:
     """Return the cross-entropy against the expert's probabilities (arXiv 2412.19098 v3)."""
     if output.shape[1] == 1:
         return _l1(output, expert)
-    return _per_sample(F.cross_entropy(output, expert.softmax(1), reduction="none"))
+    return _over_positions(F.cross_entropy(output, expert.softmax(1), reduction="none"), output)
 
 
 def _entropy(output: Tensor, expert: Tensor) -> Tensor:
     """Return the entropy of the prediction; without a tint this is AdaMerging (arXiv 2310.02575)."""
-    return _per_sample(-(output.softmax(1) * output.log_softmax(1)).sum(1))
+    return _over_positions(-(output.softmax(1) * output.log_softmax(1)).sum(1), output)
 
 
 def _l1(output: Tensor, expert: Tensor) -> Tensor:
@@ -91,7 +97,7 @@ hard = Objective("hard", _hard, Reads.ARG_MAX)
 soft = Objective("soft", _soft, Reads.DISTRIBUTION)
 entropy = Objective("entropy", _entropy, Reads.DISTRIBUTION)
 l1 = Objective("l1", _l1, Reads.VALUES)
-cosine = Objective("cosine", _cosine, Reads.VALUES)
+cosine = Objective("cosine", _cosine, Reads.DIRECTION)
 sigmoid = Objective("sigmoid", _sigmoid, Reads.LABELS)
 
 OBJECTIVES = {objective.name: objective for objective in (hard, soft, entropy, l1, cosine, sigmoid)}
@@ -123,16 +129,15 @@ def divergence(output: Tensor, expert: Tensor) -> Tensor:
         expert: the same of the expert.
     """
     log_q, log_p = output.log_softmax(1), expert.log_softmax(1)
-    return _per_sample((log_p.exp() * (log_p - log_q)).sum(1))
+    return _over_positions((log_p.exp() * (log_p - log_q)).sum(1), output)
 
 
 def agreement(output: Tensor, expert: Tensor, reads: Reads = Reads.ARG_MAX) -> Tensor:
     """Return how far a sample's output agrees with the expert's, in [0, 1]; shape (B,).
 
     Classes: 1 where the arg-max is the same, averaged over positions. Labels: the share of those on the
-        same side
-    of one half. Values, which outputs with a single channel always are: 1 − min(1, |output − expert|₁ /
-    |expert|₁).
+    same side of one half. Directions: the cosine similarity, or 0 where it is negative. Values, which
+    outputs with a single channel always are: 1 − min(1, |output − expert|₁ / |expert|₁).
 
     Args:
         output: of the tinted model, (B, ...).
@@ -141,8 +146,10 @@ def agreement(output: Tensor, expert: Tensor, reads: Reads = Reads.ARG_MAX) -> T
     """
     if reads is Reads.LABELS:
         return _per_sample(((output > 0) == (expert > 0)).float())
+    if reads is Reads.DIRECTION:
+        return (1 - _cosine(output, expert)).clamp(0, 1)
     if reads is not Reads.VALUES and output.ndim > 1 and output.shape[1] > 1:
-        return _per_sample((output.argmax(1) == expert.argmax(1)).float())
+        return _over_positions((output.argmax(1) == expert.argmax(1)).float(), output)
     error, size = _per_sample((output - expert).abs()), _per_sample(expert.abs())
     return 1 - (error / size.clamp(min=1e-12)).clamp(max=1)
 
@@ -150,3 +157,11 @@ def agreement(output: Tensor, expert: Tensor, reads: Reads = Reads.ARG_MAX) -> T
 def _per_sample(values: Tensor) -> Tensor:
     """Return the mean over everything but the samples."""
     return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+def _over_positions(values: Tensor, output: Tensor) -> Tensor:
+    """Return the mean of values (B, ...) over the positions of outputs (B, classes, ...) but `PADDING`."""
+    if values.ndim == 1:
+        return values
+    counts = (output[:, 0] != PADDING).flatten(1)
+    return (values.flatten(1) * counts).sum(1) / counts.sum(1).clamp(min=1)
