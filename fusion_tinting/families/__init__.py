@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "sequence_classification": "sequence_classification:SequenceClassification",
+    "token_classification": "token_classification:TokenClassification",
+    "sentence_embedding": "sentence_embedding:SentenceEmbedding",
     "causal_lm": "causal_lm:CausalLM",
     "seq2seq": "seq2seq:Seq2Seq",
     "image_classification": "image_classification:ImageClassification",
@@ -21,12 +23,14 @@ FAMILIES = {
 
 ENDINGS = {
     "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
     "ForCausalLM": "causal_lm",
     "LMHeadModel": "causal_lm",
     "ForImageClassification": "image_classification",
     "CLIPModel": "clip",
     "CLIPVisionModel": "clip",
     "CLIPVisionModelWithProjection": "clip",
+    "Model": "sentence_embedding",
 }
 """Ending of an architecture of transformers -> its family; the first that fits counts."""
 

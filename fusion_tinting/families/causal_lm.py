@@ -73,7 +73,7 @@ class CausalLM(WholeModels):
 
     keys: ClassVar[tuple[str, ...]] = ("text", "max_length")
     recipes = BY_ARCHITECTURE
-    positions: ClassVar[bool] = True
+    classes: ClassVar[bool] = False
     auto, encoder = AutoModelForCausalLM, LanguageModel
 
     def inputs(self, task: str, rows: Rows) -> Unlabeled:

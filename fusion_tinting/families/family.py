@@ -83,7 +83,8 @@ class Family:
         recipes: the command of mergekit that merges such models by a recipe (`BY_ARCHITECTURE`, `BY_FILE`),
             or None.
         model_class: of what `tint` returns.
-        positions: whether a sample has an output for each of its positions, and not one alone.
+        classes: whether a sample has one class distribution, by which a sampler can choose, and not one for
+            each of its positions, or a vector.
         part: prefix of the base's tensors that are merged, where the base holds more: its experts must
             share the rest.
 
@@ -100,7 +101,7 @@ class Family:
     defaults: ClassVar[Mapping[str, Any]] = {}
     recipes: str | None = None
     model_class: ClassVar[type[TintedModel]] = TintedModel
-    positions: ClassVar[bool] = False
+    classes: ClassVar[bool] = True
     part: ClassVar[str | None] = None
 
     pretrained: nn.Module
@@ -180,8 +181,14 @@ class Family:
             tasks: those that are adapted; None stands for all.
 
         Raises:
-            ValueError: a layer that such models cannot have as a tint.
+            ValueError: a layer that such models cannot have as a tint, or a sampler that cannot choose.
         """
+        sampler = given.get("sampler", Settings.sampler)
+        if not self.classes and sampler != "all":
+            raise ValueError(
+                f"`sampler: {sampler}` chooses among samples that have one class each, which those of a "
+                f"{type(self).__name__} have not: they take `sampler: all`."
+            )
         layer = given.get("layer", Settings.layer)
         self.check_layer(layer)
         settings = {**given, "layer": self.layers.get(layer, layer)}

@@ -12,6 +12,9 @@ from torch import Tensor
 from fusion_tinting.errors import unknown
 from fusion_tinting.run.unlabeled import Unlabeled
 
+NO_LABEL = -100
+"""Label of a position that has none; transformers' own mark."""
+
 
 class Inputs(NamedTuple):
     """A task's inputs; and their labels, one for each, which only reports look at."""
@@ -73,6 +76,52 @@ class Rows:
                     f"Found {value!r}."
                 )
         return values
+
+    def words(self) -> list[str] | list[list[str]]:
+        """Return the texts of the column `text`: all strings, or all lists of words.
+
+        Raises:
+            ValueError: no such column, or the row that is neither or unlike the first.
+        """
+        values = self.values("text") or []
+        kind = str if values and isinstance(values[0], str) else list
+        for place, value in enumerate(values):
+            if not isinstance(value, kind) or not all(isinstance(word, str) for word in value):
+                raise ValueError(
+                    f"Row {place} of {self.where} has no text in its column `{self.columns['text']}`: "
+                    f"expected a string, or a list of words, in every row. Found {value!r}."
+                )
+        return values
+
+    def tags(self, outputs: int, names: Mapping[str, int]) -> list[list[int]] | None:
+        """Return the labels of each text's words, as class indices.
+
+        Args:
+            outputs: how many classes the expert's head has.
+            names: class name -> index; a column may hold either.
+
+        Raises:
+            ValueError: no such column, the row whose tags are not as many as its words, or that has one
+                which this head does not have.
+        """
+        values = self.values("label")
+        if values is None:
+            return None
+        feature = getattr(self.table.features[self.columns["label"]], "feature", None)
+        unnamed = all(name.startswith("LABEL_") for name in names)  # as transformers does by itself
+        called = {} if unnamed else dict(enumerate(getattr(feature, "names", None) or ()))
+        rows = []
+        for place, (text, tags) in enumerate(zip(self.words(), values, strict=True)):
+            given = [called.get(tag, tag) for tag in tags] if isinstance(tags, list) else []
+            row = [names.get(tag, tag) for tag in given]
+            if not isinstance(text, list) or len(row) != len(text) or not set(row) <= set(range(outputs)):
+                raise ValueError(
+                    f"Row {place} of {self.where} has the tags {tags!r} in its column "
+                    f"`{self.columns['label']}`: expected one for each of the words {text!r}, from 0 to "
+                    f"{outputs - 1} or one of {list(names)}."
+                )
+            rows.append(row)
+        return rows
 
     def labels(self, outputs: int, names: Mapping[str, int]) -> Tensor | None:
         """Return the labels, (N,): class indices; for a head with a single output float32 values.

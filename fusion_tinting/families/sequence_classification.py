@@ -71,11 +71,8 @@ class _StandIn(nn.Module):
         return self.output
 
 
-class SequenceClassification(TextFamily):
-    """Backbones are merged; a task's head is its expert's, whatever its width. A single output is a number.
-
-    The base may also be a bare backbone or a masked language model.
-    """
+class Backbones(TextFamily):
+    """Text models whose backbones are merged, as files."""
 
     keys: ClassVar[tuple[str, ...]] = ("text", "text_pair", "max_length", "label")
     recipes = BY_FILE
@@ -87,32 +84,10 @@ class SequenceClassification(TextFamily):
         tokenizer.padding_side = "right"
         return tokenizer
 
-    def load(self) -> None:
-        """Load the pre-trained backbone and every expert once, for its head."""
-        base, self.heads, self.names = load(self.models.base, base_of=True), {}, {}
-        pooled = has_pooler(base)
-        for task in self.models.tasks:
-            model = self.classifier(task)
-            self.names |= names_on_disk(model, pooled)
-            _, self.heads[task] = split(model, pooled)
-        self.experts = LoadedExperts(
-            self.models.tasks, lambda task: split(self.classifier(task), pooled)[0]
-        )
-        self.pretrained, _ = split(base)
-
-    def classifier(self, task: str) -> PreTrainedModel:
-        """Load a task's expert, whole."""
-        return load(self.models.experts[task], pad_token_id=self.tokenizer.pad_token_id)
-
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return the tokens of texts, or of pairs; batches are padded to their longest."""
         columns = [rows.texts("text"), rows.texts("text_pair")]
         return tokenized(self.tokenizer, [c for c in columns if c is not None], rows.max_length)
-
-    def labels(self, task: str, rows: Rows) -> Tensor | None:
-        """Return class indices, or values of a head with one output."""
-        config = self.configs[task]
-        return rows.labels(config.num_labels, config.label2id)
 
     @staticmethod
     def parameter_of(name: str, prefix: str) -> str:
@@ -120,11 +95,53 @@ class SequenceClassification(TextFamily):
         return f"backbone.{name.removeprefix(prefix)}"
 
 
-def load(path: str, base_of: bool = False, pad_token_id: int | None = None) -> PreTrainedModel:
+class SequenceClassification(Backbones):
+    """A task's head is its expert's, whatever its width. A single output is a number.
+
+    The base may also be a bare backbone or a masked language model.
+
+    Class attributes:
+        auto: of transformers, which loads such a model.
+    """
+
+    auto: ClassVar[type] = AutoModelForSequenceClassification
+
+    def load(self) -> None:
+        """Load the pre-trained backbone and every expert once, for its head."""
+        base, self.heads, self.names = load(self.models.base, self.auto, base_of=True), {}, {}
+        pooled = has_pooler(base)
+        for task in self.models.tasks:
+            model = self.classifier(task)
+            self.names |= names_on_disk(model, pooled)
+            _, self.heads[task] = self.split(model, pooled)
+        self.experts = LoadedExperts(
+            self.models.tasks, lambda task: self.split(self.classifier(task), pooled)[0]
+        )
+        self.pretrained, _ = self.split(base)
+
+    @staticmethod
+    def split(model: PreTrainedModel, pooled: bool = True) -> tuple[TextEncoder, TextHead]:
+        """Split a model into its backbone and the rest; see the function."""
+        return split(model, pooled)
+
+    def classifier(self, task: str) -> PreTrainedModel:
+        """Load a task's expert, whole."""
+        return load(self.models.experts[task], self.auto, pad_token_id=self.tokenizer.pad_token_id)
+
+    def labels(self, task: str, rows: Rows) -> Tensor | None:
+        """Return class indices, or values of a head with one output."""
+        config = self.configs[task]
+        return rows.labels(config.num_labels, config.label2id)
+
+
+def load(
+    path: str, auto: type, *, base_of: bool = False, pad_token_id: int | None = None
+) -> PreTrainedModel:
     """Load a classifier in float32, with dropout off.
 
     Args:
         path: folder or hub id.
+        auto: of transformers, which loads such a classifier.
         base_of: whether only its backbone is wanted, so that a bare or a masked language model will do; a
             pooler that such a model lacks is then None.
         pad_token_id: the tokenizer's, for a model that does not know which text of a batch ends where.
@@ -133,7 +150,7 @@ def load(path: str, base_of: bool = False, pad_token_id: int | None = None) -> P
         FileNotFoundError: a model that cannot be reached.
         ValueError: tensors that the checkpoint lacks, named.
     """
-    model, missing = load_partly(AutoModelForSequenceClassification, path)
+    model, missing = load_partly(auto, path, safetensors=None)
     prefix = f"{model.base_model_prefix}."
     missing = [name for name in missing if name.startswith(prefix) or not base_of]
     if base_of and missing and all(name.startswith(f"{prefix}pooler.") for name in missing):

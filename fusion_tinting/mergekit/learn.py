@@ -95,18 +95,11 @@ def family_of(config: Config) -> type[Family]:
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: an architecture that no family handles, keys of `data` that do nothing, or a sampler
-            that cannot choose.
+        ValueError: an architecture that no family handles, or keys of `data` that do nothing.
     """
     name = config.family if config.family != AUTO else _family_of_model(config.experts[0].model)
     family = family_class(name)
     config.require_read(family.keys, name)
-    sampler = config.adapt.get("sampler", "all")
-    if family.positions and sampler != "all":
-        raise ValueError(
-            f"`sampler: {sampler}` chooses among samples that have one class each; those of "
-            f"the family {name} have as many as positions. They take `sampler: all`."
-        )
     return family
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion_tinting.families.rows import Inputs
+from fusion_tinting.families.rows import NO_LABEL, Inputs
 from fusion_tinting.method.objectives import Reads, agreement, divergence
 from fusion_tinting.reporting.tables import Table
 from fusion_tinting.run.experts import outputs
@@ -19,13 +19,15 @@ class Measured(NamedTuple):
 
     Attributes:
         agreement: with the expert, (N,).
-        divergence: KL from the expert, (N,); None where the output is a single number.
+        divergence: KL from the expert, (N,); None where the output is a single number or a vector.
         output: (N, ...), where there are labels; None elsewhere: a vocabulary a token would be too much.
+        reads: what of the expert is compared.
     """
 
     agreement: Tensor
     divergence: Tensor | None
     output: Tensor | None
+    reads: Reads
 
 
 Report = Mapping[str, Mapping[str, Measured]]
@@ -65,7 +67,9 @@ def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
     """
     merged = {way: by_task for way, by_task in report.items() if way != "expert"}
     agreed = _values(merged, aside, lambda _, measured: 100 * measured.agreement.mean())
-    yield _table("Agreement with the experts, %, on inputs kept aside", agreed)
+    vectors = any(measured.reads is Reads.DIRECTION for measured in report["expert"].values())
+    measure = "Cosine similarity to" if vectors else "Agreement with"
+    yield _table(f"{measure} the experts, %, on inputs kept aside", agreed)
     classes = [task for task in aside if report["expert"][task].divergence is not None]
     if classes:
         apart = _values(merged, classes, lambda _, measured: measured.divergence.mean())
@@ -86,12 +90,12 @@ def score(output: Tensor, labels: Tensor) -> Tensor:
     """Return the accuracy of class logits, or Pearson's correlation of single outputs with the labels.
 
     Args:
-        output: (N, C), or (N, 1) for a single output.
-        labels: (N,).
+        output: (N, C, ...), or (N, 1) for a single output.
+        labels: (N, ...); `NO_LABEL` counts nowhere.
     """
     if _single(output):
         return torch.corrcoef(torch.stack([output.flatten(), labels]))[0, 1]
-    return (output.argmax(1) == labels).float().mean()
+    return (output.argmax(1) == labels)[labels != NO_LABEL].float().mean()
 
 
 def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, reads: Reads) -> Measured:
@@ -105,11 +109,11 @@ def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs
     agreed, apart, kept = [], [], []
     for ours, theirs in zip(outputs_of(model), outputs_of(expert), strict=True):
         agreed.append(agreement(ours, theirs, reads).cpu())
-        if not _single(theirs):
+        if not _single(theirs) and reads is not Reads.DIRECTION:
             apart.append(divergence(ours, theirs).cpu())
         if inputs.labels is not None:
             kept.append(ours.cpu())
-    return Measured(torch.cat(agreed), _joined(apart), _joined(kept))
+    return Measured(torch.cat(agreed), _joined(apart), _joined(kept), reads)
 
 
 def _shown(lam: float | Tensor) -> str:

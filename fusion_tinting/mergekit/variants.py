@@ -38,8 +38,8 @@ SHARD_BYTES = 1 << 29
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 """Endings of files that are not copied from an expert's folder."""
 NOT_COPIED = ("README.md", INDEX)
-TEMPLATES = "additional_chat_templates"
-"""The one folder that a tokenizer may have."""
+FOLDERS = ("additional_chat_templates", "[0-9]_*")
+"""Those of a tokenizer, and of the modules of sentence-transformers."""
 
 
 @click.command("variants")
@@ -164,8 +164,8 @@ def _copy_rest(expert: Path, folder: Path) -> None:
         weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
         if path.is_file() and not weights and path.name not in NOT_COPIED and path.name[0] != ".":
             shutil.copyfile(path, folder / path.name)
-    if (expert / TEMPLATES).is_dir():
-        shutil.copytree(expert / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
+    for path in (path for pattern in FOLDERS for path in expert.glob(pattern) if path.is_dir()):
+        shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
 
 
 def _digest(run_dir: Path) -> str:

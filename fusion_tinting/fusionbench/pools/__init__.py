@@ -25,6 +25,8 @@ FAMILY = {
     "NYUv2ModelPool": "nyuv2:NYUv2Pool",
     "GPT2ForSequenceClassificationPool": "text_classification:TextClassifierPool",
     "Seq2SeqLMPool": "seq2seq:Seq2SeqFamily",
+    "TokenClassificationModelPool": "token_classification:TokenClassifierPool",
+    "SentenceEmbeddingModelPool": "sentence_embedding:SentenceEncoderPool",
     "SequenceClassificationModelPool": "text_classification:TextClassifierPool",
 }
 """FusionBench's class -> the module in this package and the class that reads such pools."""

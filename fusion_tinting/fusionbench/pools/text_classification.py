@@ -20,9 +20,13 @@ class TextClassifierPool(PoolFamily):
 
     Backbones are what FusionBench's own methods can merge. A data set has one column of texts, or two of
     pairs, under any names, and labels in `label`.
+
+    Class attributes:
+        texts: how many columns of texts a data set may have.
     """
 
     name: ClassVar[str] = "sequence_classification"
+    texts: ClassVar[tuple[int, ...]] = (1, 2)
 
     def models(self) -> Models:
         """Return folders or hub ids, the pool's tokenizer, and a `label2id` that stands beside a path."""
@@ -71,11 +75,12 @@ class TextClassifierPool(PoolFamily):
         texts.require_fitting(self.family.tokenizer, self.family.configs[PRETRAINED])
 
     def rows(self, task: str, dataset: Dataset, where: str) -> Rows:
-        """Return the rows of a data set: its one or two columns of strings, in their order."""
+        """Return the rows of a data set: its columns of strings, in their order."""
         columns = [name for name, feature in dataset.features.items() if _is_text(name, feature)]
-        if len(columns) not in (1, 2):
+        if len(columns) not in self.texts:
+            counts = " or ".join(map(str, self.texts))
             raise ValueError(
-                f"Expected one or two columns of texts in {where}. Found {columns} among "
+                f"Expected {counts} column(s) of texts in {where}. Found {columns} among "
                 f"{dataset.column_names}."
             )
         keys = dict(zip(("text", "text_pair"), columns, strict=False))
