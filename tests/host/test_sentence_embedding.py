@@ -138,7 +138,7 @@ def test_a_recipe_reproduces_the_shared_model(tmp_path):
 
 REFUSED = {
     "the head": ({"layer": "head"}, None, r"`layer=head`: embeddings have no head to tint.*block:-1"),
-    "a sampler by confidence": ({"sampler": "confidence_difference"}, None, "Embedding have not.*sampler: all"),
+    "a sampler by confidence": ({"sampler": "confidence_difference"}, None, "have not.*sampler: all"),
     "an unknown pooling": ({}, {"pooling_mode_max_tokens": True}, "pools by .*max_tokens.*'mean', 'cls'"),
     "two poolings": (
         {}, {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "pools by .*max.*mean"
