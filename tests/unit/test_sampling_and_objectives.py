@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from fusion_tinting.method.objectives import OBJECTIVES, agreement, resolve_objective
+from fusion_tinting.method.objectives import (
+    OBJECTIVES,
+    PADDING,
+    Reads,
+    agreement,
+    divergence,
+    resolve_objective,
+)
 from fusion_tinting.method.sampling import SAMPLERS, resolve_sampler
 
 # Row by row: they agree; they disagree and the expert is surer; they disagree and the model is surer;
@@ -70,6 +77,23 @@ def test_objectives_take_dense_outputs(name):
 def test_agreement():
     assert agreement(MODEL, EXPERT).tolist() == [1, 0, 0, 0]
     assert agreement(torch.tensor([[2.0], [9.0]]), torch.tensor([[4.0], [1.0]])).tolist() == [0.5, 0]
+    vectors = torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([[6.0, 0.0], [-6.0, 0.0]])
+    torch.testing.assert_close(agreement(*vectors, Reads.DIRECTION), torch.tensor([0.6, 0.0]))
+
+
+@pytest.mark.parametrize("name", ["hard", "soft", "entropy"])
+def test_padding_neither_teaches_nor_counts(name):
+    torch.manual_seed(0)
+    output, expert = torch.randn(2, 2, 5, 3)
+    output.requires_grad_()
+    padded = [torch.cat([part, torch.full((2, 5, 4), PADDING)], dim=2) for part in (output, expert)]
+    losses = OBJECTIVES[name](*padded)
+    torch.testing.assert_close(losses, OBJECTIVES[name](output, expert))
+    (gradient,) = torch.autograd.grad(losses.sum(), output)
+    (expected,) = torch.autograd.grad(OBJECTIVES[name](output, expert).sum(), output)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(agreement(*padded), agreement(output, expert))
+    torch.testing.assert_close(divergence(*padded), divergence(output, expert))
 
 
 @pytest.mark.parametrize("resolve", [resolve_sampler, resolve_objective])
