@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion_tinting.families.rows import NO_LABEL, Inputs
 from fusion_tinting.method.objectives import Reads, agreement, divergence
-from fusion_tinting.reporting.tables import Table
+from fusion_tinting.reporting.tables import Table, compared
 from fusion_tinting.run.experts import outputs
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.tinted_model import TintedModel
@@ -67,8 +67,7 @@ def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
     """
     merged = {way: by_task for way, by_task in report.items() if way != "expert"}
     agreed = _values(merged, aside, lambda _, measured: 100 * measured.agreement.mean())
-    vectors = any(measured.reads is Reads.DIRECTION for measured in report["expert"].values())
-    measure = "Cosine similarity to" if vectors else "Agreement with"
+    measure = compared(measured.reads for measured in report["expert"].values())
     yield _table(f"{measure} the experts, %, on inputs kept aside", agreed)
     classes = [task for task in aside if report["expert"][task].divergence is not None]
     if classes:

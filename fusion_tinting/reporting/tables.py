@@ -1,6 +1,6 @@
 """The table of this package, for a terminal and as Markdown, and the closing tables made with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import rich.table
@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fusion_tinting.method.objectives import agreement
+from fusion_tinting.method.objectives import Reads, agreement
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
@@ -206,11 +206,20 @@ def agreement_table(
     return Table(
         ["task", *inputs],
         [[task, *each] for task, each in shares.items()],
-        title=f"Agreement with the experts %, on the {split} split",
+        title=f"{compared(map(model.reads, model.tasks))} the experts %, on the {split} split",
         caption="For accuracies name a task pool, for example taskpool=clip-vit-b32_TA8.",
         summary=["average", *(sum(each) / len(each) for each in zip(*shares.values(), strict=True))],
         digits=".1f",
     )
+
+
+def compared(reads: Iterable[Reads]) -> str:
+    """Return what `agreement` measures, for a title that goes on with `the experts`.
+
+    Args:
+        reads: of each task.
+    """
+    return "Cosine similarity to" if Reads.DIRECTION in set(reads) else "Agreement with"
 
 
 def _agreement(

@@ -177,7 +177,7 @@ def test_fusionbench_adapts_reports_cosines_and_applies_the_artifact(fuse, tmp_p
     layer = ("method.layer=block:-1", "method.run_dir=run")
     model = fuse(*short, *pool, *layer, saved)["merged_model"]
     assert model.history.loss[-5:].mean() < model.history.loss[:5].mean()
-    assert "kept aside" in capfd.readouterr().out
+    assert "Cosine similarity to the experts" in capfd.readouterr().out
     again = fuse("method=model_tinting", *pool, "method.artifact=run")["merged_model"]
     tokenizer = make_tokenizer()
     batch = dict(tokenizer(["the old dog sleeps", "a cat"], padding=True, return_tensors="pt"))
