@@ -10,6 +10,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With `-m quick` import no file that has no quick test: importing all takes as long as the tests."""
+    if config.getoption("markexpr") == "quick" and collection_path.match("test_*.py"):
+        return "mark.quick" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Stands for the user's cache folder, in programs that the tests start too.

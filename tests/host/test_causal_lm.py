@@ -48,6 +48,7 @@ def test_a_tint_brings_each_task_nearer_to_its_expert(fuse, pool, tmp_path, capf
     assert torch.equal(again(ids, "math"), model(ids, "math"))
 
 
+@pytest.mark.quick
 def test_one_hot_coefficients_are_transformers_own_expert(fuse, pool, tmp_path):
     model = fuse(*SHORT, *pool, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
     ids = torch.arange(8)[None]

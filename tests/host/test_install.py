@@ -187,6 +187,7 @@ def names(requirements: list[str]) -> set[str]:
     return {modules.get(name, name) for name in found}
 
 
+@pytest.mark.quick
 def test_every_import_is_declared_and_every_dependency_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -194,6 +195,7 @@ def test_every_import_is_declared_and_every_dependency_is_imported():
     assert imported_modules("fusion_tinting") - optional == names(project["dependencies"])
 
 
+@pytest.mark.quick
 def test_every_dependency_is_bounded_on_both_sides():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

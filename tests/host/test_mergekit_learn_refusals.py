@@ -60,6 +60,7 @@ def check(world: Path, run: Path, config: Path, message: str, monkeypatch) -> No
     assert not run.exists()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_configuration_that_cannot_be(world, tmp_path, monkeypatch, case):
     change, message = CHANGES[case]

@@ -23,6 +23,7 @@ def world(tmp_path_factory):
     return make(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.quick
 def test_equals_a_float64_hand_computation_and_loads(world):
     out = world.merge(world.recipe())
     assert_equal(tensors(out), world.by_hand())

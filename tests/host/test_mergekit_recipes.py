@@ -45,6 +45,7 @@ def parameters(world, **more):
     return {"coefficients": str(world.coefficients), **more}
 
 
+@pytest.mark.quick
 def test_help_imports_nothing_heavy(tmp_path):
     """Torch, transformers and mergekit cost seconds; they are for the commands."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
@@ -71,6 +72,7 @@ def test_help_of_mergekits_commands_has_all_options(command):
         assert option in told.output
 
 
+@pytest.mark.quick
 def test_mistyped_keys(world, refused):
     assert "Did you mean `dtype`?" in refused(world.recipe(dtpye="float32"))
     assert "Did you mean `coefficients`?" in refused(world.recipe(parameters={"coefficient": "x"}))

@@ -129,12 +129,14 @@ def loadable(out: Path) -> list[str]:
     return sorted(path.parent.name for path in out.glob(f"*/{INDEX}"))
 
 
+@pytest.mark.quick
 def test_the_command_reproduces_the_tinted_model(heads, tmp_path):
     said = heads.variants(tmp_path / "out")
     assert said.split() == [str(tmp_path / "out" / task) for task in LABELS]
     heads.assert_reproduced(tmp_path / "out")
 
 
+@pytest.mark.quick
 def test_a_tinted_block_is_reproduced(blocks, tmp_path):
     blocks.variants(tmp_path / "out")
     blocks.assert_reproduced(tmp_path / "out")

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from fusion_tinting.mergekit import writer
 from fusion_tinting.mergekit.writer import StreamingWriter, streamed
 
+pytestmark = pytest.mark.quick
+
 
 def some_tensors() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)

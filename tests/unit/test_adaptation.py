@@ -13,6 +13,8 @@ from fusion_tinting.method.reference import Visit, adapt_reference
 from fusion_tinting.method.sampling import resolve_sampler
 from fusion_tinting.method.schedule import batch_schedule, task_order
 
+pytestmark = pytest.mark.quick
+
 
 def visits(world, models, *, update, steps, batch_size=8, seed=0):
     """The batches as the schedule has them, in float64, with what the experts predict; a group a step."""

@@ -28,6 +28,7 @@ def same(one, two):
         assert torch.equal(row, two.coefficients[name])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layer", LAYERS)
 def test_saving_and_loading_changes_nothing(world, tmp_path, layer):
     tinted = world.tint(layer=layer)
@@ -43,6 +44,7 @@ def test_loading_takes_the_artifacts_own_task_order(world, tmp_path):
     same(tinted, ft.TintedModel.load(tmp_path, **world.models()))
 
 
+@pytest.mark.quick
 def test_the_folder_reads_without_our_code(world, tmp_path):
     world.tint(layer="block:1", run_dir=tmp_path, seed=3)
     manifest = json.loads((tmp_path / "tinting.json").read_text())
@@ -63,6 +65,7 @@ def test_the_folder_reads_without_our_code(world, tmp_path):
     assert len(lines) == 1 + 4 * 3
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("update", ["sequential", "joint"])
 @pytest.mark.parametrize(
@@ -89,6 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert torch.equal(whole.history.values, resumed.history.values)
 
 
+@pytest.mark.quick
 def test_a_finished_run_is_loaded_and_not_repeated(world, tmp_path):
     first = world.tint(run_dir=tmp_path)
     steps = []
@@ -128,6 +132,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
     assert f"iteration {done};" in errors
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -200,6 +205,7 @@ def test_curves_cut_short_are_noticed(world, tmp_path, kept):
         ft.TintedModel.load(tmp_path, **world.models())
 
 
+@pytest.mark.quick
 def test_plots_are_there(world, tmp_path):
     plots.write_pictures(world.tint(run_dir=tmp_path), tmp_path)
     for name in ("curves.png", "coefficients.png"):
@@ -344,6 +350,7 @@ def test_task_names_may_hold_any_character(tmp_path):
     same(tinted, ft.TintedModel.load(tmp_path, **world.models()))
 
 
+@pytest.mark.quick
 def test_using_a_tinted_model(world):
     tinted, x = world.tint(), torch.randn(3, 5)
     assert tinted(x, task="owls").shape == (3, 5)
@@ -355,6 +362,7 @@ def test_using_a_tinted_model(world):
     assert list(tinted.tints) == ["cats", "dogs", "owls"]
 
 
+@pytest.mark.quick
 def test_remerged_models_are_the_named_ones(world):
     tinted, x = world.tint(), torch.randn(3, 5)
     for task in tinted.tasks:

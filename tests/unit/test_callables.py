@@ -6,6 +6,8 @@ from world import make_world
 
 import fusion_tinting as ft
 
+pytestmark = pytest.mark.quick
+
 
 def figures(model) -> torch.Tensor:
     return model.history.values

@@ -3,6 +3,8 @@ import torch
 
 import fusion_tinting as ft
 
+pytestmark = pytest.mark.quick
+
 NAMES = ["embed.weight", "blocks.0.weight", "blocks.0.bias", "blocks.1.weight", "norm.weight"]
 
 

@@ -10,6 +10,8 @@ from world import World
 import fusion_tinting as ft
 from fusion_tinting.run.cache import cache_folder
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):

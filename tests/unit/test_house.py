@@ -8,6 +8,8 @@ from importlinter import cli
 
 import fusion_tinting as ft
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(ft.__file__).parent
 ROOT = PACKAGE.parent
 

@@ -14,6 +14,8 @@ from fusion_tinting.method.tints import resolve_layer, tintable
 from fusion_tinting.run import layer_choice
 from fusion_tinting.run.layer_choice import SHARE, choose_layer
 
+pytestmark = pytest.mark.quick
+
 OPTIONS = {"layer": "auto", "steps": 60, "update": "joint"}
 
 

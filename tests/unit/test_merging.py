@@ -8,6 +8,8 @@ import fusion_tinting as ft
 from fusion_tinting.run.cache import cache_folder
 from fusion_tinting.run.storage import load_task_vectors
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def vectors(world):

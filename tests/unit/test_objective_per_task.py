@@ -24,6 +24,8 @@ from fusion_tinting.run.top_predictions import (
 )
 from fusion_tinting.run.unlabeled import Unlabeled
 
+pytestmark = pytest.mark.quick
+
 EACH = {"cats": "hard", "dogs": "l1", "owls": "soft"}
 
 

@@ -1,10 +1,13 @@
 """Adam for λ and the tints: torch's own, but for the steps that are left out."""
 
+import pytest
 import torch
 from torch import nn
 
 import fusion_tinting as ft
 from fusion_tinting.method.optimizers import Optimizers
+
+pytestmark = pytest.mark.quick
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 

@@ -21,6 +21,7 @@ def quality() -> dict:
     return json.loads((RESULTS / "quality_clip-mini_8.json").read_text())
 
 
+@pytest.mark.quick
 def test_the_example_in_the_packages_docstring_runs():
     assert doctest.testmod(fusion_tinting).attempted > 8
     assert doctest.testmod(fusion_tinting).failed == 0
@@ -317,16 +318,19 @@ def test_the_tests_command_is_the_one_that_continuous_integration_runs():
     assert script.rstrip().endswith("pytest")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
 def test_links_lead_somewhere(path):
     assert (ROOT / path).exists()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`ft\.(\w+)", README))))
 def test_names_of_the_python_interface_exist(name):
     assert hasattr(fusion_tinting, name)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"method=(model_tinting\w*)", README))))
 def test_methods_have_configurations(name):
     assert (ROOT / "configs" / "method" / f"{name}.yaml").is_file()

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 import fusion_tinting as ft
 
+pytestmark = pytest.mark.quick
+
 RUNS = Path(__file__).parents[1] / "data" / "0.1.0"
 
 

@@ -15,6 +15,8 @@ from fusion_tinting.method.objectives import (
 )
 from fusion_tinting.method.sampling import SAMPLERS, resolve_sampler
 
+pytestmark = pytest.mark.quick
+
 # Row by row: they agree; they disagree and the expert is surer; they disagree and the model is surer;
 # they disagree and are equally sure.
 MODEL = torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 0.0], [1.0, 0.0]])

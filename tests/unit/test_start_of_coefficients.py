@@ -6,6 +6,8 @@ from world import TASKS, make_world
 
 import fusion_tinting as ft
 
+pytestmark = pytest.mark.quick
+
 
 def rows(model) -> torch.Tensor:
     return torch.stack(list(model.coefficients.values()))

@@ -7,6 +7,8 @@ from rich.console import Console
 
 from fusion_tinting.reporting.tables import Table
 
+pytestmark = pytest.mark.quick
+
 
 def rows_of(text: str) -> list[list[str]]:
     """The cells of a rendered table, line by line."""

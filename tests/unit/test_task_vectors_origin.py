@@ -8,6 +8,8 @@ from world import Encoder, make_world
 
 import fusion_tinting as ft
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def world():

@@ -6,6 +6,8 @@ from torch import nn
 import fusion_tinting as ft
 from fusion_tinting.method.tints import Layer, active, make_tints, resolve_layer, tintable
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("layer", "resolved"),

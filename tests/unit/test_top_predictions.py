@@ -16,6 +16,8 @@ from fusion_tinting.run.cache import cache_folder
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.top_predictions import TOP, TopPredictions, dense
 
+pytestmark = pytest.mark.quick
+
 N, V, T = 40, 2000, 24
 TASKS = ("cats", "dogs")
 

@@ -5,6 +5,8 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from fusion_tinting.method.schedule import batch_schedule, task_order
 from fusion_tinting.run.unlabeled import Unlabeled, input_of
 
+pytestmark = pytest.mark.quick
+
 ROWS = torch.arange(20.0).view(10, 2)
 
 
