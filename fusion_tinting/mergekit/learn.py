@@ -76,7 +76,6 @@ def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedM
         run_dir=run_dir,
         processes=Processes(device),
         progress=progress,
-        model_class=family.model_class,
         info=RunInfo(ids=ids, tensor_names=_names(family)),
         **family.settings({**family.defaults, **config.adapt}),
     )
