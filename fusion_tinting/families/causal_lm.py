@@ -122,21 +122,27 @@ def head_name(model: PreTrainedModel) -> str:
 
 
 def require_untied(model: PreTrainedModel, layer: str) -> None:
-    """Refuse to tint a layer that shares a tensor with the LM head.
+    """Refuse to tint a layer that shares a tensor with another.
 
     Args:
         model: of transformers.
         layer: its name in `LanguageModel`.
 
     Raises:
-        ValueError: the embedding of a model that computes its logits with it, or a layer around it.
+        ValueError: the embedding of a model that computes its logits with it, or that has an encoder and a
+            decoder with one embedding; or a layer around it.
     """
-    head = {id(p) for p in model.get_output_embeddings().parameters()}
-    if any(id(p) in head for p in LanguageModel(model).get_submodule(layer).parameters()):
+    every, inside = LanguageModel(model).named_parameters(remove_duplicate=False), f"{layer}."
+    tensors = {id(p) for p in LanguageModel(model).get_submodule(layer).parameters()}
+    others = [name for name, p in every if id(p) in tensors and not name.startswith(inside)]
+    head = head_name(model)
+    if any(name.startswith(f"{head}.") for name in others):
         raise ValueError(
             f"`layer={layer}` shares a tensor with the LM head. Tint the head itself (`layer: head`): it "
             "then gets a tensor of its own. Or tint a block."
         )
+    if others:
+        raise ValueError(f"`layer={layer}` shares a tensor with `{others[0]}`. Tint the head or a block.")
 
 
 def inputs_of(tokenizer: Any, texts: Sequence[str], config: PreTrainedConfig, max_length: int) -> Unlabeled:

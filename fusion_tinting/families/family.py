@@ -78,7 +78,7 @@ class Family:
 
     Class attributes:
         keys: what of `data` the inputs and labels are read from, beside the rows themselves: `text`,
-            `text_pair`, `image`, `label`, `max_length`, `classes`, `template`.
+            `text_pair`, `target`, `image`, `label`, `max_length`, `classes`, `template`.
         defaults: settings where a configuration names none.
         recipes: the command of mergekit that merges such models by a recipe (`BY_ARCHITECTURE`, `BY_FILE`),
             or None.

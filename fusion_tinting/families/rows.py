@@ -30,7 +30,7 @@ class Rows:
     Attributes:
         table: a `datasets.Dataset`, or another sequence of rows.
         where: what an error calls it.
-        columns: `text`, `text_pair`, `image` or `label` -> the column that holds it.
+        columns: `text`, `text_pair`, `target`, `image` or `label` -> the column that holds it.
         max_length: tokens of an input; what is longer is cut.
         folder: where the paths of images begin that are no whole paths, in a file of the user's.
         num_workers: loader processes for large data; None stands for as many as are worth starting.

@@ -5,7 +5,6 @@ is run as it is, with a stand-in that gives back what the backbone has computed:
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -76,13 +75,6 @@ class Backbones(TextFamily):
 
     keys: ClassVar[tuple[str, ...]] = ("text", "text_pair", "max_length", "label")
     recipes = BY_FILE
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """As of other texts, padding on the right: what a text gives must not depend on its batch."""
-        tokenizer = super().tokenizer
-        tokenizer.padding_side = "right"
-        return tokenizer
 
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return the tokens of texts, or of pairs; batches are padded to their longest."""

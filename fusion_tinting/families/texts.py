@@ -44,12 +44,16 @@ class TextFamily(Family):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The host's tokenizer, or the one that all experts share; what lacks a padding token gets one."""
+        """The host's tokenizer, or the one that all experts share; what lacks a padding token gets one.
+
+        It pads on the right: what a text gives must not depend on the others in its batch.
+        """
         tokenizer = self.models.reader
         if tokenizer is None:
             tokenizer = shared_tokenizer(self.models.experts)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
         return tokenizer
 
     @cached_property

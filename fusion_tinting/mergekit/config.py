@@ -76,6 +76,8 @@ class Data(_Part):
         aside: the share of the inputs that does not teach and is kept for the report. In a configuration
             it is a `split` that is a number.
         text, text_pair, image, label: columns; labels are for the report alone.
+        target: column of answers, at every position of which a sequence-to-sequence model is taught by its
+            expert's distribution of the next token; without one the answer's first token is taught.
         classes: names of the classes, in the order of the labels, where neither model nor data set knows
             them; a list, a text file with one a line, or `fusion_bench:<task>`, FusionBench's own.
         template: turns a class name, which stands for its `{}`, into a prompt; or several, to be averaged.
@@ -88,6 +90,7 @@ class Data(_Part):
     aside: Annotated[float, Field(gt=0, lt=1)] = 0.5
     text: str = "text"
     text_pair: str | None = None
+    target: str | None = None
     image: str = "image"
     label: str | None = None
     classes: Texts = None

@@ -136,7 +136,9 @@ class MergedRun:
     def write_rest(self, task: str, folder: Path) -> None:
         """Write what a variant needs beside its tensors and what is copied from the expert.
 
-        LM head and embedding, one tensor there, are two where one of them has a tint.
+        LM head and embedding, one tensor there, are two where one of them has a tint. Of models with an
+        encoder the configuration stays: the same key says more there (that both embeddings are one in BART,
+        how logits are scaled in T5), and transformers goes by the tensors where they differ.
 
         Raises:
             ValueError: an architecture that ties them whatever its configuration says.
@@ -146,6 +148,8 @@ class MergedRun:
             return
         path = folder / "config.json"
         config = read_json(path)
+        if config.get("is_encoder_decoder"):
+            return
         inner = {
             key: {**config[key], "tie_word_embeddings": False} for key in ("text_config",) if key in config
         }

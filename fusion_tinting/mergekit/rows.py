@@ -9,7 +9,7 @@ from fusion_tinting.families.rows import Rows
 from fusion_tinting.mergekit.config import Data, Expert
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-COLUMNS = ("text", "text_pair", "image", "label")
+COLUMNS = ("text", "text_pair", "target", "image", "label")
 
 
 def rows_of(expert: Expert) -> Rows:

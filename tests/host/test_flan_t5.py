@@ -242,9 +242,34 @@ def test_lora_experts_are_merged_into_their_base(hub, fuse):
     torch.testing.assert_close(model.remerged("rte")(inputs, "rte"), wanted, rtol=0, atol=1e-5)
 
 
-def bart(folder) -> None:
+def bart(folder, seed: int = 0) -> None:
     size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 200}
-    BartForConditionalGeneration(BartConfig(**size)).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(pad_token_id=0, decoder_start_token_id=1, **size))
+    torch.manual_seed(seed)
+    for tensor in (*model.parameters(), model.final_logits_bias):
+        tensor.data += 0.05 * torch.randn_like(tensor)
+    model.save_pretrained(folder)
+
+
+def test_bart_is_taken_too(hub, fuse, tmp_path):
+    """Its experts are merged with the bias of their logits, which is a buffer."""
+    base = "pretrained_model_name_or_path"
+    bart(tmp_path / "base")
+    paths = [f"modelpool.models._pretrained_.{base}={tmp_path}/base"]
+    for seed, task in enumerate(FEW, start=1):
+        bart(tmp_path / task, seed)
+        paths.append(f"modelpool.models.{task}.{base}={tmp_path}/{task}")
+    result = fuse(*SHORT, *LESS, *paths, "method.layer=block:-1")
+    model, report = result["merged_model"], result["report"]
+    assert headlines(report).keys() == set(FEW)
+    inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
+    for task in FEW:
+        expert = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / task).eval()
+        with torch.no_grad():
+            wanted = expert(**inputs, decoder_input_ids=torch.tensor([[1]])).logits[:, 0]
+        torch.testing.assert_close(model.remerged(task)(inputs, task), wanted, rtol=0, atol=1e-5)
+        assert expert.final_logits_bias.any()
 
 
 @pytest.mark.parametrize(

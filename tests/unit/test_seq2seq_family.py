@@ -178,8 +178,10 @@ def test_names_are_the_checkpoints_and_what_it_lacks_is_named(tmp_path):
         load(tmp_path)
 
 
-def test_a_layer_that_shares_its_tensor_with_the_head_is_refused():
+def test_a_layer_that_shares_its_tensor_is_refused():
     model = T5ForConditionalGeneration(t5().config)
     with pytest.raises(ValueError, match="shares a tensor with the LM head"):
         causal_lm.require_untied(model, "model.shared")
-    causal_lm.require_untied(t5(), "model.shared")
+    with pytest.raises(ValueError, match=r"shares a tensor with `model.encoder.embed_tokens.weight`"):
+        causal_lm.require_untied(t5(), "model.shared")
+    causal_lm.require_untied(t5(), "model.decoder.block.1")

@@ -10,7 +10,7 @@ from fusion_bench.tasks.flan_t5_text_generation.glue_prompt_templates import glu
 from torch import nn
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families import seq2seq, texts
+from fusion_tinting.families import seq2seq
 from fusion_tinting.families.family import Models
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.fusionbench.pools.text_classification import TextClassifierPool
@@ -54,9 +54,8 @@ class Seq2SeqFamily(TextClassifierPool):
         return {"num_labels": 1 if isinstance(written, str) else len(written)}
 
     def check(self) -> None:
-        """Refuse models of several architectures, and a tokenizer that is not theirs."""
+        """Refuse what the family does; texts with more tokens than it has positions are cut."""
         self.family.check()
-        texts.require_known_tokens(self.family.tokenizer, self.family.configs[PRETRAINED])
 
     def template(self, task: str) -> Mapping:
         """Return FusionBench's prompt and answers of a task.
