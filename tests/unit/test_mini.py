@@ -72,11 +72,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def micro(tmp_path_factory):
+def micro(cache):
     """The micro zoo with seed 0."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSION_TINTING_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield mini.build(0, progress=False, recipe="clip-micro_3")
+    return mini.build(0, progress=False, recipe="clip-micro_3")
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -243,7 +241,7 @@ def test_a_second_call_finds_the_zoo(micro):
     assert (micro / "zoo.json").stat().st_mtime_ns == before
 
 
-def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_path, monkeypatch):
+def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_path):
     killed = start_build(tmp_path)
     unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{UNFINISHED}"
     wait_until((unfinished / "pretrained").exists)
@@ -264,7 +262,6 @@ def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_pat
     assert not list(tmp_path.rglob("*" + UNFINISHED))
     assert (folder / "pretrained" / "model.safetensors").stat().st_mtime_ns == first_part
 
-    monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path / "another"))
     expected, theirs = weights(mini.build(1, progress=False, recipe=MICRO)), weights(folder)
     assert expected.keys() == theirs.keys()
     assert all(torch.equal(expected[name], theirs[name]) for name in expected)

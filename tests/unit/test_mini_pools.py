@@ -27,13 +27,6 @@ def pools(name: str, *overrides: str):
         return compose(overrides=[f"+modelpool={name}", f"+taskpool={name}", *overrides])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSION_TINTING_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def modelpool(cache):
     return instantiate(pools("clip-micro_3").modelpool)
