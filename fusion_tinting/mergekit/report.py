@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion_tinting.families.rows import NO_LABEL, Inputs
 from fusion_tinting.method.objectives import Reads, agreement, divergence
-from fusion_tinting.reporting.tables import Table, compared
+from fusion_tinting.reporting.tables import Table, compared, start_of
 from fusion_tinting.run.experts import outputs
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.tinted_model import TintedModel
@@ -45,7 +45,7 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
     ways: dict[str, Callable[[], TintedModel]] = {
         "base": lambda: model.remerged(0.0),
         f"average\nλ = 1/{count}": lambda: model.remerged(1 / count),
-        f"Task Arithmetic\nλ = {_shown(start)}": lambda: model.remerged(start),
+        f"Task Arithmetic\nλ = {start_of(model)}": lambda: model.remerged(start),
         "tinted": lambda: model,
     }
     report: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
@@ -113,11 +113,6 @@ def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs
         if inputs.labels is not None:
             kept.append(ours.cpu())
     return Measured(torch.cat(agreed), _joined(apart), _joined(kept), reads)
-
-
-def _shown(lam: float | Tensor) -> str:
-    """Return one number, or the start of each task."""
-    return ", ".join(f"{value:.6g}" for value in torch.as_tensor(lam).reshape(-1).tolist())
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:

@@ -150,15 +150,23 @@ def score_table(report: Mapping, model: TintedModel, metrics: Mapping[str, Metri
 
 def _scores(report: Mapping, model: TintedModel, metrics: Mapping[str, Metric], tasks: list[str]) -> dict:
     """Return column title -> task -> score."""
-    start = ", ".join(f"{value:.6g}" for value in torch.as_tensor(model.start).reshape(-1).tolist())
     titles = {
         "pretrained": "pre-trained",
-        "task_arithmetic": f"Task\nArithmetic\nλ = {start}",
+        "task_arithmetic": f"Task\nArithmetic\nλ = {start_of(model)}",
         "expert": "expert",
     }
     baselines = report.get("baselines", {})
     columns = {title: baselines[name] for name, title in titles.items() if name in baselines}
     return {**columns, "tinted": {task: report[task][metrics[task].key] for task in tasks}}
+
+
+def start_of(model: TintedModel) -> str:
+    """Return the λ that a run started from, as tables show it: one number, or one for each task.
+
+    Args:
+        model: the tinted model.
+    """
+    return ", ".join(f"{value:.6g}" for value in torch.as_tensor(model.start).reshape(-1).tolist())
 
 
 def _row(name: str, scores: Mapping[str, float], metric: Metric) -> list[object]:
