@@ -53,9 +53,10 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
     return out
 
 
-@torch.no_grad()
 def merge_tensor(base: Tensor, experts: Iterable[Tensor], lams: Iterable[float]) -> Tensor:
     """Return θ₀_l + Σ_k λ_lk (θ_k,l − θ₀_l) of one tensor, in float32 (or float64, if the base is).
+
+    Gradients of the tensors flow, where they want any.
 
     Args:
         base: θ₀_l, any shape and floating-point dtype.
