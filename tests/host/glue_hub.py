@@ -35,7 +35,7 @@ TASKS = {
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
            "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}  # fmt: skip
 WORDS = ["film", "dog", "was", "not", "good", "runs", "very", "old", "and", "slowly"]
-ROWS = 24
+ROWS = 16
 
 
 def require_scored(fuse, capsys, tinting, keys, headlines, *shown: str) -> None:

@@ -1,11 +1,10 @@
 """Our YAML in FusionBench's configuration, and the hub's pools resolved offline."""
 
 import importlib
-import json
-from pathlib import Path
+from functools import cache
 
 import pytest
-from command import FUSION_BENCH, composed, run
+from command import composed
 from fusion_bench.utils import instantiate
 from hub import TASKS, make_hub, read_offline
 from omegaconf import OmegaConf
@@ -38,6 +37,12 @@ def nodes(config):
             yield from nodes(value)
 
 
+@cache
+def hub_pools(short: str, tasks: str):
+    """The composed configuration with both pools of a backbone; not to be changed."""
+    return composed(f"modelpool=clip-vit-{short}_{tasks}", f"taskpool=clip-vit-{short}_{tasks}")
+
+
 def plain(node) -> dict:
     return OmegaConf.to_container(node, resolve=False)
 
@@ -57,7 +62,7 @@ def test_every_file_composes_and_its_targets_exist(group, name):
 
 @pytest.mark.parametrize(("short", "tasks"), HUB_POOLS)
 def test_hub_model_pools_are_fusionbenchs_own_but_for_what_no_longer_resolves(short, tasks):
-    ours = plain(composed(f"modelpool=clip-vit-{short}_{tasks}").modelpool)
+    ours = plain(hub_pools(short, tasks).modelpool)
     stock = plain(composed(f"modelpool=CLIPVisionModelPool/{BACKBONES[short]}_{tasks}").modelpool)
     assert ours["models"] == stock["models"]
     assert ours["_target_"] == stock["_target_"]
@@ -71,7 +76,7 @@ def test_hub_model_pools_are_fusionbenchs_own_but_for_what_no_longer_resolves(sh
 
 @pytest.mark.parametrize(("short", "tasks"), HUB_POOLS)
 def test_hub_task_pools_match_their_model_pools(short, tasks):
-    config = composed(f"modelpool=clip-vit-{short}_{tasks}", f"taskpool=clip-vit-{short}_{tasks}")
+    config = hub_pools(short, tasks)
     assert config.taskpool.test_datasets == config.modelpool.test_datasets
     base = config.modelpool.models._pretrained_
     assert config.taskpool.clip_model.pretrained_model_name_or_path == base
@@ -80,7 +85,7 @@ def test_hub_task_pools_match_their_model_pools(short, tasks):
 
 @pytest.mark.parametrize(("short", "tasks"), HUB_POOLS)
 def test_every_data_set_id_has_the_namespace_that_datasets_wants(short, tasks):
-    config = plain(composed(f"modelpool=clip-vit-{short}_{tasks}").modelpool)
+    config = plain(hub_pools(short, tasks).modelpool)
     loads = [n for n in nodes(config) if n.get("_target_") == "datasets.load_dataset"]
     assert loads
     for node in loads:
@@ -90,7 +95,7 @@ def test_every_data_set_id_has_the_namespace_that_datasets_wants(short, tasks):
 
 @pytest.mark.parametrize("short", BACKBONES)
 def test_validation_sets_are_a_part_of_the_training_split(short):
-    config = plain(composed(f"modelpool=clip-vit-{short}_TA8").modelpool)
+    config = plain(hub_pools(short, "TA8").modelpool)
     assert list(config["val_datasets"]) == list(TASKS)[:8]
     for task, val in config["val_datasets"].items():
         assert val["dataset"] == config["train_datasets"][task]
@@ -98,48 +103,50 @@ def test_validation_sets_are_a_part_of_the_training_split(short):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """The environment under which the hub client finds the tiny models and data sets."""
-    return make_hub(tmp_path_factory.mktemp("hub"))
+    """The folder of the hub client's files: tiny models and data sets."""
+    folder = tmp_path_factory.mktemp("hub")
+    make_hub(folder)
+    return folder
 
 
-@pytest.mark.parametrize("name", [f"clip-vit-{short}_{tasks}" for short, tasks in HUB_POOLS])
-def test_every_hub_pool_loads_from_a_cache_offline(hub, name):
-    with read_offline(Path(hub["HF_HOME"])):
-        config = composed(f"modelpool={name}", f"taskpool={name}")
+@pytest.fixture(scope="module")
+def loaded() -> list:
+    """What was loaded, by its configuration: pools share most of it."""
+    return []
+
+
+@pytest.mark.parametrize(("short", "tasks"), HUB_POOLS)
+def test_every_hub_pool_loads_from_a_cache_offline(hub, loaded, short, tasks):
+    config = hub_pools(short, tasks)
+    whole = plain(config.modelpool)
+    with read_offline(hub):
         pool = instantiate(config.modelpool)
         pool.load_processor()
         pool.load_clip_model("_pretrained_")
-        for model in ("_pretrained_", *pool.model_names):
-            pool.load_model(model)
+        for name, model in whole["models"].items():
+            if model not in loaded:
+                pool.load_model(name)
+                loaded.append(model)
         for split in ("train", "val", "test"):
-            for task in getattr(pool, f"{split}_dataset_names"):
-                dataset = getattr(pool, f"load_{split}_dataset")(task)
-                assert {"image", "label"} <= set(dataset[0]), (task, dataset[0])
+            for task, data in (whole.get(f"{split}_datasets") or {}).items():
+                if (task, data) not in loaded:
+                    dataset = getattr(pool, f"load_{split}_dataset")(task)
+                    assert {"image", "label"} <= set(dataset[0]), (task, dataset[0])
+                    loaded.append((task, data))
         instantiate(config.taskpool)
 
 
-def require_scored(report: dict, more: set[str]) -> None:
-    """A report of the eight tasks."""
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        (["method=simple_average"], set()),
+        (["method=model_tinting", "method.steps=2", "method.adapt_split=val"], {"baselines"}),
+    ],
+    ids=["simple_average", "model_tinting"],
+)
+def test_the_program_merges_and_evaluates_the_hubs_checkpoints_offline(hub, fuse, method, more):
+    pools = ("modelpool=clip-vit-b32_TA8", "taskpool=clip-vit-b32_TA8")
+    with read_offline(hub):
+        report = fuse(*method, *pools, "taskpool.dataloader_kwargs.num_workers=0")["report"]
     assert set(report) == {"model_info", *list(TASKS)[:8], "average", *more}
     assert all(0 <= report[task]["accuracy"] <= 1 for task in list(TASKS)[:8])
-
-
-POOLS = ("modelpool=clip-vit-b32_TA8", "taskpool=clip-vit-b32_TA8")
-
-
-def test_the_program_merges_and_evaluates_the_hubs_checkpoints_offline(hub, fuse):
-    with read_offline(Path(hub["HF_HOME"])):
-        loading = "taskpool.dataloader_kwargs.num_workers=0"
-        require_scored(fuse("method=simple_average", *POOLS, loading)["report"], set())
-
-
-def test_the_command_adapts_and_evaluates_the_hubs_checkpoints_offline(hub, tmp_path):
-    """In a process of its own, which the environment tells where the hub client's files are."""
-    run(
-        *(FUSION_BENCH, *POOLS, "method=model_tinting", "method.steps=2", "method.adapt_split=val"),
-        *("taskpool.dataloader_kwargs.num_workers=0", "fabric.accelerator=cpu"),
-        f"report_save_path={tmp_path}/report.json",
-        cwd=tmp_path,
-        env=hub,
-    )
-    require_scored(json.loads((tmp_path / "report.json").read_text()), {"baselines"})

@@ -36,6 +36,10 @@ def mean(values) -> float:
 class TestLayerSweep:
     SWEEP = ("method=model_tinting/layer_sweep", STEPS, "method.run_dir=run")
 
+    @pytest.fixture(autouse=True)
+    def no_pictures_of_each_run(self, monkeypatch):
+        monkeypatch.setattr("fusion_tinting.reporting.plots.write_pictures", lambda model, run_dir: None)
+
     def test_a_row_is_the_report_of_a_run_of_its_own(self, fuse, tmp_path):
         report = fuse(*self.SWEEP, "method.layers=[null,head,block:1]")["report"]
         rows = content_of(tmp_path, "layer_sweep")["layers"]

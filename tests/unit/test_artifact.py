@@ -111,7 +111,7 @@ checkpoint.EVERY = 1000
 def tell(step, history):
     if step == 3:
         print("running", flush=True)
-make_world().tint(steps=100000, run_dir={run!r}, on_step=tell)
+make_world().tint(steps=20000, run_dir={run!r}, on_step=tell)
 """
 
 
@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
     assert child.returncode != 0
     assert "KeyboardInterrupt: Stopped after iteration" in errors
     state = load_file(tmp_path / "checkpoint" / "state.safetensors")
-    assert state["history"].shape == (100000, 3, 4)
+    assert state["history"].shape == (20000, 3, 4)
     done = int((state["history"][:, 0, 3] != 0).sum())
     assert done >= 4
     assert f"iteration {done};" in errors
