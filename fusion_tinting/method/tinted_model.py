@@ -1,7 +1,7 @@
 """The tinted model: ONE shared encoder θ(λ) and K small tints; the task must be known at inference."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.task_vectors import TaskVectors, content_hash
-from fusion_tinting.method.tints import Layer, active, make_tints
+from fusion_tinting.method.tints import Layer, make_tints, view
 
 
 class TintedNetwork(nn.Module):
@@ -72,18 +72,21 @@ class TintedNetwork(nn.Module):
         if task not in self.tasks:
             raise unknown("task", task, self.tasks)
         k = self.tasks.index(task)
-        inside = self._path_in_encoder
-        with active(self.encoder, inside, self.tint_modules[k]) if inside else nullcontext():
-            features = call(self.encoder, inputs)
+        with self._view(self.encoder, k, in_head=False) as encoder:
+            features = call(encoder, inputs)
         return self._answer(k, features)
 
     def _answer(self, k: int, features: Any) -> Tensor:
         """Return what task k's head, with its tint if that is there, makes of the encoder's output."""
-        part = self.tinted.path if self.tinted is not None and self.tinted.in_head else None
-        head = self.tint_modules[k] if part == "" else self.heads[k]
-        with active(head, part, self.tint_modules[k]) if part else nullcontext():
+        with self._view(self.heads[k], k, in_head=True) as head:
             logits: Tensor = head(features)
         return logits
+
+    def _view(self, module: nn.Module, k: int, *, in_head: bool) -> AbstractContextManager[nn.Module]:
+        """Return task k's view of the encoder, or of its head."""
+        if self.tinted is None or self.tinted.in_head != in_head:
+            return nullcontext(module)
+        return view(module, self.tinted.path, self.tint_modules[k])
 
     def together(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return task -> its logits of its own batch, from one pass of the encoder over all the batches.
@@ -114,6 +117,8 @@ class TintedNetwork(nn.Module):
 
     def set_task(self, task: str) -> None:
         """Make a task the default of `forward` (FusionBench's ModulatedModel convention).
+
+        It is the model's, whichever thread asks: threads with tasks of their own give them to `forward`.
 
         Args:
             task: its name.

@@ -1,10 +1,13 @@
-"""The tint φ_k: task k's own trainable copy of ONE layer, and how one is made active."""
+"""The tint φ_k: task k's own trainable copy of ONE layer, and the model with a tint in its place."""
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
+from typing import Any
 
 from torch import nn
 
@@ -104,22 +107,42 @@ def make_tints(
 
 
 @contextmanager
-def active(model: nn.Module, path: str, tint: nn.Module) -> Iterator[None]:
-    """Put `tint` into `model` where its submodule `path` is, for as long as the context lasts.
+def view(model: nn.Module, path: str, tint: nn.Module) -> Iterator[nn.Module]:
+    """Yield `model` with `tint` where its submodule `path` is; everything else is shared with `model`.
+
+    The modules on the way to it are shallow copies, so that nothing stands in `model` that is a task's own:
+    threads may ask for several tasks at a time, and gradient checkpointing computes again what it has
+    computed. What a module of the view sets of itself when it runs, `model` has afterward.
 
     Args:
         model: the encoder or head.
-        path: name of the submodule.
-        tint: what stands there meanwhile.
+        path: name of the submodule; empty for the whole model.
+        tint: what stands there in the view.
     """
-    parent, _, name = path.rpartition(".")
-    owner = model.get_submodule(parent)
-    shared = owner._modules[name]
-    owner._modules[name] = tint
-    try:
-        yield
-    finally:
-        owner._modules[name] = shared
+    if not path:
+        yield tint
+        return
+    names = path.split(".")
+    shared = [model.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
+    copies: list[nn.Module] = [object.__new__(type(module)) for module in shared]
+    started = []
+    for module, copy, name, child in zip(shared, copies, names, [*copies[1:], tint], strict=True):
+        attributes = {key: _rebound(value, module, copy) for key, value in vars(module).items()}
+        started.append(attributes | {"_modules": {**module._modules, name: child}})
+        copy.__dict__ = dict(started[-1])
+    yield copies[0]
+    for module, copy, before in zip(shared, copies, started, strict=True):
+        vars(module).update({k: v for k, v in vars(copy).items() if k not in before or before[k] is not v})
+
+
+def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Return a method that an instance holds itself, such as its own `forward`, as the copy's."""
+    if isinstance(value, MethodType) and value.__self__ is old:
+        return MethodType(value.__func__, new)
+    if isinstance(value, partial):
+        args = (new if argument is old else argument for argument in value.args)
+        return partial(_rebound(value.func, old, new), *args, **value.keywords)
+    return value
 
 
 def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:

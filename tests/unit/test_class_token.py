@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from fusion_tinting.families import clip
 from fusion_tinting.families import open_clip as family
 from fusion_tinting.families.clip import CLIPImageEncoder
-from fusion_tinting.method.tints import active
+from fusion_tinting.method.tints import view
 
 SMALL = {
     "hidden_size": 24,
@@ -149,9 +149,10 @@ def test_a_tinted_last_block_is_the_one_that_is_asked():
             parameter += 0.1
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     encoder, tint = CLIPImageEncoder(tower, nn.Identity()), other.encoder.layers[-1]
-    with active(encoder, "vision_model.encoder.layers.2", tint):
-        tinted = encoder(images)
-        whole = nn.functional.normalize(tower(pixel_values=images).pooler_output, dim=-1)
+    with view(encoder, "vision_model.encoder.layers.2", tint) as seen:
+        tinted = seen(images)
+        pooled = seen.vision_model(pixel_values=images).pooler_output
+        whole = nn.functional.normalize(pooled, dim=-1)
     torch.testing.assert_close(tinted, whole, rtol=1e-11, atol=1e-12)
     assert not torch.allclose(encoder(images), tinted)
 

@@ -1,10 +1,18 @@
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import MethodType
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from world import make_world
 
 import fusion_tinting as ft
-from fusion_tinting.method.tints import Layer, active, make_tints, resolve_layer, tintable
+from fusion_tinting.method.tints import Layer, make_tints, resolve_layer, tintable, view
 
 pytestmark = pytest.mark.quick
 
@@ -96,15 +104,115 @@ def test_tints_start_at_the_experts_layer_and_are_copies(world):
         assert tint.weight.data_ptr() != expert.blocks[1].weight.data_ptr()
 
 
-def test_a_tint_is_active_only_within_its_context(world):
+def test_a_tint_is_in_its_view_alone(world):
     encoder, x = world.pretrained.eval(), torch.randn(2, 5)
-    tint = world.experts["cats"].blocks[1]
+    tint, other = (world.experts[task].blocks[1] for task in ("cats", "dogs"))
     before = encoder(x)
-    with active(encoder, "blocks.1", tint):
-        assert not torch.equal(encoder(x), before)
-        with pytest.raises(RuntimeError, match="from inside"), active(encoder, "stem", tint):
-            raise RuntimeError("from inside")
-    assert torch.equal(encoder(x), before)
+    with view(encoder, "blocks.1", tint) as seen, view(encoder, "blocks.1", other) as beside:
+        assert seen.blocks[1] is tint
+        assert beside.blocks[1] is other
+        assert seen.stem is encoder.stem
+        assert torch.equal(encoder(x), before)
+        assert len({outputs.sum().item() for outputs in (before, seen(x), beside(x))}) == 3
+
+
+class Counting(nn.Module):
+    """Counts its calls, and runs what was put into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 6))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x)
+
+
+def instances_own(encoder):
+    encoder.forward = MethodType(lambda self, x: 2 * Counting.forward(self, x), encoder)
+
+
+def accelerates(encoder):
+    """As accelerate hooks a model."""
+    encoder.old_forward = encoder.forward
+    encoder.forward = partial(lambda module, x: module.old_forward(x), encoder)
+
+
+@pytest.mark.parametrize("change", [lambda encoder: None, instances_own, accelerates])
+def test_a_forward_of_the_instances_own_sees_the_tint(change):
+    encoder, tint, x = Counting(), nn.Linear(5, 6), torch.randn(2, 5)
+    change(encoder)
+    factor = 2 if change is instances_own else 1
+    with view(encoder, "inner.1", tint) as seen:
+        torch.testing.assert_close(seen(x), factor * tint(encoder.inner[0](x)))
+    assert encoder.calls == 1  # what a model keeps of its calls it has kept
+    assert encoder.inner[1] is not tint
+
+
+@pytest.mark.parametrize("layer", ["block:1", "stem", "head.last"])
+def test_threads_get_their_own_tasks(decoders, layer):
+    model = decoders.tint(layer=layer)
+    x = torch.randn(3, 5)
+    alone = {task: model(x, task) for task in model.tasks}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def wrong(place):
+        task = model.tasks[place % len(model.tasks)]
+        return sum(not torch.equal(model(x, task), alone[task]) for _ in range(50))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(wrong, range(24))) == 0
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+class Checkpointed(nn.Module):
+    """An encoder whose blocks are computed again in the backward pass."""
+
+    def __init__(self, encoder, reentrant):
+        super().__init__()
+        self.encoder, self.reentrant = encoder, reentrant
+
+    def forward(self, x):
+        x = self.encoder.stem(x)
+        if self.reentrant is None:
+            return self.tail(x)
+        return checkpoint(self.tail, x, use_reentrant=self.reentrant)
+
+    def tail(self, x):
+        for block in self.encoder.blocks:
+            x = x + block(x).tanh()
+        return self.encoder.norm(x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("layer", ["block:1", "norm", "head"])
+def test_gradient_checkpointing_changes_nothing(layer):
+    runs = []
+    for reentrant in (None, False, True):
+        world = make_world()
+        world.pretrained = Checkpointed(world.pretrained, reentrant)
+        world.experts = {task: Checkpointed(expert, reentrant) for task, expert in world.experts.items()}
+        runs.append(world.tint(layer=layer, update="joint"))
+    plain, *checkpointed = (run.state_dict() for run in runs)
+    assert runs[0].coefficients["encoder.blocks.0.bias"].ne(0.3).all()
+    for state in checkpointed:
+        assert all(torch.equal(tensor, state[name]) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("layer", ["block:1", "head"])
+def test_a_tinted_model_is_copied_and_pickled_whole(world, copied, layer):
+    model, x = world.tint(layer=layer), torch.randn(3, 5)
+    model(x, "cats")
+    other = copied(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    again = copied(other)
+    for task in other.tasks:
+        assert torch.equal(other(x, task), again(x, task))
+        assert other(x, task).abs().sum() > 0
 
 
 class Decoder(nn.Module):
