@@ -1,0 +1,1 @@
+"""What a hostile or careless user does to a run, counted: see README.md."""

@@ -1,0 +1,32 @@
+"""The short form of `python -m tests.hostile`: a few of each kind of attempt."""
+
+import pytest
+from hostile import kills, mutations, side_by_side, threads
+from hostile.verdicts import REFUSED, RIGHT
+
+
+def bad(verdicts) -> list[str]:
+    return [f"{v.kind}: {v.name}: {v.said}" for v in verdicts if v.kind not in (RIGHT, REFUSED)]
+
+
+@pytest.mark.xfail(reason="the files of the cache and of checkpoints have no hashes yet")
+def test_a_damaged_file_is_never_silently_wrong():
+    verdicts = mutations.count(40, seed=1)
+    assert len(verdicts) > 30
+    assert bad(verdicts) == []
+
+
+@pytest.mark.xfail(reason="run folders are not locked yet")
+def test_processes_with_one_folder_are_right_or_refused():
+    verdicts = side_by_side.count(6)
+    assert bad(verdicts) == []
+
+
+@pytest.mark.xfail(reason="files of dead runs are left yet")
+def test_killed_runs_continue_as_if_they_had_not_been():
+    assert bad(kills.count(4, seed=1)) == []
+
+
+@pytest.mark.xfail(reason="tints are swapped into the shared encoder yet")
+def test_threads_get_what_one_thread_gets():
+    assert bad(threads.count(threads=32, turns=8)) == []
