@@ -25,11 +25,11 @@ def programs(folder: Path) -> tuple[Program, ...]:
 
 
 def _fusion_bench() -> Program:
-    import fusion_bench.taskpool.clip_vision.taskpool  # noqa: F401
+    import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before more of it is imported)
+
     from command import composed
     from fusion_bench.scripts.cli import main
 
-    import fusion_tinting.fusionbench  # noqa: F401
     from fusion_tinting.mini import build
 
     build(recipe="clip-micro_3", progress=False)

@@ -97,7 +97,9 @@ def _killed(
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Return the files of run and cache; what else hosts write is theirs."""
+    found = [path for part in ("run", "cache") for path in (folder / part).rglob("*")]
+    return {path.relative_to(folder).as_posix() for path in found if path.is_file()}
 
 
 def _left(folder: Path, names: set[str]) -> str | None:

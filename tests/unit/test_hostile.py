@@ -27,6 +27,5 @@ def test_killed_runs_continue_as_if_they_had_not_been():
     assert bad(kills.count(4, seed=1)) == []
 
 
-@pytest.mark.xfail(reason="tints are swapped into the shared encoder yet")
 def test_threads_get_what_one_thread_gets():
     assert bad(threads.count(threads=32, turns=8)) == []
