@@ -21,12 +21,12 @@ def programs(folder: Path) -> tuple[Program, ...]:
     sys.path.insert(0, str(HOST_TESTS))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before more of it is imported)
+
     return _fusion_bench(), _learn(folder)
 
 
 def _fusion_bench() -> Program:
-    import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before more of it is imported)
-
     from command import composed
     from fusion_bench.scripts.cli import main
 
