@@ -33,7 +33,9 @@ def count(cases: list[Case] | None = None) -> list[Verdict]:
 
 def every() -> list[Case]:
     """Return the cases of all tables."""
-    return []
+    from . import cases_batches, cases_outputs
+
+    return [*cases_batches.CASES, *cases_outputs.CASES]
 
 
 def attempt(case: Case) -> Verdict:
