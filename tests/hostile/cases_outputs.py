@@ -444,6 +444,6 @@ CASES = [
     Case("settings: more in a batch than there are", settled(batch_size=10 * SAMPLES), settled(batch_size=10 * SAMPLES)),
     Case("settings: processes that are a number", settled(processes=2), None, ("processes",)),
     Case("settings: a task that is no text", lambda: look(tint(
-        {k: v if k == "pretrained" else {i: m for i, m in enumerate(v.values())} for k, v in make().items()},
+        {k: v if k == "pretrained" else dict(enumerate(v.values())) for k, v in make().items()},
         {0: [vectors(0)], 1: [vectors(1)]})), None, ("string", "task")),
 ]  # fmt: skip
