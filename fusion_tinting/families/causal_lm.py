@@ -14,7 +14,7 @@ from fusion_tinting.families.loading import load_whole
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.families.texts import TextFamily
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tints import AUTO, HEAD, resolve_layer
+from fusion_tinting.method.tints import AUTO, HEAD, find_layer
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -59,7 +59,7 @@ class WholeModels(TextFamily):
         """Refuse a layer that shares a tensor with the LM head, and `auto`."""
         if layer == AUTO:
             raise ValueError("`layer=auto` is not for language models: name a layer, as `block:-1`.")
-        named = resolve_layer(self.pretrained, self.layers.get(layer, layer))
+        named = find_layer(self.pretrained, self.layers.get(layer, layer))
         if named is not None and named.name != self.layers[HEAD]:
             require_untied(self.pretrained.model, named.name)
 

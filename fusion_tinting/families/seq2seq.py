@@ -222,7 +222,7 @@ def load(path: str) -> PreTrainedModel:
 def decoder_blocks(model: PreTrainedModel) -> list[str]:
     """Return the names, in `AnsweringModel`, of the decoder's blocks.
 
-    T5's first block holds the position biases of all, so that the core finds no list of equal blocks.
+    The core's `block:<index>` are the encoder's, or the longer one's.
     """
     lists = (part for part in model.get_decoder().children() if isinstance(part, nn.ModuleList))
     blocks = {id(block) for block in next(lists, ())}

@@ -1,7 +1,7 @@
 """The tint φ_k: task k's own trainable copy of ONE layer, and the model with a tint in its place."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.method.blocks import blocks_of
 
 HEAD, AUTO = "head", "auto"
 
@@ -35,13 +36,33 @@ class Layer:
 
 
 def resolve_layer(encoder: nn.Module, name: str | None) -> Layer | None:
+    """Return the layer that a name stands for, which must not be the first of several that share a tensor.
+
+    Args:
+        encoder: of which the layer may be a part.
+        name: as `find_layer` takes it.
+
+    Raises:
+        ValueError: as `find_layer`; or a tensor that is merged under its name in this layer, and that
+            another has too.
+    """
+    layer = find_layer(encoder, name)
+    if layer is not None and not layer.in_head and (sharer := _sharer(encoder, layer.path)):
+        raise ValueError(
+            f"`layer={layer.path}` shares a tensor with `{sharer}`, where its tint would not be used. Tint "
+            "that layer, which then gets a tensor of its own, or one that shares none."
+        )
+    return layer
+
+
+def find_layer(encoder: nn.Module, name: str | None) -> Layer | None:
     """Return the layer that a name stands for; None for no tint.
 
     Args:
         encoder: of which the layer may be a part.
         name: `head`; `head.<submodule>` where the rest of the head stays as it is, such as a decoder but
-            for its last layer; `block:<index>` of the longest ModuleList of equal blocks (negative from the
-            end); the exact name of a submodule, or an ending that only one has; None for no tint.
+            for its last layer; `block:<index>` of the blocks that `blocks.blocks_of` finds (negative from
+            the end); the exact name of a submodule, or an ending that only one has; None for no tint.
 
     Raises:
         ValueError: nothing or several submodules match (the candidates are listed), or the one
@@ -71,13 +92,15 @@ def tintable(encoder: nn.Module) -> list[str]:
 
     These are `head`, `block:<index>` of every block, and of the rest of the encoder the largest modules
     that are one layer (that own parameters themselves, such as embeddings, norms and projections), from
-    input to output. No two of them share a parameter.
+    input to output. No two of them share a parameter, unless a third one is merged in the name of both.
 
     Args:
         encoder: whose layers are listed.
     """
-    blocks, count = _blocks(encoder)
-    return [HEAD, *(f"block:{index}" for index in range(count)), *_single_layers(encoder, "", blocks)]
+    blocks = blocks_of(encoder)
+    found = {f"block:{index}": path for index, path in enumerate(blocks)}
+    found |= {path: path for path in _single_layers(encoder, "", blocks)}
+    return [HEAD, *(name for name, path in found.items() if _sharer(encoder, path) is None)]
 
 
 def make_tints(
@@ -157,14 +180,14 @@ def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:
     return module
 
 
-def _single_layers(module: nn.Module, name: str, blocks: str) -> Iterator[str]:
+def _single_layers(module: nn.Module, name: str, blocks: Sequence[str]) -> Iterator[str]:
     """Yield the topmost modules within `module`, itself included, that own parameters and are no blocks.
 
     One that also holds the blocks cannot be tinted without them: its children are looked at.
     """
-    if name and name == blocks:
+    if name in blocks:
         return
-    around_blocks = not name or blocks.startswith(f"{name}.")
+    around_blocks = not name or any(block.startswith(f"{name}.") for block in blocks)
     if not around_blocks and any(True for _ in module.parameters(recurse=False)):
         yield name
         return
@@ -172,31 +195,25 @@ def _single_layers(module: nn.Module, name: str, blocks: str) -> Iterator[str]:
         yield from _single_layers(part, f"{name}.{child}" if name else child, blocks)
 
 
+def _sharer(encoder: nn.Module, path: str) -> str | None:
+    """Return the name, outside of a layer, of a tensor that is merged under its name inside."""
+    inside = f"{path}."
+    own = {id(p) for name, p in encoder.named_parameters() if name.startswith(inside)}
+    names = (name for name, p in encoder.named_parameters(remove_duplicate=False) if id(p) in own)
+    return next((name for name in names if not name.startswith(inside)), None)
+
+
 def _block(encoder: nn.Module, index: str) -> str:
-    name, count = _blocks(encoder)
-    if not count:
+    blocks = blocks_of(encoder)
+    count = len(blocks)
+    if not blocks:
         raise ValueError(
-            "`layer=block:…` needs a ModuleList of equal blocks; the encoder has none. Give `layer=head`, "
-            "the name of a submodule, or `layer=auto`."
+            "`layer=block:…` needs a ModuleList or a Sequential of blocks; the encoder has none. Give "
+            "`layer=head`, the name of a submodule, or `layer=auto`."
         )
     if not re.fullmatch(r"-?\d+", index) or not -count <= int(index) < count:
         raise ValueError(
-            f"`layer=block:{index}` must have an index from {-count} to {count - 1}: "
-            f"`{name}` has {count} blocks."
+            f"`layer=block:{index}` must have an index from {-count} to {count - 1}: the encoder has "
+            f"{count} blocks, `{blocks[0]}` to `{blocks[-1]}`."
         )
-    return f"{name}.{int(index) % count}"
-
-
-def _blocks(encoder: nn.Module) -> tuple[str, int]:
-    """Return name and length of the longest ModuleList of equal blocks; without one `""` and 0."""
-    counts = {
-        name: len(blocks)
-        for name, blocks in encoder.named_modules()
-        if isinstance(blocks, nn.ModuleList) and len({_shape(block) for block in blocks}) == 1
-    }
-    longest = max(counts, key=lambda name: counts[name], default="")
-    return longest, counts.get(longest, 0)
-
-
-def _shape(block: nn.Module) -> tuple[object, ...]:
-    return type(block), tuple((name, p.shape) for name, p in block.named_parameters())
+    return blocks[int(index)]

@@ -87,7 +87,7 @@ def test_several_matches_are_listed():
 
 
 def test_an_encoder_without_blocks():
-    with pytest.raises(ValueError, match="ModuleList of equal blocks"):
+    with pytest.raises(ValueError, match="needs a ModuleList or a Sequential of blocks"):
         resolve_layer(nn.Linear(2, 2), "block:0")
 
 
