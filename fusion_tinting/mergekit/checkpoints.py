@@ -1,21 +1,32 @@
 """Checkpoints by the names of their tensors on disk: what is in one, and whether an output is whole."""
 
+import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
+import click
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from mergekit.common import ModelReference
-from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fusion_tinting.errors import abbreviate
+from fusion_tinting.mergekit.run_files import stamp
+from fusion_tinting.run.files import read_json
+
+FORMATS = ("model.safetensors", "pytorch_model.bin")
+"""Files of a model; the first that is there, or its index, is read, as transformers and mergekit do."""
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+"""Endings of files that hold tensors."""
 
 
 class Header(NamedTuple):
@@ -45,39 +56,34 @@ class Checkpoint:
             model: a local folder, a file of tensors, or a hub id.
 
         Raises:
-            FileNotFoundError: no such folder, and nothing of that name can be reached.
-            ValueError: a folder without a checkpoint, or a damaged one.
+            FileNotFoundError: no such folder, and nothing of that name can be reached; or a file of its
+                index is not there.
+            ValueError: a folder without a checkpoint, with two, or with a damaged one.
         """
         path = Path(model)
         if path.is_file():
             return cls(path.parent, dict.fromkeys(headers(path), path.name))
+        if path.is_absolute() and not path.is_dir():
+            raise FileNotFoundError(
+                f"`{model}` is neither a folder nor a model here. If it has moved, say where it is: "
+                f"`--moved {model}=NEW`."
+            )
         folder = path if path.is_dir() else _download(model)
-        try:
-            with _reading(folder):
-                return cls(folder, ShardedTensorIndex.from_disk(str(folder)).tensor_paths)
-        except RuntimeError as error:
-            raise ValueError(
-                f"`{model}` has no checkpoint: neither `model.safetensors` nor `{INDEX}` is there. "
-                "`save_pretrained` writes one."
-            ) from error
+        return cls(folder, _files(folder))
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor from its file."""
         path = self.folder / self.files[name]
-        with _reading(path):
-            if path.suffix != ".safetensors":
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)[name]
-            with safe_open(path, "pt") as file:
-                return file.get_tensor(name)
+        if path.suffix != ".safetensors":
+            return _pickled(path, stamp(path))[name]
+        with _reading(path), safe_open(path, "pt") as file:
+            return file.get_tensor(name)
 
     def headers(self) -> dict[str, Header]:
         """Tensor name -> what its file says of it; the tensors themselves are not read."""
         by_name: dict[str, Header] = {}
         for name in dict.fromkeys(self.files.values()):
             by_name |= headers(self.folder / name)
-        lost = [name for name in self.files if name not in by_name]
-        if lost:
-            raise ValueError(f"`{self.folder}` names tensors that its files do not hold: {lost[:5]}.")
         return {name: by_name[name] for name in self.files}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,18 +96,103 @@ def headers(path: Path) -> dict[str, Header]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file.
+        ValueError: a damaged file, or a pickle of more than tensors.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing.")
-    with _reading(path):
-        if path.suffix != ".safetensors":
-            tensors = torch.load(path, map_location="meta", weights_only=True)
-            tensors = tensors.get("state_dict", tensors)
-            return {name: Header(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
-        with safe_open(path, "pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-            return {name: Header(tuple(p.get_shape()), "F" in p.get_dtype()) for name, p in parts.items()}
+    if path.suffix != ".safetensors":
+        tensors = _pickled(path, stamp(path))
+        return {name: Header(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+    with _reading(path), safe_open(path, "pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
+        return {name: Header(tuple(p.get_shape()), "F" in p.get_dtype()) for name, p in parts.items()}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Return tensor name -> its file, of the one checkpoint in a folder."""
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"`{folder}` holds an adapter (`{ADAPTER}`), no whole model. Merge it into its base first, as "
+            "peft's `merge_and_unload` does; a recipe may also say `model: base+adapter`."
+        )
+    found = [name for name in FORMATS if _is_there(folder, name)]
+    if not found:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
+        raise ValueError(
+            f"`{folder}` has no checkpoint: neither `{'`, `'.join(FORMATS)}` nor an index of one is there. "
+            f"Other files of tensors: {abbreviate(others)}. `save_pretrained` writes what is expected."
+        )
+    if len(found) > 1:
+        _say_once(f"`{folder}` holds `{found[0]}` and `{found[1]}`: the first is read.")
+    single, index = folder / found[0], folder / f"{found[0]}.index.json"
+    files = _indexed(index) if index.is_file() else dict.fromkeys(headers(single), single.name)
+    if single.is_file() and {*files.values()} != {single.name}:
+        raise ValueError(
+            f"`{folder}` holds two models, `{single.name}` and the files of `{index.name}`: which is "
+            "meant? Some programs read the one, some the other. Remove the one that is not."
+        )
+    return files
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() or (folder / f"{name}.index.json").is_file()
+
+
+def _indexed(index: Path) -> dict[str, str]:
+    """Return the map of an index, once it is known to say what its files hold, neither more nor less."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(_is_plain(name) for name in files.values()):
+        raise ValueError(
+            f"`{index}` is no index of a checkpoint: expected a `weight_map` from the name of each tensor "
+            "to that of a file beside it."
+        )
+    held = {(name, file) for file in sorted({*files.values()}) for name in headers(index.parent / file)}
+    if lost := sorted(set(files.items()) - held):
+        raise ValueError(f"`{index}` names tensors that its files do not hold: {abbreviate(lost)}.")
+    if extra := sorted(held - set(files.items())):
+        raise ValueError(
+            f"The files of `{index}` hold tensors that it does not name there: {abbreviate(extra)}. Some "
+            "programs would read them, some not. Save the model anew, or correct the index."
+        )
+    return files
+
+
+def _is_plain(name: object) -> bool:
+    """Return whether this is the name of a file, with no way out of its folder."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
+
+
+@cache
+def _say_once(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@lru_cache(maxsize=2)
+def _pickled(path: Path, written: tuple) -> dict[str, Tensor]:
+    """Return the tensors in a file of PyTorch's, mapped into memory where its format allows that.
+
+    Whatever else a pickle holds is refused, unread: it could be code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except Exception as error:  # of many kinds, for any byte may be wrong
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it asks for `{found[1]}`" if found else str(error).partition("\n")[0]
+        raise ValueError(
+            f"`{path}` is damaged or is no file of tensors alone, and was not loaded, for a pickle can run "
+            f"code: {why}. Save the model as safetensors where it comes from."
+        ) from error
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"`{path}` holds no tensors by name, but {_kind(content)}. Expected a state dict.")
+    return tensors
+
+
+def _kind(content: object) -> str:
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    strange = {name: t for name, t in content.items() if not isinstance(t, Tensor)}
+    return ", ".join(f"`{name}`: a {type(t).__name__}" for name, t in list(strange.items())[:3])
 
 
 def require_same(output: Mapping, wanted: Mapping, what: str, advice: str) -> None:
@@ -141,5 +232,5 @@ def _download(model: str) -> Path:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, UnpicklingError, EOFError, UnicodeDecodeError) as error:
+    except SafetensorError as error:
         raise ValueError(f"`{path}` is cut short or holds no tensors: {error}") from error

@@ -28,7 +28,7 @@ def classes_of(data: Data, rows: Rows) -> Classes:
     if isinstance(data.classes, str) and data.classes.startswith(FUSION_BENCH):
         names, templates = _of_fusion_bench(data.classes.removeprefix(FUSION_BENCH))
     elif isinstance(data.classes, str):
-        names = _of_file(Path(data.classes), rows.where)
+        names = _of_file(Path(data.classes).expanduser(), rows.where)
     else:
         names = data.classes or _of_data_set(rows)
     if data.template is not None or templates is None:

@@ -12,7 +12,7 @@ without it, or hold more than a tower.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPVisionModel
 from transformers.utils import cached_file
 
-from fusion_tinting.families.clip import PROJECTION, Clip, head_path, write_head
+from fusion_tinting.families.clip import HEADS, PROJECTION, Clip, head_path, write_head
 from fusion_tinting.families.loading import reachable
 from fusion_tinting.mergekit.checkpoints import Checkpoint
+from fusion_tinting.mergekit.folders import now_at
 from fusion_tinting.mergekit.merged import MergedRun
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import tint_file
@@ -60,12 +61,15 @@ class TowerRun(MergedRun):
     Args:
         run_dir: the run's folder.
         manifest: the run's.
+        moves: see `MergedRun`.
     """
 
-    def __init__(self, run_dir: Path, manifest: Manifest):
-        super().__init__(run_dir, manifest)
+    def __init__(self, run_dir: Path, manifest: Manifest, moves: Mapping[str, str]):
+        super().__init__(run_dir, manifest, moves)
         self._run_dir = run_dir
-        self._preprocessor = reachable(lambda name: cached_file(name, PREPROCESSOR), manifest.base.id)
+        self._preprocessor = reachable(
+            lambda name: cached_file(name, PREPROCESSOR), now_at(manifest.base.id, moves)
+        )
         self._heads = {task: self._head(task) for task in manifest.tasks}
 
     def on_disk(self, task: str, name: str) -> str:
@@ -92,3 +96,20 @@ class TowerRun(MergedRun):
             if name in (PROJECTION, "head.weight", "head.bias"):
                 head[name.removeprefix("head.")] = tensor
         return head, read_json(stem.with_name(f"{stem.name}.json"))
+
+
+def run_of(run_dir: Path, moves: Mapping[str, str]) -> MergedRun:
+    """Return the finished run in a folder, its models checked.
+
+    Args:
+        run_dir: the run's folder.
+        moves: old path -> new path, of models that are elsewhere now.
+
+    Raises:
+        FileNotFoundError, ValueError: see `MergedRun`.
+    """
+    manifest = Manifest.read(run_dir)
+    towers = (run_dir / HEADS).is_dir()  # of CLIP: the heads are no part of the experts' checkpoints
+    run = (TowerRun if towers else MergedRun)(run_dir, manifest, moves)
+    manifest.check_files(run_dir)
+    return run

@@ -1,10 +1,10 @@
 """The configuration of `mergekit-tint learn`, in mergekit's style."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import ENDINGS
+from fusion_tinting.mergekit.documents import documents_of
 from fusion_tinting.method.settings import Settings
 
 AUTO = "auto"
@@ -45,6 +46,8 @@ def _texts(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+Model = Annotated[Place, Field(min_length=1)]
 Texts = Annotated[list[str] | str | None, BeforeValidator(_texts)]
 
 
@@ -84,7 +87,7 @@ class Data(_Part):
         max_length: tokens of an input.
     """
 
-    path: str = ""
+    path: Place = ""
     name: str | None = None
     split: str = "train"
     aside: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -105,7 +108,7 @@ class Data(_Part):
 class Expert(_Part):
     """One of the models to merge; `labels` is short for a label column of `data`."""
 
-    model: Name
+    model: Model
     task: Name
     data: Data
     labels: str | None = None
@@ -121,7 +124,7 @@ class Expert(_Part):
 class Config(_Part):
     """All of it; see `read`. `data` holds what is the same for all models."""
 
-    base_model: Name
+    base_model: Model
     family: Annotated[str, AfterValidator(_family)] = AUTO
     adapt: Annotated[dict[str, Any], AfterValidator(_settings)] = {}
     data: Data = Field(default_factory=Data)
@@ -168,12 +171,11 @@ def read(path: Path) -> Config:
         FileNotFoundError: no such file.
         ValueError: no YAML, unknown or missing keys, a task named twice, or bad settings.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no configuration `{path}`.")
+    documents = documents_of(path, "configuration") or [None]
+    if len(documents) > 1:
+        raise ValueError(f"`{path}` holds {len(documents)} documents; a configuration is one.")
     try:
-        config = Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` is no YAML: {error}") from error
+        config = Config.model_validate(documents[0])
     except ValidationError as error:
         raise _explained(path, **error.errors()[0]) from error
     tasks = [expert.task for expert in config.experts]

@@ -1,23 +1,24 @@
 """mergekit's own commands, with all their options, our merge method known, and their output checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import click
-from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from mergekit.scripts import merge_raw_pytorch, multimerge, run_yaml
 
-from fusion_tinting.mergekit import outputs, plan, preflight, reading
+from fusion_tinting.mergekit import outputs, preflight, reading
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.clip_variants import run_of
+from fusion_tinting.mergekit.folders import MOVED, moves_of, now_at, require_empty
 from fusion_tinting.mergekit.method import NAME, register
-from fusion_tinting.mergekit.recipes import require_empty, require_other
 from fusion_tinting.mergekit.writer import streamed
+from fusion_tinting.run.manifest import MANIFEST, Manifest
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
@@ -26,10 +27,11 @@ FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that i
 def yaml_command() -> click.Command:
     """Make the command `mergekit-tint yaml RECIPE OUT`."""
 
-    def run(config_file: str, out_path: str, force: bool, **given: Any) -> None:
-        options, out = _options(given), Path(out_path).resolve()
-        config, text = reading.read(Path(config_file))
+    def run(config_file: str, out_path: str, force: bool, moved: tuple[str, ...], **given: Any) -> None:
+        options, out, moves = _options(given), _folder(out_path), moves_of(moved)
+        config, text = reading.read(Path(config_file).expanduser(), moves=moves)
         require_empty(out, force)
+        _require_moved(config, moves)
         _merge(config, options, out, text)
 
     return _like(run_yaml.main, "yaml", run)
@@ -39,17 +41,25 @@ def multi_command() -> click.Command:
     """Make the command `mergekit-tint multi CONFIG`."""
 
     def run(
-        config_file: str, intermediate_dir: str, out_path: str | None, lazy: bool, force: bool, **given: Any
+        config_file: str,
+        intermediate_dir: str,
+        out_path: str | None,
+        lazy: bool,
+        force: bool,
+        moved: tuple[str, ...],
+        **given: Any,
     ) -> None:
-        options, folder = _options(given), Path(intermediate_dir).resolve()
-        configs, needs = multimerge.load_config(reading.read_several(Path(config_file)), str(folder))
+        options, folder, moves = _options(given), _folder(intermediate_dir), moves_of(moved)
+        text = reading.read_several(Path(config_file).expanduser(), moves)
+        configs, needs = multimerge.load_config(text, str(folder))
         if None in configs and not out_path:
             raise click.UsageError("`--out-path` is missing: the recipe without a `name` is written there.")
-        out = {name: folder / name if name else Path(out_path).resolve() for name in configs}
+        out = {name: folder / name if name else _folder(out_path) for name in configs}
         kept = [name for name in configs if lazy and _holds_model(out[name])]
         pending = [name for name in TopologicalSorter(needs).static_order() if name not in kept]
         for name in pending:
             require_empty(out[name], force)
+            _require_moved(configs[name], moves)
             if not needs[name]:
                 preflight.check(configs[name], options, out[name])
         for name in kept:
@@ -70,28 +80,24 @@ def pytorch_command() -> click.Command:
         tensor_union: bool,
         tensor_intersection: bool,
         force: bool,
+        moved: tuple[str, ...],
         **given: Any,
     ) -> None:
-        options, out = _options(given), Path(out_path).resolve()
-        config, _ = reading.read(Path(config_path), merge_raw_pytorch.RawPyTorchMergeConfig)
+        options, out, moves = _options(given), _folder(out_path), moves_of(moved)
+        path, kind = Path(config_path).expanduser(), merge_raw_pytorch.RawPyTorchMergeConfig
+        config, _ = reading.read(path, kind, moves)
         require_empty(out, force)
-        paths = filter(None, (config.base_model, *(model.model for model in config.models)))
-        files = {ModelReference(model={"path": path}): Checkpoint.open(path) for path in paths}
-        require_other(out, (checkpoint.folder for checkpoint in files.values()))
-        tasks = merge_raw_pytorch.plan_flat_merge(
-            config, str(out), tensor_union, tensor_intersection, options
-        )
-        if config.merge_method == NAME:
-            merges = plan.merges_of(plan.saved(tasks), files, partial=tensor_union)
-            if tensor_intersection:
-                merges = [merge for merge in merges if merge.has_coefficients]
-                tasks = plan.restricted(tasks, {merge.name for merge in merges})
-            preflight.require_sound(merges, next(iter(files.values())))
+        _require_moved(config, moves)
+        if tensor_union and tensor_intersection:
+            raise click.UsageError("`--tensor-union` and `--tensor-intersection` exclude each other.")
+        partial = tensor_intersection if tensor_union or tensor_intersection else None
+        tasks, wanted = preflight.check_files(config, options, out, partial)
         _clear(out)
         storage = options.device if options.low_cpu_memory else "cpu"
         with streamed():
             Executor(tasks, math_device=options.device, storage_device=storage).execute()
-        _check_flat(list(files.values()), plan.names_of(tasks) if tensor_intersection else None, out)
+        advice = "Look at mergekit's messages above."
+        require_same(Checkpoint.open(str(out)).shapes(), wanted, f"`{out}` is not whole", advice)
 
     return _like(merge_raw_pytorch.main, "pytorch", run)
 
@@ -105,12 +111,18 @@ def _merge(config: MergeConfiguration, options: MergeOptions, out: Path, text: s
     outputs.check(config, options, out)
 
 
-def _check_flat(files: list[Checkpoint], names: list[str] | None, out: Path) -> None:
-    wanted = {name: shape for file in reversed(files) for name, shape in file.shapes().items()}
-    if names is not None:
-        wanted = {name: wanted[name] for name in names}
-    advice = "Look at mergekit's messages above."
-    require_same(Checkpoint.open(str(out)).shapes(), wanted, f"`{out}` is not whole", advice)
+def _require_moved(config: MergeConfiguration, moves: Mapping[str, str]) -> None:
+    """Refuse models of a run that are not where they were, unless they are what they were."""
+    coefficients = (config.parameters or {}).get("coefficients")
+    run_dir = Path(coefficients).parent if isinstance(coefficients, str) else None
+    if moves and run_dir is not None and (run_dir / MANIFEST).is_file():
+        manifest = Manifest.read(run_dir)
+        ids = [entry.id for entry in (manifest.base, *manifest.experts.values()) if entry.id]
+        run_of(run_dir, {o: n for o, n in moves.items() if any(now_at(i, {o: n}) != i for i in ids)})
+
+
+def _folder(path: str) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def _options(given: dict) -> MergeOptions:
@@ -136,7 +148,7 @@ def _like(theirs: click.Command, name: str, callback: Callable) -> click.Command
     register()
     return type(theirs)(
         name=name,
-        params=[*theirs.params, FORCE],
+        params=[*theirs.params, FORCE, MOVED],
         callback=callback,
         help=theirs.help or f"mergekit's own `{theirs.name}`, with `merge_method: {NAME}`.",
     )

@@ -1,11 +1,13 @@
 """`mergekit-tint learn CONFIG RUN`: coefficients and tints from unlabeled inputs, and ready recipes."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import family_class, family_of_architecture
@@ -15,14 +17,16 @@ from fusion_tinting.families.rows import Inputs, Rows
 from fusion_tinting.mergekit import recipes, report
 from fusion_tinting.mergekit.checkpoints import Checkpoint
 from fusion_tinting.mergekit.class_names import classes_of
-from fusion_tinting.mergekit.cli import FILE, FOLDER
 from fusion_tinting.mergekit.config import AUTO, FAMILIES, Config, read
+from fusion_tinting.mergekit.folders import absolute, require_other
 from fusion_tinting.mergekit.names import ModelNames
+from fusion_tinting.mergekit.phases import Phases
 from fusion_tinting.mergekit.quiet import quiet as quiet_libraries
 from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
+from fusion_tinting.run.files import read_json
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import TintedModel
@@ -30,60 +34,110 @@ from fusion_tinting.run.unlabeled import split_aside
 from fusion_tinting.tinting import tint
 
 
-@click.command("learn")
-@click.argument("config", type=FILE)
-@click.argument("run_dir", type=FOLDER, metavar="RUN")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
 def command(config: Path, run_dir: Path, quiet: bool) -> None:
-    """Learn coefficients and tints as CONFIG says, into the folder RUN; a run found there continues."""
+    """Learn, and print how the result does on inputs kept aside, and what can be done with it.
+
+    Args:
+        config: path of a configuration.
+        run_dir: where all is written; a run found there continues.
+        quiet: whether progress is not shown.
+    """
+    phases = Phases(not quiet)
     with quiet_libraries():
-        model, aside = learn(read(config), run_dir, progress=not quiet)
-    for table in report.tables(report.compare(model, aside), aside):
+        model, aside = learn(read(config), run_dir, not quiet, phases)
+    with phases("Report"):
+        compared = report.compare(model, aside, progress=not quiet)
+    for table in report.tables(compared, aside):
         show(table)
-    Console().print(f"\nIn [bold]{run_dir}[/]: coefficients, tints, curves. Next:")
-    click.echo(f"  mergekit-tint show {run_dir}            # the coefficients, layer by layer")
-    click.echo(f"  mergekit-tint variants {run_dir} OUT    # a checkpoint for every task")
+    run = shlex.quote(str(run_dir))
+    Console(soft_wrap=True).print(
+        f"\nIn [bold]{escape(str(run_dir))}[/]: coefficients, tints, curves. Next:"
+    )
+    click.echo(f"  mergekit-tint show {run}            # the coefficients, layer by layer")
+    click.echo(f"  mergekit-tint variants {run} OUT    # a checkpoint for every task")
     if merge := recipes.command_of(run_dir):
         click.echo(f"  {merge}    # the shared model alone")
+    for note in (*phases.notes, str(phases)):
+        click.echo(note)
 
 
-def learn(config: Config, run_dir: Path, progress: bool = True) -> tuple[TintedModel, dict[str, Inputs]]:
+def learn(
+    config: Config, run_dir: Path, progress: bool = True, phases: Phases | None = None
+) -> tuple[TintedModel, dict[str, Inputs]]:
     """Adapt, write the artifact and the recipes, and return the tinted model and what was kept aside.
 
     Args:
         config: models, data and settings.
         run_dir: where all is written; a run found there continues.
         progress: whether to show progress bars.
+        phases: told what is done, and what there is to say at the end.
 
     Raises:
         FileNotFoundError: a model or data that cannot be reached; before anything is written.
         ValueError: bad settings, models or data, named; before anything is written.
     """
+    phases = phases or Phases(progress)
+    with phases("Models and data"):
+        family, taught, aside = _loaded(config, run_dir)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ids = {name: absolute(path) for name, path in family.models.paths.items()}
+    with phases("Adaptation"):
+        model = tint(
+            family.pretrained,
+            experts=family.experts,
+            heads=family.heads,
+            unlabeled={task: inputs.unlabeled for task, inputs in taught.items()},
+            run_dir=run_dir,
+            processes=Processes(device),
+            progress=progress,
+            info=RunInfo(ids=ids, tensor_names=_names(family)),
+            **family.settings({**family.defaults, **config.adapt}),
+        )
+    experts = {task: ids[task] for task in config.by_task}
+    with phases("Pictures and recipes"):
+        plots.write_pictures(model, run_dir)
+        lacking = recipes.write(
+            run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes, family.variance_epsilon
+        )
+        family.write_beside(run_dir)
+    if lacking is not None:
+        phases.notes.append(
+            f"There is no recipe for the shared model alone: {lacking} `variants` writes it, in OUT/shared."
+        )
+    return model, aside
+
+
+def _loaded(config: Config, run_dir: Path) -> tuple[Family, dict[str, Inputs], dict[str, Inputs]]:
+    """Return the family with its models, what teaches and what is kept aside."""
+    _require_models(config, run_dir)
     kind = family_of(config)
     rows = {task: rows_of(expert) for task, expert in config.by_task.items()}
     family = kind(_models(config, kind, rows))
     family.check()
     _require_rest(family)
     family.load()
-    taught, aside = _split_all(config, family, rows)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ids = {name: recipes.absolute(path) for name, path in family.models.paths.items()}
-    model = tint(
-        family.pretrained,
-        experts=family.experts,
-        heads=family.heads,
-        unlabeled={task: inputs.unlabeled for task, inputs in taught.items()},
-        run_dir=run_dir,
-        processes=Processes(device),
-        progress=progress,
-        info=RunInfo(ids=ids, tensor_names=_names(family)),
-        **family.settings({**family.defaults, **config.adapt}),
-    )
-    experts = {task: ids[task] for task in config.by_task}
-    plots.write_pictures(model, run_dir)
-    recipes.write(run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes, family.variance_epsilon)
-    family.write_beside(run_dir)
-    return model, aside
+    return family, *_split_all(config, family, rows)
+
+
+def _require_models(config: Config, run_dir: Path) -> None:
+    """Refuse one model for two tasks, a run in a model's own folder, and files that are no whole model."""
+    places = {task: absolute(expert.model) for task, expert in config.by_task.items()}
+    for place in places.values():
+        same = [task for task in places if places[task] == place]
+        if len(same) > 1:
+            raise ValueError(
+                f"The tasks `{same[0]}` and `{same[1]}` have one expert, `{place}`. Name another."
+            )
+    folders = [path for path in map(Path, (absolute(config.base_model), *places.values())) if path.is_dir()]
+    require_other(run_dir, folders)
+    for folder in folders:
+        said = folder / "config.json"
+        if said.is_file() and read_json(said).get("quantization_config"):
+            raise ValueError(
+                f"`{folder}` is quantized, so that its tensors cannot be added up. Merge models in full or "
+                "half precision, and quantize the result."
+            )
+        Checkpoint.open(str(folder))
 
 
 def family_of(config: Config) -> type[Family]:

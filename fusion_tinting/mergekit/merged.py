@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion_tinting.families.batch_norm import Form
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.folders import now_at, require_used
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
 from fusion_tinting.method.merging import merge_tensor
@@ -67,10 +68,12 @@ class MergedRun:
         ValueError: models that the run was not learned from, junk or NaN in a file; the tensor is named.
     """
 
-    def __init__(self, run_dir: Path, manifest: Manifest):
+    def __init__(self, run_dir: Path, manifest: Manifest, moves: Mapping[str, str]):
         tasks = manifest.tasks
-        base = Checkpoint.open(_id(manifest.base, run_dir))
-        experts = {task: Checkpoint.open(_id(manifest.experts[task], run_dir)) for task in tasks}
+        ids = [_id(entry, run_dir) for entry in (manifest.base, *map(manifest.experts.get, tasks))]
+        require_used(moves, ids)
+        base, *others = (Checkpoint.open(now_at(name, moves)) for name in ids)
+        experts = dict(zip(tasks, others, strict=True))
         self._names = self._names_of(base, experts[tasks[0]])
         self._base = Named(base, self._names.of(base.files))
         self.experts = {task: Named(c, self._names.of(c.files)) for task, c in experts.items()}

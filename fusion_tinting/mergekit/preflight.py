@@ -6,13 +6,23 @@ from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.graph import Task
 from mergekit.options import MergeOptions
+from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_merge
 
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.folders import require_other
 from fusion_tinting.mergekit.method import NAME, coefficient
 from fusion_tinting.mergekit.outputs import BY_NAME, LAYER, opened, vocabulary_may_change, when_loaded
-from fusion_tinting.mergekit.plan import Checkpoints, Merge, merges_of, planned
-from fusion_tinting.mergekit.recipes import require_other
+from fusion_tinting.mergekit.plan import (
+    Checkpoints,
+    Merge,
+    merges_of,
+    names_of,
+    planned,
+    restricted,
+    saved,
+)
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -41,6 +51,49 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
     base = merges[0].base if merges else config.base_model
     _require_whole(merges, base, checkpoints[base], bool(config.slices or config.modules))
     require_sound(merges, checkpoints[base])
+
+
+def check_files(
+    config: RawPyTorchMergeConfig, options: MergeOptions, out: Path, intersection: bool | None
+) -> tuple[list[Task], dict[str, tuple[int, ...]]]:
+    """Refuse all that can be seen to fail before a merge of files.
+
+    Args:
+        config: the recipe.
+        options: mergekit's.
+        out: the folder that will be written.
+        intersection: whether tensors that not all files have are left out, or (False) merged too; None
+            where there must be none.
+
+    Returns:
+        mergekit's tasks, and name -> shape of every tensor that they must have written.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the model, task, tensor or file.
+    """
+    paths = filter(None, (config.base_model, *(model.model for model in config.models)))
+    files = {ModelReference(model={"path": path}): _file(path) for path in paths}
+    require_other(out, (checkpoint.folder for checkpoint in files.values()))
+    tasks = plan_flat_merge(config, str(out), intersection is False, bool(intersection), options)
+    if config.merge_method == NAME:
+        merges = merges_of(saved(tasks), files, partial=intersection is False)
+        if intersection:
+            merges = [merge for merge in merges if merge.has_coefficients]
+            tasks = restricted(tasks, {merge.name for merge in merges})
+        require_sound(merges, next(iter(files.values())))
+    wanted = {name: shape for file in reversed(files.values()) for name, shape in file.shapes().items()}
+    return tasks, {name: wanted[name] for name in (names_of(tasks) if intersection else wanted)}
+
+
+def _file(path: str) -> Checkpoint:
+    checkpoint = Checkpoint.open(path)
+    if Path(path).is_file():
+        return checkpoint
+    names = sorted({*checkpoint.files.values()})
+    raise ValueError(
+        f"`{path}` is a folder; `pytorch` merges single files, such as `{Path(path) / names[0]}`"
+        + (f", and cannot merge a model in {len(names)} files. {BY_NAME}" if len(names) > 1 else ".")
+    )
 
 
 def require_sound(merges: list[Merge], base: Checkpoint) -> None:

@@ -1,8 +1,9 @@
 """What a recipe says: every key known, every value sound, every path absolute."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,8 +17,9 @@ from mergekit.config import (
 from pydantic import BaseModel
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.mergekit.documents import documents_of
+from fusion_tinting.mergekit.folders import absolute, now_at, require_used
 from fusion_tinting.mergekit.method import NAME
-from fusion_tinting.mergekit.recipes import absolute
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
 PER_MODEL = ("weight", "task")
@@ -36,12 +38,17 @@ TOKENIZERS = ("base", "union")
 """What stands in place of a model where a tokenizer is named."""
 
 
-def read(path: Path, kind: type[BaseModel] = MergeConfiguration) -> tuple[BaseModel, str]:
+def read(
+    path: Path,
+    kind: type[BaseModel] = MergeConfiguration,
+    moves: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[BaseModel, str]:
     """Read a recipe, with its folders and files as absolute paths; also return its text as it stands.
 
     Args:
         path: of the recipe.
         kind: what mergekit makes of it.
+        moves: old path -> new path, of what is elsewhere than the recipe says.
 
     Raises:
         FileNotFoundError: no such recipe, or a file that it names is not there.
@@ -50,27 +57,22 @@ def read(path: Path, kind: type[BaseModel] = MergeConfiguration) -> tuple[BaseMo
     documents = _documents(path)
     if len(documents) > 1:
         raise ValueError(f"`{path}` holds {len(documents)} recipes: use `mergekit-tint multi`.")
-    recipe = _with_absolute_paths(documents[0], TOKENIZERS)
+    recipe = _moved(documents, moves, TOKENIZERS)[0]
     return _checked(recipe, kind), path.read_text(encoding="utf-8")
 
 
-def read_several(path: Path) -> str:
+def read_several(path: Path, moves: Mapping[str, str]) -> str:
     """Read a file of recipes, checked like `read`; return its text with absolute paths."""
     documents = _documents(path)
     names = [recipe.get("name") for recipe in documents]
-    documents = [_with_absolute_paths(recipe, (*TOKENIZERS, *names)) for recipe in documents]
+    documents = _moved(documents, moves, (*TOKENIZERS, *names))
     for recipe in documents:
         _checked({key: value for key, value in recipe.items() if key != "name"}, MergeConfiguration)
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 
 def _documents(path: Path) -> list[dict]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no recipe `{path}`.")
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` is no YAML: {error}") from error
+    documents = documents_of(path, "recipe")
     if not documents or not all(isinstance(recipe, dict) for recipe in documents):
         raise ValueError(f"`{path}` must hold a mapping with `merge_method`, `models` and more.")
     return documents
@@ -80,6 +82,7 @@ def _checked(recipe: dict, kind: type[BaseModel]) -> BaseModel:
     config = kind.model_validate(recipe)
     if config.merge_method == NAME:
         _check_keys("the recipe", recipe, kind)
+        _check_models(recipe, recipe.get("base_model"))
         if not config.base_model and not getattr(config, "slices", None):
             raise ValueError(f"`merge_method: {NAME}` needs a `base_model`.")
     return config
@@ -103,10 +106,28 @@ def _check_keys(where: str, given: Mapping, kind: type[BaseModel]) -> None:
             _check_keys(f"{key}[{place}]", item, part)
 
 
+def _check_models(part: Mapping, base: object) -> None:
+    """Refuse a list in which a model or a task is twice, or the base with parameters: one would be lost."""
+    for items in (part.get(key) or () for key in PARTS):
+        for item in items.values() if isinstance(items, Mapping) else items:
+            _check_models(item, part.get("base_model") or base)
+    models = [item for key in ("models", "sources") for item in part.get(key) or ()]
+    own = [item.get("parameters") or {} for item in models]
+    for what, names in (("model", [i["model"] for i in models]), ("task", [p.get("task") for p in own])):
+        twice = [name for name in names if isinstance(name, str) and names.count(name) > 1]
+        if twice and not all("layer_range" in item for item in models):
+            raise ValueError(f"The {what} `{twice[0]}` is there twice: its first entry would be ignored.")
+    for item, parameters in zip(models, own, strict=True):
+        if parameters and item["model"] == base:
+            raise ValueError(
+                f"`{base}` is the base: {', '.join(map('`{}`'.format, parameters))} of it would do nothing."
+            )
+
+
 def _check_value(what: str, name: str, value: object) -> None:
     if name in NUMBERS:
         try:
-            fine = math.isfinite(float(value))
+            fine = math.isfinite(float(value)) and not isinstance(value, bool)
         except (TypeError, ValueError):
             fine = False
     else:
@@ -129,15 +150,28 @@ def _leaves(setting: object) -> Iterator:
         yield setting
 
 
-def _with_absolute_paths(part: Any, fixed: tuple) -> Any:
-    """Return a recipe with every model and file as an absolute path, but for names that are `fixed`."""
+def _moved(documents: list[dict], moves: Mapping[str, str], fixed: tuple) -> list[dict]:
+    """Return recipes with every model and file as an absolute path where it is now."""
+    found: list[str] = []
+
+    def place(path: str) -> str:
+        found.append(path)
+        return absolute("+".join(now_at(part, moves) for part in path.split("+")))
+
+    documents = [_with_paths(recipe, place, fixed) for recipe in documents]
+    require_used(moves, found)
+    return documents
+
+
+def _with_paths(part: Any, place: Callable[[str], str], fixed: tuple) -> Any:
+    """Return a recipe with `place` of every model and file, but for names that are `fixed`."""
     if isinstance(part, list):
-        return [_with_absolute_paths(item, fixed) for item in part]
+        return [_with_paths(item, place, fixed) for item in part]
     if not isinstance(part, dict):
         return part
     return {
-        key: absolute(value)
+        key: place(value)
         if isinstance(value, str) and key in (*REFERENCES, *FILES) and value not in fixed
-        else _with_absolute_paths(value, fixed)
+        else _with_paths(value, place, fixed)
         for key, value in part.items()
     }

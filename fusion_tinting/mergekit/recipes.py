@@ -1,19 +1,29 @@
 """The recipes that a run says to mergekit: for the plugin, and for people without it."""
 
+import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
 from functools import reduce
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig
 
 from fusion_tinting.families.family import BY_ARCHITECTURE, BY_FILE
+from fusion_tinting.mergekit import preflight
 from fusion_tinting.mergekit.checkpoints import Checkpoint
-from fusion_tinting.mergekit.method import NAME
+from fusion_tinting.mergekit.folders import absolute
+from fusion_tinting.mergekit.method import NAME, register
 from fusion_tinting.mergekit.run_files import coefficient_file
 from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.files import write_text
+
+RECIPE, PLAIN = "recipe.yml", "recipe-task-arithmetic.yml"
 
 
 class Commands(NamedTuple):
@@ -39,11 +49,11 @@ def write(
     tasks: list[str],
     command: str | None,
     variance_epsilon: float | None = None,
-) -> None:
+) -> str | None:
     """Write `recipe.yml` for the plugin, and `recipe-task-arithmetic.yml` for plain mergekit.
 
-    Both compute in float32 and write the models' own data type. With `BY_FILE` nothing is written where a
-    checkpoint is in several files or names its tensors in another way: mergekit could not merge them.
+    Both compute in float32 and write the models' own data type. Nothing is written that its command would
+    refuse, as with `BY_FILE` where a checkpoint is in several files or names its tensors in another way.
     Plain mergekit cannot leave out heads that all models have, nor merge variances as we do.
 
     Args:
@@ -53,33 +63,58 @@ def write(
         tasks: in the order of the columns.
         command: of mergekit, that can merge these models; None where there is none.
         variance_epsilon: ε of batch norms whose variances are merged as log(σ² + ε), or None.
+
+    Returns:
+        Why there is no recipe; None where there is one.
     """
+    for name in (RECIPE, PLAIN):
+        (run_dir / name).unlink(missing_ok=True)
     if command is None:
-        return
-    coefficients, models = run_dir.resolve() / COEFFICIENTS, [base, *(experts[task] for task in tasks)]
-    rows, for_plugin = coefficient_file(str(coefficients)).rows, variance_epsilon is not None
-    paths = {model: absolute(model) for model in models}
-    checkpoints = {model: Checkpoint.open(model) for model in models}
+        return "mergekit has no command that merges such models."
+    try:
+        _write_both(run_dir, base, {task: experts[task] for task in tasks}, command, variance_epsilon)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _write_both(
+    run_dir: Path, base: str, experts: Mapping[str, str], command: str, variance_epsilon: float | None
+) -> None:
+    coefficients, for_plugin = run_dir.resolve() / COEFFICIENTS, variance_epsilon is not None
+    rows = coefficient_file(str(coefficients)).rows
+    paths = {model: absolute(model) for model in (base, *experts.values())}
+    checkpoints = {model: Checkpoint.open(model) for model in paths}
     if command == BY_FILE:
         paths, for_plugin = _files(checkpoints, rows), for_plugin or _share_more(checkpoints.values(), rows)
-    if paths is None:
-        return
-    use, at = COMMANDS[command], dict(zip(tasks, (paths[model] for model in models[1:]), strict=True))
+    use, at = COMMANDS[command], {task: paths[model] for task, model in experts.items()}
     batch_norms = {} if variance_epsilon is None else {"variance_epsilon": variance_epsilon}
     plugin = {
         "merge_method": NAME,
         "base_model": paths[base],
-        "models": [{"model": at[task], "parameters": {"task": task}} for task in tasks],
+        "models": [{"model": path, "parameters": {"task": task}} for task, path in at.items()],
         "parameters": {"coefficients": str(coefficients), **batch_norms},
     }
+    _require_fine(plugin, command, run_dir / "OUT")
     comment = "# The shared model. For one task add `tint: …/tints/<task>.safetensors` to `parameters`."
-    _write(run_dir / "recipe.yml", plugin, f"{use.ours} recipe.yml OUT{use.options}\n{comment}")
+    _write(run_dir / RECIPE, plugin, f"{use.ours} {RECIPE} OUT{use.options}\n{comment}")
     if for_plugin:
         return
-    weights = [{"model": at[t], "parameters": {"weight": filters(coefficients, t)}} for t in tasks]
+    weights = [{"model": at[t], "parameters": {"weight": filters(coefficients, t)}} for t in experts]
     plain = _task_arithmetic(paths[base], weights, _dtype(checkpoints.values(), rows))
-    run = f"{use.plain} recipe-task-arithmetic.yml OUT{use.options}\n"
-    _write(run_dir / "recipe-task-arithmetic.yml", plain, f"{run}# The shared model, no tints.")
+    run = f"{use.plain} {PLAIN} OUT{use.options}\n"
+    _write(run_dir / PLAIN, plain, f"{run}# The shared model, no tints.")
+
+
+def _require_fine(recipe: dict, command: str, out: Path) -> None:
+    """Refuse a recipe as its command would."""
+    register()
+    with redirect_stderr(StringIO()):  # mergekit's bars
+        if command == BY_ARCHITECTURE:
+            preflight.check(MergeConfiguration.model_validate(recipe), MergeOptions(), out)
+        else:
+            config = RawPyTorchMergeConfig.model_validate(recipe)
+            preflight.check_files(config, MergeOptions(), out, intersection=True)
 
 
 def _task_arithmetic(base: str, models: list[dict], dtype: str) -> dict:
@@ -95,19 +130,29 @@ def _task_arithmetic(base: str, models: list[dict], dtype: str) -> dict:
 
 def command_of(run_dir: Path) -> str | None:
     """Return how the recipe in a run's folder is run; None where there is none."""
-    path = run_dir / "recipe.yml"
+    path = run_dir / RECIPE
     if not path.is_file():
         return None
-    return path.read_text().splitlines()[1].strip("# ").replace(path.name, str(path))
+    line = path.read_text(encoding="utf-8").splitlines()[1].strip("# ")
+    return line.replace(RECIPE, shlex.quote(str(path)))
 
 
-def _files(checkpoints: Mapping[str, Checkpoint], rows: Iterable[str]) -> dict[str, str] | None:
-    """Model -> its file; None unless every model is a single one that holds all that λ is for."""
+def _files(checkpoints: Mapping[str, Checkpoint], rows: Iterable[str]) -> dict[str, str]:
+    """Return model -> its file.
+
+    Raises:
+        ValueError: one in several files, or whose tensors have other names than λ.
+    """
     files = {}
     for model, checkpoint in checkpoints.items():
         names = set(checkpoint.files.values())
-        if len(names) > 1 or not all(name in checkpoint.files for name in rows):
-            return None
+        if len(names) > 1:
+            raise ValueError(f"`{model}` is in {len(names)} files; mergekit-pytorch merges single ones.")
+        if other := [name for name in rows if name not in checkpoint.files]:
+            raise ValueError(
+                f"mergekit-pytorch goes by the names of tensors, and `{model}` has none that is called "
+                f"`{other[0]}`."
+            )
         files[model] = str((checkpoint.folder / names.pop()).absolute())
     return files
 
@@ -131,30 +176,6 @@ def filters(coefficients: Path, task: str) -> list[dict]:
     column = file.tasks.index(task)
     names = sorted(file.rows, key=len, reverse=True)
     return [{"filter": name, "value": round(float(file.rows[name][column]), 7)} for name in names]
-
-
-def absolute(model: str) -> str:
-    """Local folders and files as absolute paths; anything else, such as a hub id, as it is.
-
-    Args:
-        model: as mergekit writes it, `model` or `model+lora`.
-    """
-    parts = model.split("+")
-    return "+".join(str(Path(part).resolve()) if Path(part).exists() else part for part in parts)
-
-
-def require_empty(out: Path, force: bool) -> None:
-    """Refuse a folder with something in it."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
-        raise ValueError(f"`{out}` is not empty. Choose another folder, or add `--force` to write into it.")
-
-
-def require_other(out: Path, models: Iterable[Path]) -> None:
-    """Refuse a folder that is one of the models': its weights would be removed first."""
-    if out.resolve() in {model.resolve() for model in models}:
-        raise ValueError(
-            f"`{out}` is itself one of the models, which would be lost. Choose another folder."
-        )
 
 
 def _dtype(checkpoints: Iterable[Checkpoint], rows: Iterable[str]) -> str:

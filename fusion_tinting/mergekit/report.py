@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fusion_tinting.families.rows import NO_LABEL, Inputs
 from fusion_tinting.method.objectives import Reads, agreement, divergence
@@ -34,12 +35,13 @@ Report = Mapping[str, Mapping[str, Measured]]
 """Way of merging -> task -> how it does; the experts are the last way."""
 
 
-def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
+def compare(model: TintedModel, aside: Mapping[str, Inputs], progress: bool = False) -> Report:
     """Return how four ways of merging, and the experts, do on the inputs kept aside.
 
     Args:
         model: the tinted model.
         aside: task -> the inputs kept aside.
+        progress: whether to show a progress bar.
     """
     count, start = len(model.tasks), model.start
     ways: dict[str, Callable[[], TintedModel]] = {
@@ -50,8 +52,9 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs]) -> Report:
     }
     report: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
     device = next(model.parameters()).device
-    with sensible_threads(model.vectors.base.numel(), device):
-        for task, inputs in aside.items():
+    bar = tqdm(aside.items(), desc="Report", unit="task", disable=not progress, dynamic_ncols=True)
+    with sensible_threads(model.vectors.base.numel(), device), bar:
+        for task, inputs in bar:
             expert = model.remerged(task)
             for name, merge in (*ways.items(), ("expert", lambda expert=expert: expert)):
                 report[name][task] = _measured(merge(), expert, task, inputs, model.reads(task))

@@ -48,7 +48,7 @@ class CoefficientFile:
 
 def coefficient_file(path: str) -> CoefficientFile:
     """Return the coefficients in a file, read once for as long as it does not change."""
-    return _coefficient_file(path, _stamp(path))
+    return _coefficient_file(path, stamp(path))
 
 
 def tint_file(path: str) -> dict[str, Tensor]:
@@ -58,16 +58,16 @@ def tint_file(path: str) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: a file of another kind, damaged, or with a value that is not finite.
     """
-    return _tint_file(path, _stamp(path))
+    return _tint_file(path, stamp(path))
 
 
 @lru_cache(maxsize=8)
-def _coefficient_file(path: str, stamp: tuple) -> CoefficientFile:
+def _coefficient_file(path: str, written: tuple) -> CoefficientFile:
     return CoefficientFile(Path(path))
 
 
 @lru_cache(maxsize=2)
-def _tint_file(path: str, stamp: tuple) -> dict[str, Tensor]:
+def _tint_file(path: str, written: tuple) -> dict[str, Tensor]:
     tensors, _ = read_tensors(Path(path))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -75,7 +75,7 @@ def _tint_file(path: str, stamp: tuple) -> dict[str, Tensor]:
     return tensors
 
 
-def _stamp(path: str) -> tuple:
+def stamp(path: str | Path) -> tuple:
     """Return what changes when a file is written anew."""
     try:
         status = Path(path).stat()

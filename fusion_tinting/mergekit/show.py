@@ -8,22 +8,23 @@ import click
 import torch
 from torch import Tensor
 
-from fusion_tinting.mergekit.cli import FOLDER
 from fusion_tinting.mergekit.run_files import CoefficientFile
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import Table, show
 from fusion_tinting.run.artifact import COEFFICIENTS
-from fusion_tinting.run.manifest import Manifest
+from fusion_tinting.run.manifest import Manifest, Source
 
 FEW = 24
 """Up to so many tensors are shown one by one; more are averaged by block."""
 
 
-@click.command("show")
-@click.argument("run_dir", type=FOLDER, metavar="RUN")
-@click.option("--tensors", is_flag=True, help="A row for every tensor, however many there are.")
 def command(run_dir: Path, tensors: bool) -> None:
-    """Show the settings of a run and its coefficients by layer."""
+    """Show the settings of a run and its coefficients by layer.
+
+    Args:
+        run_dir: the run's folder.
+        tensors: whether each has a row, however many there are.
+    """
     manifest = Manifest.read(run_dir)
     file = CoefficientFile(run_dir / COEFFICIENTS)
     manifest.check_files(run_dir)
@@ -57,16 +58,21 @@ def by_block(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     settings = {key: value for key, value in manifest.settings.items() if value is not None}
-    experts = [("expert", f"{task}: {entry.id}") for task, entry in manifest.experts.items()]
+    experts = [("expert", f"{task}: {_place(entry)}") for task, entry in manifest.experts.items()]
     taught = ", ".join(f"{task} {count}" for task, count in manifest.samples.items())
     return [
-        ("base", str(manifest.base.id)),
+        ("base", _place(manifest.base)),
         *experts,
         ("tinted", str(manifest.layer)),
         ("settings", ", ".join(f"{key}={value}" for key, value in settings.items())),
         ("inputs", taught),
         ("cost", f"{manifest.steps} steps, {manifest.seconds} s"),
     ]
+
+
+def _place(model: Source) -> str:
+    gone = model.id is not None and Path(model.id).is_absolute() and not Path(model.id).exists()
+    return f"{model.id} (not there; see `variants --moved`)" if gone else str(model.id)
 
 
 def coefficient_table(tasks: Sequence[str], rows: Mapping[str, Tensor]) -> Table:

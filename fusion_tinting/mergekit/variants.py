@@ -12,8 +12,10 @@ links to: `cp -rL OUT/<task> elsewhere`.
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 import click
@@ -22,12 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families.clip import HEADS
-from fusion_tinting.mergekit.checkpoints import INDEX, Checkpoint, require_same
-from fusion_tinting.mergekit.cli import FOLDER
-from fusion_tinting.mergekit.clip_variants import TowerRun
+from fusion_tinting.mergekit.checkpoints import INDEX, WEIGHTS, Checkpoint, require_same
+from fusion_tinting.mergekit.clip_variants import run_of
+from fusion_tinting.mergekit.folders import moves_of, require_empty, require_folder, require_other
 from fusion_tinting.mergekit.merged import MergedRun
-from fusion_tinting.mergekit.recipes import require_empty, require_other
 from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.files import read_json, write_atomically, write_json
 from fusion_tinting.run.manifest import MANIFEST, Manifest
@@ -35,26 +35,42 @@ from fusion_tinting.run.manifest import MANIFEST, Manifest
 SHARED = "shared"
 OWN = "model-task.safetensors"
 SHARD_BYTES = 1 << 29
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
-"""Endings of files that are not copied from an expert's folder."""
 NOT_COPIED = ("README.md", INDEX)
 FOLDERS = ("additional_chat_templates", "[0-9]_*")
 """Those of a tokenizer, and of the modules of sentence-transformers."""
 
 
-@click.command("variants")
-@click.argument("run_dir", type=FOLDER, metavar="RUN")
-@click.argument("out", type=FOLDER)
-@click.option("--task", "tasks", multiple=True, help="This one only; may be repeated.")
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
-def command(run_dir: Path, out: Path, tasks: tuple[str, ...], force: bool) -> None:
-    """Write OUT/TASK, a complete checkpoint for `from_pretrained`, for every task of a run."""
-    for folder in write(run_dir, out, tasks, force):
+def command(run_dir: Path, out: Path, tasks: tuple[str, ...], force: bool, moved: tuple[str, ...]) -> None:
+    """Write variants, and print their folders; see `write`.
+
+    Args:
+        run_dir: the run's folder.
+        out: the folder of all.
+        tasks: those whose variants are written; none stands for all.
+        force: whether `out` may hold something.
+        moved: `OLD=NEW` of models that are elsewhere now.
+    """
+    start = time.perf_counter()
+    for folder in write(run_dir, out, tasks, force, moves_of(moved)):
         click.echo(folder)
+    click.echo(f"Written in {time.perf_counter() - start:.1f} s.", err=True)
 
 
-def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = False) -> list[Path]:
+def write(
+    run_dir: Path,
+    out: Path,
+    tasks: tuple[str, ...] = (),
+    force: bool = False,
+    moves: Mapping[str, str] = MappingProxyType({}),
+) -> list[Path]:
     """Write the shared model once and a variant for every task (or `tasks`); their folders.
+
+    Args:
+        run_dir: the run's folder.
+        out: the folder of all.
+        tasks: those whose variants are written; none stands for all.
+        force: whether `out` may hold something.
+        moves: old path -> new path, of models that are elsewhere now.
 
     Raises:
         FileNotFoundError: no finished run, or one of its models is not there.
@@ -67,13 +83,14 @@ def write(run_dir: Path, out: Path, tasks: tuple[str, ...] = (), force: bool = F
             raise unknown("task", task, manifest.tasks)
     chosen = list(dict.fromkeys(tasks)) or manifest.tasks
     require_empty(out, force)
-    towers = (run_dir / HEADS).is_dir()  # of CLIP: the heads are no part of the experts' checkpoints
-    run = TowerRun(run_dir, manifest) if towers else MergedRun(run_dir, manifest)
-    manifest.check_files(run_dir)
+    click.echo("Checking the models …", err=True)
+    run = run_of(run_dir, moves)
     for folder in (out / SHARED, *(out / folder_of(task) for task in chosen)):
         require_other(folder, run.sources)
+        require_folder(folder)
     shared = _shared(run, out / SHARED, _digest(run_dir))
-    return [_variant(run, task, out / folder_of(task), shared) for task in chosen]
+    bar = tqdm(chosen, desc="Writing", unit="task", disable=None, dynamic_ncols=True)
+    return [_variant(run, task, out / folder_of(task), shared) for task in bar]
 
 
 def folder_of(task: str) -> str:

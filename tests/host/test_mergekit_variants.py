@@ -57,7 +57,7 @@ class Run:
         """Run the command in this process; what it wrote."""
         result = CliRunner().invoke(main, ["variants", str(self.folder), str(out), *options])
         assert (result.exit_code != 0) == fails, result.output
-        return result.output
+        return result.output if fails else result.stdout
 
     def copy(self, folder: Path) -> "Run":
         """The same in folders that may be changed."""
