@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from types import MethodType
 from typing import Any
 
@@ -15,6 +16,8 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.method.blocks import blocks_of
 
 HEAD, AUTO = "head", "auto"
+BOUND = {MethodType, partial}
+"""What an instance may hold that runs with the instance, such as a `forward` of its own."""
 
 
 @dataclass(frozen=True)
@@ -146,16 +149,21 @@ def view(model: nn.Module, path: str, tint: nn.Module) -> Iterator[nn.Module]:
         yield tint
         return
     names = path.split(".")
-    shared = [model.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
+    shared = [model]
+    for name in names[:-1]:
+        shared.append(shared[-1].get_submodule(name))
     copies: list[nn.Module] = [object.__new__(type(module)) for module in shared]
     started = []
     for module, copy, name, child in zip(shared, copies, names, [*copies[1:], tint], strict=True):
-        attributes = {key: _rebound(value, module, copy) for key, value in vars(module).items()}
-        started.append(attributes | {"_modules": {**module._modules, name: child}})
-        copy.__dict__ = dict(started[-1])
+        attributes = {**vars(module), "_modules": {**module._modules, name: child}}
+        if not BOUND.isdisjoint(map(type, attributes.values())):
+            attributes = {key: _rebound(value, module, copy) for key, value in attributes.items()}
+        started.append(attributes)
+        copy.__dict__ = dict(attributes)
     yield copies[0]
     for module, copy, before in zip(shared, copies, started, strict=True):
-        vars(module).update({k: v for k, v in vars(copy).items() if k not in before or before[k] is not v})
+        if len(before) != len(vars(copy)) or not all(map(is_, before.values(), vars(copy).values())):
+            vars(module).update({k: v for k, v in vars(copy).items() if before.get(k, before) is not v})
 
 
 def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
