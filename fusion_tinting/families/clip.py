@@ -5,7 +5,6 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED, content_hash
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.experts import LoadedExperts
-from fusion_tinting.run.files import write_json, write_tensors
+from fusion_tinting.run.files import file_name, write_record, write_tensors
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -211,7 +210,7 @@ def head_path(run_dir: Path, task: str) -> Path:
         run_dir: the run's folder.
         task: whose head.
     """
-    return run_dir / HEADS / quote(task, safe="")
+    return run_dir / HEADS / file_name(task)
 
 
 def write_head(stem: Path, tensors: Mapping[str, Tensor], about: Mapping) -> None:
@@ -223,7 +222,7 @@ def write_head(stem: Path, tensors: Mapping[str, Tensor], about: Mapping) -> Non
         about: what is known of it.
     """
     write_tensors(stem.with_name(f"{stem.name}.safetensors"), tensors, {"format": "pt"})
-    write_json(stem.with_name(f"{stem.name}.json"), dict(about))
+    write_record(stem.with_name(f"{stem.name}.json"), dict(about))
 
 
 def load(path: str) -> CLIPModel:
@@ -282,10 +281,6 @@ def zero_shot_weights(
         processor: with its tokenizer.
         class_names: in the order of the labels.
         templates: turn a name into a prompt.
-
-    Raises:
-        ValueError: a file in the cache that is damaged or another's.
-        OSError: the cache cannot be written.
     """
     prompts = [[template(name) for template in templates] for name in class_names]
     text = {n: p for n, p in clip_model.named_parameters() if not n.startswith(("vision", "visual"))}

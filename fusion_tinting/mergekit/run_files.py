@@ -1,6 +1,5 @@
 """The files of a run that a recipe names: coefficients and tints, read once and checked."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,9 +7,8 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.run.artifact import check_rows
-from fusion_tinting.run.files import read_json, read_tensors
-from fusion_tinting.run.manifest import MANIFEST
+from fusion_tinting.run.artifact import read_coefficients
+from fusion_tinting.run.files import read_tensors
 
 
 class CoefficientFile:
@@ -27,9 +25,7 @@ class CoefficientFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows, metadata = read_tensors(path)
-        self.tasks = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)
-        check_rows(path, self.rows, self.tasks)
+        self.tasks, self.rows = read_coefficients(path)
 
     def value(self, name: str, task: str | None) -> float:
         """λ of one tensor and task.
@@ -82,13 +78,3 @@ def stamp(path: str | Path) -> tuple:
     except OSError:  # for the reader to tell
         return ()
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _tasks_beside(path: Path) -> list[str]:
-    manifest = path.with_name(MANIFEST)
-    if not manifest.is_file():
-        raise ValueError(
-            f"`{path}` does not say which task each column belongs to, nor is `{MANIFEST}` beside it. "
-            "Expected the `coefficients.safetensors` of a run."
-        )
-    return read_json(manifest)["tasks"]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import quote
 
 import click
 from safetensors.torch import save_file
@@ -29,7 +28,7 @@ from fusion_tinting.mergekit.clip_variants import run_of
 from fusion_tinting.mergekit.folders import moves_of, require_empty, require_folder, require_other
 from fusion_tinting.mergekit.merged import MergedRun
 from fusion_tinting.run.artifact import COEFFICIENTS
-from fusion_tinting.run.files import read_json, write_atomically, write_json
+from fusion_tinting.run.files import file_name, read_json, write_atomically, write_json
 from fusion_tinting.run.manifest import MANIFEST, Manifest
 
 SHARED = "shared"
@@ -95,7 +94,7 @@ def write(
 
 def folder_of(task: str) -> str:
     """Return the folder of a task, whatever characters its name has."""
-    name = quote(task, safe="")
+    name = file_name(task)
     return f"%{ord(name[0]):02X}{name[1:]}" if name in (".", "..", SHARED) else name
 
 

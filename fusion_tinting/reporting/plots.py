@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fusion_tinting.run.files import write_atomically
+from fusion_tinting.run.files import possibly, write_atomically
 from fusion_tinting.run.history import History
 from fusion_tinting.run.manifest import MANIFEST
 from fusion_tinting.run.tinted_model import TintedModel
@@ -34,25 +34,22 @@ def write_pictures(model: TintedModel, run_dir: str | Path) -> None:
     """Write `curves.png` (if there is a history) and `coefficients.png` into the folder of a finished run.
 
     A picture that is there and no older than the run's manifest is left as it is. Call it after `tint` has
-    returned, in one process.
+    returned, in one process. A picture that cannot be written is a warning.
 
     Args:
         model: the tinted model that the run has made, new or loaded.
         run_dir: the run's folder.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     drawings = {"coefficients.png": lambda: coefficient_map(model.coefficients, model.tasks)}
     history = model.history
     if history is not None and len(history):
         drawings["curves.png"] = lambda: curves(history)
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).expanduser()
     finished = (run_dir / MANIFEST).stat().st_mtime_ns
     for name, draw in drawings.items():
         path = run_dir / name
         if not path.is_file() or path.stat().st_mtime_ns < finished:
-            save(draw(), path)
+            possibly(save, draw(), path)
 
 
 def curves(history: History) -> Figure:

@@ -1,7 +1,7 @@
 """The artifact folder that a run leaves behind, readable without this package.
 
 tinting.json              the manifest: settings, tasks in order, content hashes, versions, cost; and
-                          the sha256 of every file of tensors beside it
+                          the sha256 of every file beside it that a run is loaded from
 coefficients.safetensors  merged tensor name -> (K,) float32, the effective λ
 tints/<task>.safetensors  the tinted layer of that task
 curves.csv                loss, agreement, share kept and mean λ by iteration and task
@@ -15,15 +15,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 from torch import Tensor
 
 from fusion_tinting.errors import abbreviate
-from fusion_tinting.run.files import read_json, read_tensors, sha256, write_json, write_tensors, write_text
+from fusion_tinting.run.files import (
+    file_name,
+    possibly,
+    read_json,
+    read_tensors,
+    sha256,
+    write_record,
+    write_tensors,
+    write_text,
+)
 from fusion_tinting.run.history import History
-from fusion_tinting.run.manifest import MANIFEST, Manifest
+from fusion_tinting.run.manifest import MANIFEST, Manifest, check_file
 
 COEFFICIENTS = "coefficients.safetensors"
 CURVES = "curves.csv"
@@ -48,6 +56,8 @@ class Artifact:
     def write(self, run_dir: Path) -> None:
         """Write every file; the manifest last, so that it vouches for the rest.
 
+        Curves for which there is no room are left out, with a warning.
+
         Args:
             run_dir: the folder.
 
@@ -59,11 +69,12 @@ class Artifact:
         write_tensors(run_dir / COEFFICIENTS, self.coefficients, columns)
         for task, tensors in self.tints.items():
             write_tensors(tint_path(run_dir, task), tensors, {"format": "pt"})
-        if self.history is not None:
-            write_text(run_dir / CURVES, self.history.to_csv())
         written = [run_dir / COEFFICIENTS, *(tint_path(run_dir, task) for task in self.tints)]
+        (run_dir / CURVES).unlink(missing_ok=True)
+        if self.history is not None and possibly(write_text, run_dir / CURVES, self.history.to_csv()):
+            written.append(run_dir / CURVES)
         digests = {path.relative_to(run_dir).as_posix(): sha256(path) for path in written}
-        write_json(run_dir / MANIFEST, replace(self.manifest, files=digests).to_json())
+        write_record(run_dir / MANIFEST, replace(self.manifest, files=digests).to_json())
 
     @classmethod
     def read(cls, run_dir: Path, manifest: Manifest) -> "Artifact":
@@ -78,7 +89,11 @@ class Artifact:
             ValueError: a file that is damaged, or does not fit the manifest.
         """
         tasks = manifest.tasks
-        coefficients, _ = read_tensors(run_dir / COEFFICIENTS)
+        columns, coefficients = _read_rows(run_dir / COEFFICIENTS)
+        if columns != tasks:
+            raise ValueError(
+                f"`{run_dir / COEFFICIENTS}` is of the tasks {columns}; the run's are {tasks}."
+            )
         tinted = tasks if manifest.layer is not None else []
         tints = {task: read_tensors(tint_path(run_dir, task))[0] for task in tinted}
         curves = run_dir / CURVES
@@ -93,7 +108,7 @@ def tint_path(run_dir: Path, task: str) -> Path:
         run_dir: the folder.
         task: its name.
     """
-    return run_dir / "tints" / f"{quote(task, safe='')}.safetensors"
+    return run_dir / "tints" / f"{file_name(task)}.safetensors"
 
 
 def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:
@@ -104,11 +119,23 @@ def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file of another kind, damaged, or with a value that is not finite.
+        ValueError: a file of another kind or run, damaged, or with a value that is not finite.
     """
     path = path / COEFFICIENTS if path.is_dir() else path
+    tasks, rows = _read_rows(path)
+    beside = path.with_name(MANIFEST)
+    written = read_json(beside).get("files", {}) if beside.is_file() else {}
+    if path.name in written:
+        check_file(path, written[path.name])
+    return tasks, rows
+
+
+def _read_rows(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     rows, metadata = read_tensors(path)
-    tasks: list[str] = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)
+    try:
+        tasks: list[str] = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{path}` is damaged: the names of its tasks are no JSON.") from error
     check_rows(path, rows, tasks)
     return tasks, rows
 
@@ -166,7 +193,7 @@ def _tasks_beside(path: Path) -> list[str]:
 def _read_curves(path: Path, tasks: list[str], steps: int) -> History:
     history = None
     with suppress(ValueError, RuntimeError):  # no text, no numbers, or not as many as there are tasks
-        history = History.from_csv(path.read_text(), tasks)
+        history = History.from_csv(path.read_text(encoding="utf-8"), tasks)
     if history is None or len(history) != steps:
         raise ValueError(
             f"`{path}` is cut short or damaged: expected {steps} iterations of {len(tasks)} tasks. "

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion_tinting.run.files import read_metadata, read_tensors, write_tensors
+from fusion_tinting.run.files import read_tensors, write_tensors
 from fusion_tinting.run.identity import Identity
 
 EVERY = 50
 """Iterations between checkpoints. One holds λ, the tints and Adam's moments: three times the tints' size,
 a few megabytes for heads."""
+ANEW = "Delete it to start anew."
 
 
 def checkpoint_path(run_dir: Path) -> Path:
@@ -38,8 +39,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Identity, int, int]:
     Raises:
         ValueError: a damaged file.
     """
-    state, metadata = read_tensors(path)
-    return state, _identity(path, metadata), int(metadata["next_step"]), int(metadata["threads"])
+    try:
+        state, metadata = read_tensors(path)
+        identity = Identity.from_json(json.loads(metadata["run"]), path)
+        return state, identity, int(metadata["next_step"]), int(metadata["threads"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"`{path}` is damaged: it does not say whose run it is. {ANEW}") from error
+    except ValueError as error:
+        raise ValueError(str(error) if ANEW in str(error) else f"{error} {ANEW}") from error
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Tensor], identity: Identity, next_step: int) -> None:
@@ -74,7 +81,7 @@ def check_folder(run_dir: Path, identity: Identity) -> None:
     """
     path = checkpoint_path(run_dir)
     if path.is_file():
-        identity.require_same(_identity(path, read_metadata(path)), run_dir)
+        identity.require_same(read_checkpoint(path)[1], run_dir)
 
 
 def use_threads(count: int) -> None:
@@ -117,10 +124,3 @@ class HeldInterrupt:
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
-
-
-def _identity(path: Path, metadata: Mapping[str, str]) -> Identity:
-    try:
-        return Identity.from_json(json.loads(metadata["run"]), path)
-    except (KeyError, json.JSONDecodeError):
-        return Identity.from_json(None, path)  # which says that it is damaged

@@ -1,17 +1,32 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and that say when a byte of them has changed since."""
 
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import secrets
+import stat
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+UNFINISHED = ".writing-"
+"""How the names of files begin that are being written; after it comes the process's id."""
+LONGEST = 233
+"""Characters that a task's name may have in that of a file: file systems take 255 bytes in all."""
+CHECKSUM = "crc32"
+"""Where files keep the checksum of what they hold. Release 0.1.0 wrote none."""
+FILES, ID = "files", "id"
+"""What the checksum of JSON leaves out, for users may change it: the hashes of other files, and anywhere within
+where a model is."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -24,14 +39,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing half-written is left.
     """
-    temporary = None
+    temporary = _unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the user's umask wants it
         os.close(handle)
-        temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(
@@ -39,8 +54,69 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "nothing half-written was left there."
         ) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def possibly(write: Callable[..., object], *args: object) -> bool:
+    """Write what a run can do without; where that is not possible, warn. Return whether it was written.
+
+    Args:
+        write: raises an OSError where there is no room.
+        *args: what it takes.
+    """
+    try:
+        write(*args)
+    except OSError as error:
+        warnings.warn(f"{error} The run is complete without it.", stacklevel=3)
+        return False
+    return True
+
+
+def remove_unfinished(folders: Iterable[Path], *, of_the_dead: bool = False) -> None:
+    """Remove the files that were being written in some folders when their process was killed.
+
+    Args:
+        folders: where to look.
+        of_the_dead: whether others may be writing there now, so that only files of processes that are no
+            more are removed.
+    """
+    for path in (path for folder in folders for path in folder.glob(f"{UNFINISHED}*")):
+        pid = path.name.removeprefix(UNFINISHED).partition("-")[0]
+        if not of_the_dead or not (pid.isdecimal() and alive(int(pid))):
+            with suppress(OSError):
+                path.unlink()
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process of this machine runs.
+
+    Args:
+        pid: its id.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def file_name(task: str) -> str:
+    """Return what files and folders of a task are called, whatever characters its name has.
+
+    Args:
+        task: its name. Of one that is too long for a file system the end is a hash.
+    """
+    name = quote(task, safe="")
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 17]}-{hashlib.sha256(task.encode()).hexdigest()[:16]}"
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{UNFINISHED}{os.getpid()}-{secrets.token_hex(8)}{path.suffix[:16]}")
 
 
 def require_writable(folder: Path) -> None:
@@ -53,22 +129,28 @@ def require_writable(folder: Path) -> None:
         OSError: as `write_atomically`; or a file is there.
     """
     require_no_file(folder)
-    probe = folder / "checkpoint" / ".probe"
+    probe = _unfinished(folder / "checkpoint" / "probe")
     write_text(probe, "x" * 4096)
-    probe.unlink()
+    probe.unlink(missing_ok=True)
 
 
 def require_no_file(folder: Path) -> None:
-    """Refuse a file where a folder will be written.
+    """Refuse a file, or a link to nothing, where a folder will be written.
 
     Args:
         folder: that will be written.
 
     Raises:
-        NotADirectoryError: a file is there.
+        NotADirectoryError: it, or a folder that it is in, is one.
     """
-    if folder.is_file():
-        raise NotADirectoryError(f"`{folder}` is a file; expected a folder, or a name that is free.")
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            raise NotADirectoryError(
+                f"`{place}` is a link to `{os.readlink(place)}`, which is not there. Make that folder, or "
+                "choose another."
+            )
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"`{place}` is a file; expected a folder, or a name that is free.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,8 +173,18 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON as `write_json` does, with a checksum of itself, which `read_json` compares.
+
+    Args:
+        path: of the file.
+        value: its content.
+    """
+    write_json(path, {**value, CHECKSUM: _checksum_of_json(value)})
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically.
+    """Write a safetensors file atomically, with a checksum of what it holds, which reading compares.
 
     Args:
         path: of the file.
@@ -100,32 +192,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         metadata: for its header.
     """
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(owned, temporary, dict(metadata)))
+    header = {**metadata, CHECKSUM: _checksum(owned, metadata)}
+    write_atomically(path, lambda temporary: save_file(owned, temporary, header))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file.
 
     Args:
         path: of the file.
+        checked: whether it must have a checksum.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is cut short or is no safetensors file.
+        ValueError: the file is cut short, is no safetensors file, or has changed since it was written.
     """
     with _opened(path) as file:
         names = file.keys()  # not iterable itself
-        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata alone of a safetensors file; raises as `read_tensors`.
-
-    Args:
-        path: of the file.
-    """
-    with _opened(path) as file:
-        return file.metadata() or {}
+        tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    written = metadata.pop(CHECKSUM, None)
+    if (written is not None or checked) and written != _checksum(tensors, metadata):
+        raise ValueError(f"`{path}` is damaged: its content is not what was written.")
+    return tensors, metadata
 
 
 @contextmanager
@@ -157,17 +245,47 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is cut short, no JSON, or another kind of it.
+        ValueError: it is cut short, no JSON, another kind of it, or has changed since it was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is missing.")
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is cut short or no JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"`{path}` must hold a JSON object. Found {str(content)[:80]}.")
+    written = content.pop(CHECKSUM, None)
+    if written is not None and written != _checksum_of_json(content):
+        raise ValueError(
+            f"`{path}` has changed since it was written. Restore it; or, if you changed it yourself, take "
+            f"`{CHECKSUM}` out of it."
+        )
     return content
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the checksum of tensors and what stands beside them: quick, for checkpoints may be large."""
+    total = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def _checksum_of_json(value: Mapping[str, Any]) -> str:
+    # As it is read back: keys are strings, tuples lists.
+    content = _without_ids(json.loads(json.dumps({**value, FILES: None})))
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_ids(entry) for entry in value]
+    if isinstance(value, dict):
+        return {k: _without_ids(v) for k, v in value.items() if k != ID or isinstance(v, (dict, list))}
+    return value
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer, tintable
 from fusion_tinting.run.context import Context
 from fusion_tinting.run.experts import LoadedExperts, predict
-from fusion_tinting.run.files import read_json, write_json
+from fusion_tinting.run.files import read_json, write_record
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
@@ -116,7 +116,7 @@ def choose_or_recall(
         model, unlabeled, predictions, settings, processes=context.processes, progress=context.progress
     )
     if path is not None and context.writes:
-        write_json(path, {"layer": layer, "agreement": trials, "run": identity.to_json()})
+        write_record(path, {"layer": layer, "agreement": trials, "run": identity.to_json()})
     return layer, trials
 
 

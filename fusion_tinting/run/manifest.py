@@ -1,10 +1,11 @@
 """`tinting.json`: what an artifact says of the run that it came from, and of the files beside it."""
 
+import os
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Manifest:
         seconds: see `RunInfo`.
         peak_memory_bytes: see `RunInfo`.
         versions: package -> its version.
-        files: name of every file of tensors in the folder -> its sha256.
+        files: name of every file in the folder that a run is loaded from -> its sha256.
         method: `model_tinting`.
         format_version: of the folder.
     """
@@ -149,21 +150,43 @@ class Manifest:
         )
 
     def check_files(self, run_dir: Path) -> None:
-        """Refuse an artifact whose λ or tints are not those that its manifest was written for.
+        """Refuse an artifact whose files are not those that its manifest was written for.
 
         Args:
-            run_dir: the artifact folder.
+            run_dir: the artifact folder. Only what is within is looked at.
 
         Raises:
-            ValueError: naming the file.
+            FileNotFoundError: one is missing; curves may be.
+            ValueError: naming the file that has changed, or is none of the folder's.
         """
         for name, digest in self.files.items():
-            if sha256(run_dir / name) != digest:
+            path, parts = run_dir / name, PurePath(name).parts
+            if ".." in parts or PurePath(name).is_absolute() or not parts:
                 raise ValueError(
-                    f"`{run_dir / name}` has changed since the run was finished: its sha256 is not the one "
-                    f"in `{MANIFEST}`. Restore the file; or, if you changed it yourself, take `files` out "
-                    "of that."
+                    f"`{run_dir / MANIFEST}` names the file `{name}`, which is not in its folder."
                 )
+            if not path.is_file():
+                if path.suffix == ".csv" and not os.path.lexists(path):
+                    continue
+                raise FileNotFoundError(f"`{path}` is missing, or is no file.")
+            check_file(path, digest)
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Refuse a file that is not the one that a manifest was written for.
+
+    Args:
+        path: of the file.
+        digest: its sha256 in the manifest.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if sha256(path) != digest:
+        raise ValueError(
+            f"`{path}` has changed since the run was finished: its sha256 is not the one in `{MANIFEST}`. "
+            "Restore the file; or, if you changed it yourself, take `files` out of that."
+        )
 
 
 def installed_versions() -> dict[str, str]:

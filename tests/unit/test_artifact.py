@@ -231,7 +231,9 @@ class TestDamage:
 
     def edit(self, **changes):
         path = self.run_dir / "tinting.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        content = json.loads(path.read_text()) | changes
+        del content["crc32"]
+        path.write_text(json.dumps(content))
 
     def test_a_newer_format(self):
         self.edit(format_version=99)
@@ -249,6 +251,7 @@ class TestDamage:
     def test_some_other_json(self):
         path = self.run_dir / "tinting.json"
         whole = json.loads(path.read_text())
+        del whole["crc32"]
         for other in ([], None, "run", 3):
             path.write_text(json.dumps(other))
             self.refused("tinting.json` must hold a JSON object")
@@ -268,14 +271,48 @@ class TestDamage:
         flipped = bytearray(path.read_bytes())
         flipped[-3] ^= 1  # of the last number's fraction: it stays finite
         path.write_bytes(flipped)
+        self.refused(f"{name}` is damaged: its content is not what was written")
+
+    @pytest.mark.parametrize("name", ["coefficients.safetensors", "tints/dogs.safetensors"])
+    def test_a_file_of_another_run(self, name):
+        other = self.run_dir / "other"
+        self.world.tint(run_dir=other, seed=1)
+        (other / name).replace(self.run_dir / name)
         self.refused(f"{name}` has changed since the run was finished")
+
+    @pytest.mark.parametrize("key", ["seconds", "split", "settings", "experts", "tinted_tensors"])
+    def test_one_entry_of_the_manifest(self, key):
+        path = self.run_dir / "tinting.json"
+        content = json.loads(path.read_text())
+        content[key] = {**content[key], "dogs": content["experts"]["cats"]} if key == "experts" else {}
+        path.write_text(json.dumps(content))
+        self.refused("tinting.json` has changed since it was written")
+
+    def test_models_that_moved_may_be_named_anew(self):
+        path = self.run_dir / "tinting.json"
+        content = json.loads(path.read_text())
+        content["experts"]["dogs"]["id"] = content["base"]["id"] = "elsewhere"
+        path.write_text("\ufeff" + json.dumps(content), encoding="utf-8")  # as some editors save it
+        model = ft.TintedModel.load(self.run_dir, **self.world.models())
+        assert model.info.ids["dogs"] == "elsewhere"
+
+    @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "tints/../../outside", ""])
+    def test_a_manifest_that_names_files_elsewhere(self, name):
+        self.edit(files={name: "0" * 64})
+        self.refused(f"names the file `{name}`, which is not in its folder")
+
+    def test_a_changed_figure_of_the_curves(self):
+        path = self.run_dir / "curves.csv"
+        path.write_text(path.read_text().replace("0.3,", "0.4,").replace("1,", "2,"))
+        self.refused("curves.csv` (has changed|is cut short)")
+        path.unlink()
+        assert ft.TintedModel.load(self.run_dir, **self.world.models()).history is None
 
     def test_an_older_manifest_without_hashes_of_files(self):
         path = self.run_dir / "tinting.json"
         found = json.loads(path.read_text())
-        assert sorted(found.pop("files")) == sorted(
-            ["coefficients.safetensors", *(f"tints/{task}.safetensors" for task in self.world.experts)]
-        )
+        tints = (f"tints/{task}.safetensors" for task in self.world.experts)
+        assert sorted(found.pop("files")) == sorted(["coefficients.safetensors", "curves.csv", *tints])
         path.write_text(json.dumps(found))
         ft.TintedModel.load(self.run_dir, **self.world.models())
 
@@ -340,8 +377,11 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(world, tmp_pat
     monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
     with pytest.raises(NotADirectoryError, match=r"file` is a file; expected a folder"):
         world.tint(run_dir=tmp_path / "file")
-    with pytest.raises(OSError, match="Could not write"):
+    with pytest.raises(NotADirectoryError, match=r"file` is a file; expected a folder"):
         world.tint(run_dir=tmp_path / "file" / "run")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(NotADirectoryError, match=r"link` is a link to `nowhere`, which is not there"):
+        world.tint(run_dir=tmp_path / "link")
 
 
 def test_task_names_may_hold_any_character(tmp_path):

@@ -1,10 +1,12 @@
 """What the experts predict is remembered on disk, by content, and never trusted blindly."""
 
 import copy
+import os
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from world import World
 
 import fusion_tinting as ft
@@ -113,23 +115,90 @@ def test_data_with_a_version_is_remembered_by_it(world, monkeypatch, asked):
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut short", "another's"])
-def test_a_damaged_file_is_named(world, damage):
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def anothers(path):
+    os.replace(files()[1], path)
+
+
+def without_a_checksum(path):
+    save_file(load_file(path), path, {"key": path.stem})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_bytes(path.read_bytes()[:-10]), flipped, anothers, without_a_checksum],
+)
+def test_what_a_damaged_file_holds_is_asked_anew(world, asked, damage):
+    first = predictions(world)
+    damage(files()[0])
+    before = len(asked)
+    with pytest.warns(UserWarning, match=f"{files()[0].name}.*computed again"):
+        second = predictions(world)
+    assert len(asked) > before
+    assert all(torch.equal(first[task], second[task]) for task in first)
+    assert len(files()) == len(first)  # and is whole now
     predictions(world)
-    path = files()[0]
-    if damage == "cut short":
-        path.write_bytes(path.read_bytes()[:-10])
-    else:
-        save_file({"predictions": torch.zeros(3, 2)}, path, {"key": "other"})
-    with pytest.raises(ValueError, match=f"{path.name}.*can be deleted"):
-        predictions(world)
 
 
-def test_a_full_disk_leaves_nothing_half_written(world, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_a_warning(world, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fusion_tinting.run.files.save_file", full)
-    with pytest.raises(OSError, match=r"No space left.*nothing half-written"):
+    with pytest.warns(UserWarning, match=r"cache cannot be used.*No space left.*nothing half-written"):
         predictions(world)
     assert files() == []
+
+
+def test_a_file_where_the_cache_should_be_is_a_warning(world, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cache cannot be used"):
+        world.tint()
+
+
+def test_the_cache_can_be_turned_off(world, tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FUSION_TINTING_CACHE", "off")
+    predictions(world)
+    predictions(world)
+    assert len(asked) == 2 * len(world.experts)
+    assert not (tmp_path / "home").exists()
+    assert not Path("off").exists()
+
+
+def test_what_was_not_used_for_the_longest_time_makes_room(world, monkeypatch, asked):
+    predictions(world)
+    foreign = files()[0].with_name("a model of the user.safetensors")
+    foreign.write_bytes(bytes(10_000))
+    size = sum(path.stat().st_size for path in files() if path != foreign)
+    for path in files():
+        os.utime(path, (10**9, 10**9))
+    monkeypatch.setenv("FUSION_TINTING_CACHE_SIZE", str(size / 1e9))
+    predictions(world, **changed_head(world))  # of cats; those of dogs and owls are used
+    assert foreign.is_file()
+    assert len(files()) == 3 + 1
+    assert len(asked) == 3 + 1
+    predictions(world)
+    assert len(asked) == 3 + 1 + 1
+    for wrong in ("much", "-1", "nan"):
+        monkeypatch.setenv("FUSION_TINTING_CACHE_SIZE", wrong)
+        with pytest.raises(ValueError, match=f"must be a number of gigabytes. Found '{wrong}'"):
+            predictions(world)
+
+
+def test_what_killed_processes_were_writing_is_removed(world):
+    dead, own = (
+        cache_folder() / "predictions" / f".writing-{pid}-0.safetensors" for pid in (4194305, os.getpid())
+    )
+    dead.parent.mkdir(parents=True)
+    dead.touch()
+    own.touch()
+    predictions(world)
+    assert not dead.exists()
+    assert own.exists()
