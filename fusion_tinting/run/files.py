@@ -25,8 +25,8 @@ LONGEST = 233
 CHECKSUM = "crc32"
 """Where files keep the checksum of what they hold. Release 0.1.0 wrote none."""
 FILES, ID = "files", "id"
-"""What the checksum of JSON leaves out, for users may change it: the hashes of other files, and anywhere within
-where a model is."""
+"""What the checksum of JSON leaves out, for users may change it: the hashes of other files, and where a model
+is."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
