@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 
 from .verdicts import REFUSED, UNCLEAR, Verdict, judge
@@ -33,9 +35,9 @@ def count(cases: list[Case] | None = None) -> list[Verdict]:
 
 def every() -> list[Case]:
     """Return the cases of all tables."""
-    from . import cases_batches, cases_outputs
+    from . import cases_batches, cases_identity, cases_models, cases_outputs
 
-    return [*cases_batches.CASES, *cases_outputs.CASES]
+    return [*cases_batches.CASES, *cases_outputs.CASES, *cases_models.CASES, *cases_identity.CASES]
 
 
 def attempt(case: Case) -> Verdict:
@@ -44,9 +46,13 @@ def attempt(case: Case) -> Verdict:
     def wrong(found: Any) -> str | None:
         if case.equal is None:
             return "accepted"
-        return apart(case.equal(), found)
+        with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FUSION_TINTING_CACHE", folder)  # what is right never comes from where this was
+            return apart(case.equal(), found)
 
-    verdict = judge(case.name, case.act, wrong, case.refusal)
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSION_TINTING_CACHE", f"{folder}/used")
+        verdict = judge(case.name, case.act, wrong, case.refusal)
     if verdict.kind == REFUSED and not case.refusal:
         return Verdict(case.name, UNCLEAR, f"refused without a need: {verdict.said}")
     return verdict

@@ -20,7 +20,8 @@ CLEAR = (ValueError, TypeError, OSError, RuntimeError, NotImplementedError)
 
 RAW = re.compile(
     r"^\[Errno|Error\(s\) in loading|deserializing header|Traceback|object has no attribute"
-    r"|not subscriptable|mat1 and mat2|unexpected keyword argument|codec can't|^Expecting |0x[0-9a-f]{8}"
+    r"|not subscriptable|not iterable|cannot pickle|required positional argument|mat1 and mat2"
+    r"|unexpected keyword argument|codec can't|^Expecting |0x[0-9a-f]{8}"
 )
 """What a library says of itself; it may be quoted behind what we say, not stand for it."""
 
