@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from unicodedata import category
+
+UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of characters, and breaks of lines and paragraphs."""
 
 
 def unknown(kind: str, value: object, choices: Iterable[str]) -> ValueError:
@@ -38,11 +42,16 @@ def same_tasks(tasks: Sequence[str], **entries: Iterable[str]) -> None:
 
     Raises:
         ValueError: naming the mapping, the tasks it lacks and the tasks it has too many; or a task whose
-            name is no string.
+            name is no string, or none that can be written into a line of a file.
     """
     for task in tasks:
         if not isinstance(task, str):
             raise ValueError(f"The names of tasks must be strings. Found {task!r}.")
+        if not task.strip() or any(category(character) in UNWRITABLE for character in task):
+            raise ValueError(
+                "The names of tasks must have letters, and no line breaks or other control characters. "
+                f"Found {task!r}."
+            )
     for what, names in entries.items():
         names = list(names)
         missing = [task for task in tasks if task not in names]

@@ -19,10 +19,11 @@ from fusion_tinting.run.artifact import read_coefficients
 from fusion_tinting.run.checkpoint import check_folder
 from fusion_tinting.run.context import Context, OnStep
 from fusion_tinting.run.experts import predict_experts
-from fusion_tinting.run.files import require_writable
+from fusion_tinting.run.files import path_of
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.layer_choice import choose_or_recall
+from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.storage import refuse_device
@@ -67,12 +68,12 @@ def tint(
     Raises:
         ValueError: bad settings, models that do not fit each other, tasks without head or data, or a
             `run_dir` of another run; always before any work is done.
-        OSError: `run_dir` cannot be written.
+        OSError: `run_dir` cannot be written, or another run works there now.
     """
     require_module("`pretrained`", pretrained)
     options = Settings.from_options(settings)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
-    context = Context(processes, None if run_dir is None else Path(run_dir), progress, on_step)
+    context = Context(processes, None if run_dir is None else path_of(run_dir), progress, on_step)
     _check(options, context, list(experts), heads=heads, unlabeled=unlabeled)
     info = info or RunInfo()
     options = replace(options, init=_start(options, list(experts), info))
@@ -85,17 +86,15 @@ def tint(
     if finished is not None and context.run_dir is not None:
         identity.require_same(finished.identity, context.run_dir)
         return model.restore(context.run_dir, finished, info.tensor_names)
-    if context.run_dir is not None:
-        check_folder(context.run_dir, identity)
-        if context.writes:
-            require_writable(context.run_dir)
-    _require_fitting(model, inputs, processes)
-    _adapt(model, experts, heads, inputs, options, context)
-    model.info = replace(
-        model.info, settings=options.to_json(), samples=identity.samples, data=identity.data
-    )
-    if context.run_dir is not None and context.writes:
-        model.save(context.run_dir)
+    with held(context.run_dir, processes):
+        _require_unfinished(context.run_dir, identity)
+        _require_fitting(model, inputs, processes)
+        _adapt(model, experts, heads, inputs, options, context)
+        model.info = replace(
+            model.info, settings=options.to_json(), samples=identity.samples, data=identity.data
+        )
+        if context.run_dir is not None and context.writes:
+            model.save(context.run_dir)
     return model
 
 
@@ -148,7 +147,7 @@ def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:
     """Return where λ starts, read from the folder of an earlier run where `init` names one."""
     if not isinstance(options.init, str):
         return options.init
-    path = Path(options.init).expanduser()
+    path = path_of(options.init)
     columns, rows = read_coefficients(path)
     if missing := [task for task in tasks if task not in columns]:
         raise ValueError(f"`init={path}` has no λ for the tasks {missing}. It has those of {columns}.")
@@ -179,6 +178,17 @@ def _described(inputs: object) -> str:
     if isinstance(inputs, Tensor):
         return f"a tensor {tuple(inputs.shape)} of {inputs.dtype}"
     return f"of type {type(inputs).__name__}"
+
+
+def _require_unfinished(run_dir: Path | None, identity: Identity) -> None:
+    """Refuse a folder that holds another run, or that was finished while models were loaded."""
+    if run_dir is None:
+        return
+    check_folder(run_dir, identity)
+    if _finished(run_dir) is not None:
+        raise ValueError(
+            f"`{run_dir}` has been finished by another process just now. Start again to load it."
+        )
 
 
 def _finished(run_dir: Path | None) -> Manifest | None:

@@ -118,7 +118,7 @@ def build_in(folder: Path, recipe: Recipe, seed: int, progress: bool) -> None:
     for left_over in list(folder.rglob("*" + UNFINISHED)):
         shutil.rmtree(left_over)
     settings = {**asdict(recipe), "seed": seed, "version": recipe.version}
-    (folder / "zoo.json").write_text(json.dumps(settings, indent=2))
+    (folder / "zoo.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 @contextmanager

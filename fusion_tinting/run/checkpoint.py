@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,33 +95,55 @@ def use_threads(count: int) -> None:
 
 
 class HeldInterrupt:
-    """Holds back Ctrl-C until a checkpoint is there: after the iteration, on a GPU after the next look.
+    """Holds back Ctrl-C and SIGTERM until a checkpoint is there: an iteration, or on a GPU the next look.
 
-    Used as a context; a second Ctrl-C interrupts at once. Signals reach the main thread only: elsewhere,
-    and where nothing is written, Ctrl-C keeps its usual meaning.
+    Used as a context; a second one interrupts at once. Signals reach the main thread only: elsewhere, where
+    nothing is written, and where they are ignored, they keep their usual meaning.
 
     Args:
         holds: whether to.
 
     Attributes:
-        pressed: whether Ctrl-C has been pressed.
+        pressed: the signal that has come; None before.
     """
 
     def __init__(self, holds: bool):
-        self.pressed = False
+        self.pressed: int | None = None
         self._holds = holds and threading.current_thread() is threading.main_thread()
-        self._handler: Any = None
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "HeldInterrupt":
-        if self._holds:
-            self._handler = signal.signal(signal.SIGINT, self._press)
+        for number in (signal.SIGINT, signal.SIGTERM) if self._holds else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._handlers[number] = signal.signal(number, self._press)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
-    def _press(self, _: int, __: FrameType | None) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
+    def end(self, message: str, alone: bool = True) -> None:
+        """End as the signal would have: or do what the user has set for it, and go on if that does not end.
+
+        Args:
+            message: what to say.
+            alone: whether no other process must end too.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C.
+            SystemExit: after SIGTERM, with the status that a shell gives it.
+        """
+        number, self.pressed = self.pressed or signal.SIGINT, None
+        handler = self._handlers.get(number)
+        if alone and callable(handler) and handler is not signal.default_int_handler:
+            handler(number, None)
+        elif number == signal.SIGTERM:
+            print(message, file=sys.stderr)
+            raise SystemExit(128 + number)
+        else:
+            raise KeyboardInterrupt(message)
+
+    def _press(self, number: int, _: FrameType | None) -> None:
+        if self.pressed is not None:
+            raise SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+        self.pressed = number

@@ -20,13 +20,14 @@ from torch import Tensor
 
 UNFINISHED = ".writing-"
 """How the names of files begin that are being written; after it comes the process's id."""
+INNER = ("checkpoint", "tints", "heads")
+"""Folders in that of a run."""
 LONGEST = 233
 """Characters that a task's name may have in that of a file: file systems take 255 bytes in all."""
 CHECKSUM = "crc32"
 """Where files keep the checksum of what they hold. Release 0.1.0 wrote none."""
 FILES, ID = "files", "id"
-"""What the checksum of JSON leaves out, for users may change it: the hashes of other files, and where a model
-is."""
+"""What the checksum of JSON leaves out, as users may change it: hashes of other files; where a model is."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -119,6 +120,20 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f"{UNFINISHED}{os.getpid()}-{secrets.token_hex(8)}{path.suffix[:16]}")
 
 
+def path_of(given: str | Path) -> Path:
+    """Return a path that a user gives; `~` is their home.
+
+    Args:
+        given: the path.
+
+    Raises:
+        ValueError: an empty one, or one with a zero byte.
+    """
+    if not str(given).strip() or "\0" in str(given):
+        raise ValueError(f"Expected the path of a file or folder. Found {str(given)!r}.")
+    return Path(given).expanduser()
+
+
 def require_writable(folder: Path) -> None:
     """Check, before any work, that the folder can be written.
 
@@ -128,8 +143,9 @@ def require_writable(folder: Path) -> None:
     Raises:
         OSError: as `write_atomically`; or a file is there.
     """
-    require_no_file(folder)
-    probe = _unfinished(folder / "checkpoint" / "probe")
+    for place in (folder, *(folder / name for name in INNER)):
+        require_no_file(place)
+    probe = _unfinished(folder / "probe")
     write_text(probe, "x" * 4096)
     probe.unlink(missing_ok=True)
 

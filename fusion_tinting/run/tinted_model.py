@@ -16,8 +16,10 @@ from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors, require_
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer
 from fusion_tinting.run.artifact import COEFFICIENTS, Artifact, check_names, check_rows, tint_path
+from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
 from fusion_tinting.run.info import RunInfo
+from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import Manifest, Source, installed_versions
 from fusion_tinting.run.storage import load_task_vectors
 
@@ -137,14 +139,15 @@ class TintedModel(TintedNetwork):
             run_dir: the folder.
 
         Raises:
-            OSError: no room.
+            OSError: no room, or a run works there now.
         """
         coefficients = {self.info.on_disk(name): row for name, row in self.coefficients.items()}
         tints = {
             task: {self._name_in_tint(name): tensor for name, tensor in tint.state_dict().items()}
             for task, tint in self.tints.items()
         }
-        Artifact(self._manifest(), coefficients, tints, self.history).write(Path(run_dir))
+        with held(path_of(run_dir)):
+            Artifact(self._manifest(), coefficients, tints, self.history).write(path_of(run_dir))
 
     @classmethod
     def load(
@@ -169,14 +172,14 @@ class TintedModel(TintedNetwork):
             ValueError: an artifact of other models or tasks, of a newer format, or damaged.
             FileNotFoundError: no artifact there, or a part of it missing.
         """
-        manifest = Manifest.read(Path(run_dir))
+        manifest = Manifest.read(path_of(run_dir))
         # The artifact's own task order counts: the columns of λ are in it.
         same_tasks(manifest.tasks, experts=experts, heads=heads)
         ordered = Reordered(experts, manifest.tasks)
         # Wherever they are kept and come from: `restore` compares their hashes with the run's.
         options = {**manifest.settings.get("task_vectors", {}), "pretraining": "different"}
         model = cls.untrained(pretrained, ordered, heads, manifest.layer, options)
-        return model.restore(Path(run_dir), manifest, tensor_names or {})
+        return model.restore(path_of(run_dir), manifest, tensor_names or {})
 
     def restore(self, run_dir: Path, manifest: Manifest, tensor_names: Mapping[str, str]) -> Self:
         """Put an artifact's λ and tints into this model, fresh from `untrained`, and return it.

@@ -1,7 +1,9 @@
 """The loop around the iterations: lessons in order, figures, progress, checkpoints."""
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +16,10 @@ from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.run import checkpoint
 from fusion_tinting.run.context import Context, OnStep
+from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
+from fusion_tinting.run.lock import held
 from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
@@ -24,6 +28,10 @@ from fusion_tinting.run.unlabeled import Unlabeled, resident, to_device
 LOOK = 10
 """Iterations between two looks at a GPU's figures, each of which waits for it; a divisor of
 `checkpoint.EVERY`. On a CPU nothing waits, and every iteration is looked at."""
+
+_ALONE = threading.RLock()
+"""Of several threads one trains at a time: the random generator, and how many threads compute, are the
+process's."""
 
 M = TypeVar("M", bound=TintedModel)
 
@@ -56,11 +64,14 @@ def adapt(
 
     Raises:
         ValueError: a checkpoint in `run_dir` of other settings, models or data; a loss that diverged.
+        OSError: `run_dir` cannot be written, or another run works there now.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written; see `checkpoint.HeldInterrupt`.
+        SystemExit: the same after SIGTERM.
     """
-    where = None if run_dir is None else Path(run_dir)
+    where = None if run_dir is None else path_of(run_dir)
     context = Context(processes or Processes(), where, progress, on_step)
-    return train(model, unlabeled, predictions, settings, context)
+    with held(where, context.processes):
+        return train(model, unlabeled, predictions, settings, context)
 
 
 def train(
@@ -82,11 +93,13 @@ def train(
     Raises:
         ValueError: as `adapt`.
         KeyboardInterrupt: as `adapt`.
+        SystemExit: as `adapt`.
     """
     if (settings.layer is None) != (model.layer is None):
         raise ValueError(f"`settings.layer={settings.layer}`, but the model's is `{model.layer}`.")
     size, device = model.vectors.base.numel(), context.processes.device
     with (
+        _ALONE if context.processes.count == 1 else nullcontext(),
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         Adaptation(model, settings, context.processes) as adaptation,
         freed_memory_kept(size, device),
@@ -145,6 +158,7 @@ class Training:
         Raises:
             ValueError: a checkpoint of another run; a loss that diverged.
             KeyboardInterrupt: after Ctrl-C, with a checkpoint written.
+            SystemExit: the same after SIGTERM.
         """
         steps, on_cpu = self.adaptation.settings.steps, self.context.processes.device.type == "cpu"
         with checkpoint.HeldInterrupt(self.context.run_dir is not None) as interrupt:
@@ -252,24 +266,24 @@ class Training:
         return step
 
     def _keep(self, step: int, interrupt: checkpoint.HeldInterrupt) -> None:
-        """Write a checkpoint if it is time; then raise a Ctrl-C that was held back.
+        """Write a checkpoint if it is time; then end as a signal that was held back wants it.
 
         Every process calls it after the same iterations: they stop together.
         """
         run_dir, processes = self.context.run_dir, self.context.processes
         if run_dir is None:
             return
-        pressed = torch.tensor(int(interrupt.pressed), device=processes.device)
-        stop = interrupt.pressed if processes.count == 1 else int(processes.sum(pressed)) > 0
-        last = step + 1 == self.adaptation.settings.steps
+        pressed = torch.tensor(int(interrupt.pressed is not None), device=processes.device)
+        stop = bool(pressed) if processes.count == 1 else int(processes.sum(pressed)) > 0
+        last, path = step + 1 == self.adaptation.settings.steps, checkpoint.checkpoint_path(run_dir)
         if stop or last or (step + 1) % checkpoint.EVERY == 0:
             self.adaptation.share_tints()
             if self.context.writes:
-                path = checkpoint.checkpoint_path(run_dir)
                 checkpoint.write_checkpoint(path, self._state(), self._identity(), step + 1)
         if stop:
-            path = checkpoint.checkpoint_path(run_dir)
-            raise KeyboardInterrupt(f"Stopped after iteration {step + 1}; `{path}` continues it.")
+            interrupt.end(
+                f"Stopped after iteration {step + 1}; `{path}` continues it.", processes.count == 1
+            )
 
     def _state(self) -> dict[str, Tensor]:
         """Return everything that the next iteration depends on, as named tensors."""

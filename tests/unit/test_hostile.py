@@ -1,6 +1,5 @@
 """The short form of `python -m tests.hostile`: a few of each kind of attempt."""
 
-import pytest
 from hostile import kills, mutations, side_by_side, threads
 from hostile.verdicts import REFUSED, RIGHT
 
@@ -15,13 +14,11 @@ def test_a_damaged_file_is_never_silently_wrong():
     assert bad(verdicts) == []
 
 
-@pytest.mark.xfail(reason="run folders are not locked yet")
 def test_processes_with_one_folder_are_right_or_refused():
     verdicts = side_by_side.count(6)
     assert bad(verdicts) == []
 
 
-@pytest.mark.xfail(reason="files of dead runs are left yet")
 def test_killed_runs_continue_as_if_they_had_not_been():
     assert bad(kills.count(4, seed=1)) == []
 

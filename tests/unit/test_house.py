@@ -63,3 +63,19 @@ def test_every_function_says_what_it_returns():
 )
 def test_a_file_is_read_at_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_every_text_file_is_read_and_written_as_utf8_whatever_the_locale():
+    guessed = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in node.args[1:2])
+            opens = name == "open" and isinstance(function, ast.Name) and not binary
+            text = name == "read_text" or (name == "write_text" and isinstance(function, ast.Attribute))
+            if (opens or text) and "encoding" not in [keyword.arg for keyword in node.keywords]:
+                guessed.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert guessed == []

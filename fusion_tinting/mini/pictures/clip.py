@@ -91,7 +91,7 @@ def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         "image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor",
         "do_convert_rgb": True, "size": side, "do_center_crop": False, "crop_size": side, "resample": 3,
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
 
 
 RECIPES = {

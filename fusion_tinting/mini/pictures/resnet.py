@@ -88,7 +88,9 @@ def _train(
 def _save(model: ResNetForImageClassification, folder: Path) -> None:
     model.save_pretrained(folder)
     kind = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": SIZE}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR | kind, indent=2))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(IMAGE_PROCESSOR | kind, indent=2), encoding="utf-8"
+    )
 
 
 THREE = ("mini-counts", "mini-textures", "mini-cards")
