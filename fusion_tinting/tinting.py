@@ -13,7 +13,6 @@ from fusion_tinting.errors import same_tasks
 from fusion_tinting.method.coefficients import Init
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.task_vectors import require_module
 from fusion_tinting.method.tints import AUTO, resolve_layer
 from fusion_tinting.run.artifact import read_coefficients
 from fusion_tinting.run.checkpoint import check_folder
@@ -27,7 +26,7 @@ from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.storage import refuse_device
-from fusion_tinting.run.tinted_model import TintedModel
+from fusion_tinting.run.tinted_model import TintedModel, plain_models
 from fusion_tinting.run.top_predictions import classes_kept
 from fusion_tinting.run.training import train
 from fusion_tinting.run.unlabeled import Unlabeled, to_device
@@ -50,7 +49,7 @@ def tint(
     """Merge `experts` by Model Tinting and return the tinted model.
 
     Args:
-        pretrained: θ₀, any encoder.
+        pretrained: θ₀, any encoder. All is computed in float32, on copies.
         experts: task -> the encoder fine-tuned on it, of the same architecture. A mapping that loads
             on access keeps one expert at a time in memory.
         heads: task -> module from the encoder's output to logits (B, classes).
@@ -70,7 +69,7 @@ def tint(
             `run_dir` of another run; always before any work is done.
         OSError: `run_dir` cannot be written, or another run works there now.
     """
-    require_module("`pretrained`", pretrained)
+    pretrained, experts, heads = plain_models(pretrained, experts, heads)
     options = Settings.from_options(settings)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
     context = Context(processes, None if run_dir is None else path_of(run_dir), progress, on_step)

@@ -99,7 +99,7 @@ class TintedCLIP(TintedModel):
     @property
     def merged(self) -> nn.Module:
         """The shared vision tower θ(λ), a `transformers.CLIPVisionModel`."""
-        return self.encoder.vision_model
+        return self.as_given.vision_model
 
     def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
         """Save the shared vision tower as `CLIPVisionModel` reads it, and the artifact beside it.

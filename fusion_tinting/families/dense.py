@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk, restore_statistics
+from fusion_tinting.families.batch_norm import merge_statistics, name_on_disk
 from fusion_tinting.families.family import Family
 from fusion_tinting.families.nyuv2_scenes import Scenes
 from fusion_tinting.families.rows import Rows
@@ -60,7 +60,7 @@ class TintedDense(TintedModel):
     @property
     def merged(self) -> nn.Module:
         """The shared encoder θ(λ), of the pre-trained model's class, with batch norms of PyTorch."""
-        return restore_statistics(deepcopy(self.encoder))
+        return self.as_given
 
     def save_pretrained(self, path: str | Path) -> None:
         """Save the shared encoder and every task's decoder in one file, and the artifact beside it.

@@ -79,7 +79,7 @@ class TintedClassifier(TintedModel):
     @property
     def merged(self) -> nn.Module:
         """The shared classifier θ(λ), of the pre-trained model's class and with its head."""
-        return self.encoder.classifier()
+        return self.as_given.classifier()
 
     def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
         """Save `merged` as `AutoModelForImageClassification` reads it, and the artifact beside it.

@@ -23,7 +23,7 @@ class TintedText(TintedModel):
     @property
     def merged(self) -> nn.Module:
         """The shared model θ(λ), of transformers' own class."""
-        (model,) = self.encoder.children()
+        (model,) = self.as_given.children()
         return model
 
     def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:

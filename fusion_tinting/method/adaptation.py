@@ -295,7 +295,8 @@ class Adaptation:
         self.merged.write(self.coefficients())
 
     def _trained(self) -> dict[str, Tensor]:
-        tints = {f"tints.{name}": p.detach() for name, p in self.model.tint_modules.named_parameters()}
+        parameters = self.model.tint_modules.named_parameters()
+        tints = {f"tints.{name}": p.detach() for name, p in parameters if p.is_floating_point()}
         return {"coefficients": self.coefficients.raw.detach(), **tints}
 
 

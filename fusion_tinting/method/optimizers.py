@@ -25,7 +25,10 @@ class Optimizers:
         own = settings.lr_coefficients, settings.lr_tints
         rate, tint_rate = (settings.lr if lr is None else lr for lr in own)
         self._coefficients = _Adam([coefficients], rate)
-        self._tints = {task: _Adam(list(tint.parameters()), tint_rate) for task, tint in tints.items()}
+        self._tints = {
+            task: _Adam([p for p in tint.parameters() if p.requires_grad], tint_rate)
+            for task, tint in tints.items()
+        }
 
     def step_coefficients(self, taught: Tensor) -> None:
         """Update λ, and drop its gradient.

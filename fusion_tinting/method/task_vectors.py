@@ -2,14 +2,15 @@
 
 import copy
 import hashlib
-import warnings
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.errors import abbreviate
+from fusion_tinting.method.matching import matched, merged_tensors
+from fusion_tinting.method.models import PlainModels, plain_model
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -83,7 +84,7 @@ class Rows:
             yield start, stop, self.whole[:, start:stop]
             return
         size = min(PIECE if self.whole.device.type == "cpu" else stop - start, stop - start)
-        buffer = torch.empty(len(self.whole), size, device=self.whole.device)
+        buffer = torch.empty(len(self.whole), size, device=self.whole.device, dtype=torch.float32)
         for a in range(start, stop, max(size, 1)):
             b = min(a + size, stop)
             yield a, b, buffer[:, : b - a].copy_(self.whole[:, a:b])
@@ -125,6 +126,7 @@ class TaskVectors:
             small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
         rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or elsewhere.
+        dtypes: parameter or buffer of the pre-trained model -> its precision, where that is not float32.
     """
 
     tasks: list[str]
@@ -133,6 +135,7 @@ class TaskVectors:
     scales: Tensor
     hashes: dict[str, str]
     rows: Rows
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @classmethod
     def from_models(
@@ -148,7 +151,7 @@ class TaskVectors:
 
         `experts` may load on access: each is released before the next is asked for. A parameter that the
         experts share with the pre-trained model (the very same object) has no task vector and is not
-        merged; nor are buffers, of which the pre-trained model's stay.
+        merged; nor are buffers, which must not differ. Precisions may: all is computed in float32.
 
         Args:
             pretrained: θ₀, an encoder.
@@ -161,19 +164,21 @@ class TaskVectors:
 
         Raises:
             OSError: no room where `storage` keeps its rows.
-            ValueError: no expert, or one that is not a module or is the pre-trained model itself; a tensor
-                missing, added, of another shape or dtype, or not finite, named with its task; an expert of
-                another pre-training, unless that is allowed; or what `storage` refuses.
+            ValueError: no expert, or one that is no module or is the pre-trained model itself; models that
+                cannot be merged, see `plain_model` and `matched`; a tensor that is not finite, named with
+                its task; an expert of another pre-training, unless that is allowed; or what `storage`
+                refuses.
         """
-        reference = _mergeable(pretrained, experts)
+        pretrained, experts = plain_model("The pre-trained model", pretrained), _plain(experts)
+        reference = merged_tensors(pretrained, *next(iter(experts.items())))
         slots = _slots(reference)
         base = _flatten(reference, slots, "the pre-trained model")
         rows = storage(len(experts), base.numel(), DTYPES[dtype], base.device)
-        scales = torch.ones(len(slots), len(experts), device=base.device)
+        scales = base.new_ones(len(slots), len(experts))
         hashes = {PRETRAINED: content_hash(reference)}
         for k, task in enumerate(experts):
-            tensors = _tensors_of(pretrained, experts, task, reference)
-            row = _flatten(tensors, slots, f"the expert `{task}`").sub_(base)
+            tensors = matched(pretrained, task, experts[task], reference)
+            row = _flatten(tensors, slots, f"the expert `{task}`").to(base.device).sub_(base)
             if pretraining == "same":
                 _check_same_origin(task, base, row, slots)
             if dtype == "fp16":
@@ -181,7 +186,7 @@ class TaskVectors:
             rows.write(k, row)
             hashes[task] = content_hash(tensors)
             del tensors, row  # before the next one is loaded
-        return cls(list(experts), slots, base, scales, hashes, rows)
+        return cls(list(experts), slots, base, scales, hashes, rows, _precisions(pretrained))
 
     @property
     def deltas(self) -> Tensor:
@@ -226,7 +231,7 @@ class TaskVectors:
         """
         lead = flat.shape[:-1]
         return {
-            name: flat[..., start:stop].view(*lead, *shape)
+            name: flat[..., start:stop].view((*lead, *shape))
             for name, (start, stop, shape) in self.slots.items()
         }
 
@@ -245,81 +250,18 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def require_module(what: str, value: object) -> None:
-    """Refuse a value that is not a module, such as a state dict or a function.
-
-    Args:
-        what: how the error calls it.
-        value: what was given.
-
-    Raises:
-        ValueError: naming `what` and the type of the value.
-    """
-    if not isinstance(value, nn.Module):
-        hint = "; load the state dict into a model" if isinstance(value, Mapping) else ""
-        hint = "; make the function the `forward` of one" if callable(value) else hint
-        raise ValueError(f"{what} must be a `torch.nn.Module`. Found {type(value).__name__}{hint}.")
-
-
-def _mergeable(pretrained: nn.Module, experts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return the tensors of θ₀ that are merged: those that the experts do not share with it."""
+def _plain(experts: Mapping[str, nn.Module]) -> PlainModels:
+    """Return the experts as they are merged."""
     if not experts:
         raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
     if PRETRAINED in experts:
         raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
-    require_module("The pre-trained model", pretrained)
-    shared = _shared(pretrained, _expert(pretrained, experts, next(iter(experts))))
-    return {n: p.detach() for n, p in pretrained.named_parameters() if n not in shared}
+    return PlainModels("The expert", experts, plain_model)
 
 
-def _tensors_of(
-    pretrained: nn.Module, experts: Mapping[str, nn.Module], task: str, reference: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the tensors of an expert that are merged; they must fit the pre-trained model's."""
-    expert = _expert(pretrained, experts, task)
-    shared = _shared(pretrained, expert)
-    if {name for name, _ in pretrained.named_parameters()} - shared != set(reference):
-        raise ValueError(
-            f"The expert `{task}` shares other parameter objects with the pre-trained model than "
-            "the expert before it. Give every expert its own copy of what was fine-tuned."
-        )
-    _warn_of_buffers(task, pretrained, expert)
-    tensors = {n: t.detach() for n, t in expert.named_parameters() if n not in shared}
-    _check_same_architecture(task, reference, tensors)
-    return tensors
-
-
-def _expert(pretrained: nn.Module, experts: Mapping[str, nn.Module], task: str) -> nn.Module:
-    """Return the expert of a task, which must be a model of its own."""
-    expert = experts[task]
-    require_module(f"The expert `{task}`", expert)
-    ours, theirs = dict(pretrained.named_parameters()), dict(expert.named_parameters())
-    if ours and ours.keys() == theirs.keys() and all(theirs[name] is p for name, p in ours.items()):
-        raise ValueError(
-            f"The expert `{task}` is the pre-trained model itself: all their parameters are the same "
-            "objects. Give the expert a copy of its own."
-        )
-    return expert
-
-
-def _shared(pretrained: nn.Module, expert: nn.Module) -> set[str]:
-    """Return the names of parameters that are one object in both, or not floating-point."""
-    theirs = dict(expert.named_parameters())
-    ours = pretrained.named_parameters()
-    return {name for name, p in ours if theirs.get(name) is p or not p.is_floating_point()}
-
-
-def _warn_of_buffers(task: str, pretrained: nn.Module, expert: nn.Module) -> None:
-    buffers = dict(expert.named_buffers())
-    for name, buffer in pretrained.named_buffers():
-        if buffer.is_floating_point() and name in buffers and not torch.equal(buffer, buffers[name]):
-            warnings.warn(
-                f"The buffer `{name}` of the expert `{task}` differs from the pre-trained model's. Buffers "
-                "(batch-norm statistics) are not merged: the shared encoder keeps the pre-trained ones. "
-                "`fusion_tinting.families.batch_norm.merge_statistics` makes parameters of them.",
-                stacklevel=5,
-            )
-            return
+def _precisions(model: nn.Module) -> dict[str, torch.dtype]:
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return {n: t.dtype for n, t in tensors if t.is_floating_point() and t.dtype != torch.float32}
 
 
 def _slots(tensors: Mapping[str, Tensor]) -> Slots:
@@ -328,15 +270,13 @@ def _slots(tensors: Mapping[str, Tensor]) -> Slots:
     for name, tensor in tensors.items():
         slots[name] = (start, start + tensor.numel(), tensor.shape)
         start += tensor.numel()
-    if not slots:
-        raise ValueError("The pre-trained model has no floating-point parameter to merge.")
     return slots
 
 
 def _flatten(tensors: Mapping[str, Tensor], slots: Slots, owner: str) -> Tensor:
     """Return named tensors as one float32 row, refusing any that is not finite."""
     stop = max(stop for _, stop, _ in slots.values())
-    out = torch.empty(stop, device=next(iter(tensors.values())).device)
+    out = torch.empty(stop, device=next(iter(tensors.values())).device, dtype=torch.float32)
     for name, (start, stop, _) in slots.items():
         out[start:stop].copy_(tensors[name].reshape(-1))
     if not torch.isfinite(out).all():
@@ -361,25 +301,6 @@ def _scale_(row: Tensor, slots: Slots) -> Tensor:
     for power, (a, b, _) in zip(powers, slots.values(), strict=True):
         row[a:b] /= power
     return powers
-
-
-def _check_same_architecture(
-    task: str, reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> None:
-    missing = [name for name in reference if name not in tensors]
-    extra = [name for name in tensors if name not in reference]
-    if missing or extra:
-        raise ValueError(
-            f"The expert `{task}` is not of the pre-trained model's architecture: "
-            f"missing tensors {abbreviate(missing)}, additional tensors {abbreviate(extra)}."
-        )
-    for name, tensor in reference.items():
-        other = tensors[name]
-        if other.shape != tensor.shape or other.dtype != tensor.dtype:
-            raise ValueError(
-                f"Tensor `{name}` of the expert `{task}` is {tuple(other.shape)} {other.dtype}; "
-                f"the pre-trained model's is {tuple(tensor.shape)} {tensor.dtype}."
-            )
 
 
 def _check_same_origin(task: str, base: Tensor, delta: Tensor, slots: Slots) -> None:

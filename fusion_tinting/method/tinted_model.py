@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from itertools import chain
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.method.batch_norm import MergedBatchNorm, restore_statistics
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.task_vectors import TaskVectors, content_hash
 from fusion_tinting.method.tints import Layer, make_tints, view
@@ -142,8 +144,22 @@ class TintedNetwork(nn.Module):
 
     @property
     def merged(self) -> nn.Module:
-        """The shared encoder θ(λ), of the class of the pre-trained model."""
-        return self.encoder
+        """The shared encoder θ(λ), of the class and the precision of the pre-trained model."""
+        return self.as_given
+
+    @property
+    def as_given(self) -> nn.Module:
+        """The shared encoder, each tensor in the pre-trained model's precision, with PyTorch's batch norms.
+
+        It is a copy where the encoder itself, which computes in float32, is made otherwise.
+        """
+        dtypes = self.vectors.dtypes
+        if not dtypes and not any(isinstance(module, MergedBatchNorm) for module in self.encoder.modules()):
+            return self.encoder
+        encoder = deepcopy(self.encoder)
+        for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
+            tensor.data = tensor.to(dtypes.get(name, tensor.dtype))
+        return restore_statistics(encoder)
 
     @property
     def head_hashes(self) -> dict[str, str]:

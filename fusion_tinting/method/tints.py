@@ -129,7 +129,10 @@ def make_tints(
         else experts[task].get_submodule(layer.path)
         for task in experts
     )
-    return nn.ModuleList(deepcopy(module).float().requires_grad_(True).eval() for module in layers)
+    tints = nn.ModuleList(deepcopy(module).float().eval() for module in layers)
+    for parameter in tints.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return tints
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fusion_tinting.method.task_vectors import content_hash, require_module
+from fusion_tinting.method.models import require_module
+from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.method.tinted_model import call
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.processes import Processes, sensible_threads

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fusion_tinting.errors import same_tasks
+from fusion_tinting.method.batch_norm import plain_encoder
 from fusion_tinting.method.merging import load_merged
+from fusion_tinting.method.models import PlainModels, plain_model
 from fusion_tinting.method.objectives import Reads
 from fusion_tinting.method.settings import Settings, reads_in
-from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors, require_module
+from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer
 from fusion_tinting.run.artifact import COEFFICIENTS, Artifact, check_names, check_rows, tint_path
@@ -100,12 +102,11 @@ class TintedModel(TintedNetwork):
             task_vectors: their `dtype` and `storage`; see `Settings`.
 
         Raises:
-            ValueError: see `TaskVectors.from_models`, `resolve_layer` and `make_tints`; or heads for
-                other tasks than there are experts.
+            ValueError: see `plain_model`, `TaskVectors.from_models`, `resolve_layer` and `make_tints`; or
+                heads for other tasks than there are experts.
         """
         same_tasks(list(experts), heads=heads)
-        for task in experts:
-            require_module(f"The head of `{task}`", heads[task])
+        pretrained, experts, heads = plain_models(pretrained, experts, heads)
         vectors = load_task_vectors(pretrained, experts, task_vectors or {})
         tinted = resolve_layer(pretrained, layer)
         encoder = deepcopy(pretrained).float().requires_grad_(False).eval()
@@ -262,6 +263,26 @@ class TintedModel(TintedNetwork):
     def _name_in_tint(self, name: str) -> str:
         """Return what a tensor of the tinted layer is called in its file."""
         return self.info.on_disk(f"{self.layer}.{name}")
+
+
+def plain_models(
+    pretrained: nn.Module, experts: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]
+) -> tuple[nn.Module, Mapping[str, nn.Module], Mapping[str, nn.Module]]:
+    """Return models as they are tinted: out of wrappers, the statistics of their batch norms parameters.
+
+    Args:
+        pretrained: θ₀, an encoder.
+        experts: task -> the encoder fine-tuned on it; loaded on access, as those that are returned.
+        heads: task -> head.
+
+    Raises:
+        ValueError: see `plain_model`; of experts and heads when they are asked for.
+    """
+    return (
+        plain_encoder("`pretrained`", pretrained),
+        PlainModels("The expert", experts, plain_encoder),
+        PlainModels("The head of", heads, plain_model),
+    )
 
 
 class OneTask(nn.Module):

@@ -302,14 +302,6 @@ def test_what_diverges_is_stopped_and_named(world):
         world.tint(lr=1e30, clamp=False, steps=20)
 
 
-def test_batch_statistics_are_not_merged_and_that_is_said(world):
-    for module in (world.pretrained, *world.experts.values()):
-        module.batch_norm = torch.nn.BatchNorm1d(6)
-    world.experts["dogs"].batch_norm.running_mean.add_(1)
-    with pytest.warns(UserWarning, match=r"buffer `batch_norm.running_mean` of the expert `dogs`"):
-        world.tint()
-
-
 @pytest.mark.parametrize("what", ["heads", "unlabeled"])
 def test_a_task_without_head_or_data_is_named(world, what):
     del getattr(world, what)["dogs"]
