@@ -35,9 +35,15 @@ def count(cases: list[Case] | None = None) -> list[Verdict]:
 
 def every() -> list[Case]:
     """Return the cases of all tables."""
-    from . import cases_batches, cases_identity, cases_models, cases_outputs
+    from . import cases_around, cases_batches, cases_identity, cases_models, cases_outputs
 
-    return [*cases_batches.CASES, *cases_outputs.CASES, *cases_models.CASES, *cases_identity.CASES]
+    return [
+        *cases_batches.CASES,
+        *cases_outputs.CASES,
+        *cases_models.CASES,
+        *cases_identity.CASES,
+        *cases_around.CASES,
+    ]
 
 
 def attempt(case: Case) -> Verdict:

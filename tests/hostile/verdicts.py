@@ -12,7 +12,7 @@ from typing import Any
 RIGHT, REFUSED, UNCLEAR, WRONG = "right", "refused", "unclear", "silently wrong"
 KINDS = (RIGHT, REFUSED, UNCLEAR, WRONG)
 
-LIMIT = 30
+LIMIT = 90
 """Seconds after which an attempt hangs."""
 
 CLEAR = (ValueError, TypeError, OSError, RuntimeError, NotImplementedError)
