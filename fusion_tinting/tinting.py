@@ -18,7 +18,7 @@ from fusion_tinting.run.artifact import read_coefficients
 from fusion_tinting.run.checkpoint import check_folder
 from fusion_tinting.run.context import Context, OnStep
 from fusion_tinting.run.experts import predict_experts
-from fusion_tinting.run.files import path_of
+from fusion_tinting.run.files import path_of, remove_unfinished
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.layer_choice import choose_or_recall
@@ -83,6 +83,7 @@ def tint(
     inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
     identity = Identity.of(model, options, inputs, info.split)
     if finished is not None and context.run_dir is not None:
+        remove_unfinished(context.run_dir, of_the_dead=True)
         identity.require_same(finished.identity, context.run_dir)
         return model.restore(context.run_dir, finished, info.tensor_names)
     with held(context.run_dir, processes):

@@ -19,8 +19,10 @@ from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots, tables
+from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
 from fusion_tinting.run.info import RunInfo
+from fusion_tinting.run.lock import require_free
 from fusion_tinting.run.manifest import Manifest
 from fusion_tinting.run.tinted_model import Reordered, TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled, split_aside
@@ -105,11 +107,12 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         checks.save_path(self._program)
         family.check()
         checks.taskpool(self._taskpool, family)
-        FabricProcesses(self.fabric)
+        processes = FabricProcesses(self.fabric)
         if self.artifact is None:
             checks.split(modelpool, self.adapt_split)
+            require_free(self._run_dir("tinting"), processes)
         else:
-            Manifest.read(Path(self.artifact))
+            Manifest.read(path_of(self.artifact))
         if self.log_dir is not None:
             self.log_hyperparams()
         return family
@@ -192,7 +195,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         return Path(self.log_dir or get_hydra_output_dir() or ".")
 
     def _run_dir(self, name: str) -> Path:
-        return Path(self.fabric.broadcast(str(self.run_dir or self._log_folder / name)))
+        return path_of(self.fabric.broadcast(str(self.run_dir or self._log_folder / name)))
 
     def _log_step(self, step: int, history: History) -> None:
         loss, agreed, kept, _ = history.values[step].mean(0).tolist()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from fusion_tinting.run.lock import LOCK
+
 MOVED = click.Option(
     ["--moved"],
     multiple=True,
@@ -75,7 +77,7 @@ def require_used(moves: Mapping[str, str], models: Iterable[str]) -> None:
 def require_empty(out: Path, force: bool) -> None:
     """Refuse a file, or a folder with something in it."""
     require_folder(out)
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not force:
         raise ValueError(f"`{out}` is not empty. Choose another folder, or add `--force` to write into it.")
 
 

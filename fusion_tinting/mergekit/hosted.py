@@ -1,6 +1,7 @@
 """mergekit's own commands, with all their options, our merge method known, and their output checked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fusion_tinting.mergekit.clip_variants import run_of
 from fusion_tinting.mergekit.folders import MOVED, moves_of, now_at, require_empty
 from fusion_tinting.mergekit.method import NAME, register
 from fusion_tinting.mergekit.writer import streamed
+from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
@@ -32,7 +34,7 @@ def yaml_command() -> click.Command:
         config, text = reading.read(Path(config_file).expanduser(), moves=moves)
         require_empty(out, force)
         _require_moved(config, moves)
-        _merge(config, options, out, text)
+        _merge(config, options, out, force, text)
 
     return _like(run_yaml.main, "yaml", run)
 
@@ -66,7 +68,7 @@ def multi_command() -> click.Command:
             click.echo(f"Kept `{out[name]}`, which is there; `--no-lazy --force` merges it anew.", err=True)
             outputs.check(configs[name], options, out[name])
         for name in pending:
-            _merge(configs[name], options, out[name])
+            _merge(configs[name], options, out[name], force)
 
     return _like(multimerge.main, "multi", run)
 
@@ -92,23 +94,32 @@ def pytorch_command() -> click.Command:
             raise click.UsageError("`--tensor-union` and `--tensor-intersection` exclude each other.")
         partial = tensor_intersection if tensor_union or tensor_intersection else None
         tasks, wanted = preflight.check_files(config, options, out, partial)
-        _clear(out)
         storage = options.device if options.low_cpu_memory else "cpu"
-        with streamed():
+        with _writing(out, force):
             Executor(tasks, math_device=options.device, storage_device=storage).execute()
-        advice = "Look at mergekit's messages above."
-        require_same(Checkpoint.open(str(out)).shapes(), wanted, f"`{out}` is not whole", advice)
+            advice = "Look at mergekit's messages above."
+            require_same(Checkpoint.open(str(out)).shapes(), wanted, f"`{out}` is not whole", advice)
 
     return _like(merge_raw_pytorch.main, "pytorch", run)
 
 
-def _merge(config: MergeConfiguration, options: MergeOptions, out: Path, text: str | None = None) -> None:
+def _merge(
+    config: MergeConfiguration, options: MergeOptions, out: Path, force: bool, text: str | None = None
+) -> None:
     preflight.check(config, options, out)
-    _clear(out)
     # The path is absolute: mergekit's model card asks the hub about a relative one.
-    with streamed():
+    with _writing(out, force):
         run_merge(config.model_copy(deep=True), str(out), options, config_source=text)
-    outputs.check(config, options, out)
+        outputs.check(config, options, out)
+
+
+@contextmanager
+def _writing(out: Path, force: bool) -> Iterator[None]:
+    """Keep a folder from other commands, without the weights of an earlier model."""
+    with held(out), streamed():
+        require_empty(out, force)
+        _clear(out)
+        yield
 
 
 def _require_moved(config: MergeConfiguration, moves: Mapping[str, str]) -> None:

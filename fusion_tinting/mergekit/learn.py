@@ -28,6 +28,7 @@ from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
 from fusion_tinting.run.files import read_json
 from fusion_tinting.run.info import RunInfo
+from fusion_tinting.run.lock import require_free
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import split_aside
@@ -109,6 +110,7 @@ def learn(
 
 def _loaded(config: Config, run_dir: Path) -> tuple[Family, dict[str, Inputs], dict[str, Inputs]]:
     """Return the family with its models, what teaches and what is kept aside."""
+    require_free(run_dir)
     _require_models(config, run_dir)
     kind = family_of(config)
     rows = {task: rows_of(expert) for task, expert in config.by_task.items()}

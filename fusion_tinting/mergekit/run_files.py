@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.run.artifact import read_coefficients
+from fusion_tinting.run.artifact import read_rows
 from fusion_tinting.run.files import read_tensors
 
 
@@ -25,7 +25,7 @@ class CoefficientFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.tasks, self.rows = read_coefficients(path)
+        self.tasks, self.rows = read_rows(path)
 
     def value(self, name: str, task: str | None) -> float:
         """λ of one tensor and task.

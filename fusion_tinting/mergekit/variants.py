@@ -29,6 +29,7 @@ from fusion_tinting.mergekit.folders import moves_of, require_empty, require_fol
 from fusion_tinting.mergekit.merged import MergedRun
 from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.files import file_name, read_json, write_atomically, write_json
+from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest
 
 SHARED = "shared"
@@ -74,22 +75,24 @@ def write(
     Raises:
         FileNotFoundError: no finished run, or one of its models is not there.
         ValueError: an unknown task, `out` not empty, or models that the run was not learned from.
-        OSError: no room; nothing is left that could be loaded by mistake.
+        OSError: no room, or another command writes there; nothing is left that could be loaded by mistake.
     """
     manifest = Manifest.read(run_dir)
     for task in tasks:
         if task not in manifest.tasks:
             raise unknown("task", task, manifest.tasks)
     chosen = list(dict.fromkeys(tasks)) or manifest.tasks
-    require_empty(out, force)
-    click.echo("Checking the models …", err=True)
-    run = run_of(run_dir, moves)
-    for folder in (out / SHARED, *(out / folder_of(task) for task in chosen)):
-        require_other(folder, run.sources)
-        require_folder(folder)
-    shared = _shared(run, out / SHARED, _digest(run_dir))
-    bar = tqdm(chosen, desc="Writing", unit="task", disable=None, dynamic_ncols=True)
-    return [_variant(run, task, out / folder_of(task), shared) for task in bar]
+    require_folder(out)
+    with held(out):
+        require_empty(out, force)
+        click.echo("Checking the models …", err=True)
+        run = run_of(run_dir, moves)
+        for folder in (out / SHARED, *(out / folder_of(task) for task in chosen)):
+            require_other(folder, run.sources)
+            require_folder(folder)
+        shared = _shared(run, out / SHARED, _digest(run_dir))
+        bar = tqdm(chosen, desc="Writing", unit="task", disable=None, dynamic_ncols=True)
+        return [_variant(run, task, out / folder_of(task), shared) for task in bar]
 
 
 def folder_of(task: str) -> str:

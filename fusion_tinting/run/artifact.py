@@ -89,7 +89,7 @@ class Artifact:
             ValueError: a file that is damaged, or does not fit the manifest.
         """
         tasks = manifest.tasks
-        columns, coefficients = _read_rows(run_dir / COEFFICIENTS)
+        columns, coefficients = read_rows(run_dir / COEFFICIENTS)
         if columns != tasks:
             raise ValueError(
                 f"`{run_dir / COEFFICIENTS}` is of the tasks {columns}; the run's are {tasks}."
@@ -122,7 +122,7 @@ def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:
         ValueError: a file of another kind or run, damaged, or with a value that is not finite.
     """
     path = path / COEFFICIENTS if path.is_dir() else path
-    tasks, rows = _read_rows(path)
+    tasks, rows = read_rows(path)
     beside = path.with_name(MANIFEST)
     written = read_json(beside).get("files", {}) if beside.is_file() else {}
     if path.name in written:
@@ -130,7 +130,16 @@ def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     return tasks, rows
 
 
-def _read_rows(path: Path) -> tuple[list[str], dict[str, Tensor]]:
+def read_rows(path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """Read λ as `read_coefficients` does, without asking the run beside the file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, damaged, or with a value that is not finite.
+    """
     rows, metadata = read_tensors(path)
     try:
         tasks: list[str] = json.loads(metadata.get("tasks", "null")) or _tasks_beside(path)

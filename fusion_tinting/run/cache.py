@@ -102,7 +102,8 @@ def _most_bytes() -> float:
 
 def _make_room() -> None:
     """Remove what was not used for the longest time, and what killed processes were writing."""
-    remove_unfinished((cache_folder() / kind for kind in KINDS), of_the_dead=True)
+    for kind in KINDS:
+        remove_unfinished(cache_folder() / kind, of_the_dead=True)
     size = 0
     for path, status in sorted(_kept(), key=lambda entry: -entry[1].st_mtime_ns):
         size += status.st_size

@@ -7,7 +7,7 @@ import secrets
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,15 @@ def possibly(write: Callable[..., object], *args: object) -> bool:
     return True
 
 
-def remove_unfinished(folders: Iterable[Path], *, of_the_dead: bool = False) -> None:
-    """Remove the files that were being written in some folders when their process was killed.
+def remove_unfinished(folder: Path, *, of_the_dead: bool = False) -> None:
+    """Remove the files that were being written in a folder, or one within, when their process was killed.
 
     Args:
-        folders: where to look.
+        folder: where to look.
         of_the_dead: whether others may be writing there now, so that only files of processes that are no
             more are removed.
     """
-    for path in (path for folder in folders for path in folder.glob(f"{UNFINISHED}*")):
+    for path in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"*/{UNFINISHED}*")]:
         pid = path.name.removeprefix(UNFINISHED).partition("-")[0]
         if not of_the_dead or not (pid.isdecimal() and alive(int(pid))):
             with suppress(OSError):

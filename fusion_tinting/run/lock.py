@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
-from fusion_tinting.run.files import INNER, alive, remove_unfinished, require_no_file, require_writable
+from fusion_tinting.run.files import alive, remove_unfinished, require_no_file, require_writable
 from fusion_tinting.run.processes import Processes
 
 LOCK = ".lock"
@@ -53,18 +53,18 @@ def held(folder: Path | None, processes: Processes | None = None) -> Iterator[No
         yield
 
 
-def require_free(folder: Path) -> None:
+def require_free(folder: Path, processes: Processes | None = None) -> None:
     """Refuse a folder that another run works in, before much is loaded.
 
     Args:
         folder: where a run will write.
+        processes: those of the run.
 
     Raises:
         BlockingIOError: as `held`.
     """
-    if folder.is_dir() and os.access(folder, os.W_OK):
-        with held(folder):
-            pass
+    with held(folder if folder.is_dir() and os.access(folder, os.W_OK) else None, processes):
+        pass
 
 
 @contextmanager
@@ -77,17 +77,20 @@ def _locked(folder: Path) -> Iterator[None]:
     with _GUARD:
         if folder in _OWNERS and _OWNERS[folder][0] == me[0]:
             raise _busy(folder / LOCK, _OWNERS[folder][2])
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         file = _acquire(folder / LOCK)
         _OWNERS[folder] = (*me, _holder(file))
     try:
-        remove_unfinished([folder, *(folder / name for name in INNER)])
+        remove_unfinished(folder)
         require_writable(folder)
         yield
     finally:
         del _OWNERS[folder]
         with suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)
+            if new:
+                folder.rmdir()  # which does nothing where something was written
         file.close()
 
 
@@ -96,13 +99,16 @@ def _acquire(path: Path) -> TextIO:
     while True:
         there = path.exists()
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (as long as the lock)
+        holder, others = _holder(file), False
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise _busy(path, _holder(file)) from None
+            others = True
         except OSError:  # a file system without locks: what the file says must do
-            if there and _may_live(holder := _holder(file)):
-                raise _busy(path, holder) from None
+            others = there and _may_live(holder)
+        if others:
+            file.close()
+            raise _busy(path, holder)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from fusion_tinting.mergekit.checkpoints import INDEX
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.config import read
 from fusion_tinting.mergekit.learn import learn
+from fusion_tinting.run import lock
 from fusion_tinting.run.artifact import tint_path
 from fusion_tinting.run.tinted_model import TintedModel
 
@@ -211,6 +213,16 @@ def test_a_folder_with_something_in_it_is_left_alone_unless_forced(heads, tmp_pa
     heads.variants(tmp_path, "--force")
     assert (tmp_path / "notes.txt").read_text() == "mine"
     heads.assert_reproduced(tmp_path)
+
+
+def test_a_folder_that_another_command_writes_into_is_left_alone(heads, tmp_path):
+    (tmp_path / "out").mkdir()
+    with lock.held(tmp_path / "out"):
+        said = (
+            ThreadPoolExecutor(1).submit(heads.variants, tmp_path / "out", "--force", fails=True).result()
+        )
+    assert f"in use by another run: process {os.getpid()} on" in said
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_model_of_the_run_is_not_written_over(heads, tmp_path):

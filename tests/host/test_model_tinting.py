@@ -1,6 +1,8 @@
 """`method=model_tinting` through FusionBench: what it returns, leaves behind, and refuses."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import CLIPVisionModel
 
 from fusion_tinting.families.clip import TintedCLIP
 from fusion_tinting.run.history import History
+from fusion_tinting.run.lock import held
 
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 SHORT = ("method=model_tinting", "method.steps=3")
@@ -39,6 +42,29 @@ def test_a_run_reports_in_the_stock_layout_and_leaves_the_artifact(fuse, tmp_pat
     assert manifest["settings"]["sampler"] == "all"
     assert manifest["split"] == "test"
     assert manifest["base"]["id"].endswith("pretrained")
+
+
+def test_a_finished_run_without_its_pictures_gets_them(fuse, tmp_path):
+    options = (*SHORT, f"method.run_dir={tmp_path}/run")
+    fuse(*options)
+    for picture in (tmp_path / "run").glob("*.png"):
+        picture.unlink()
+    fuse(*options)
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"curves.png", "coefficients.png"}
+
+
+def test_a_folder_that_another_run_works_in_is_refused_before_a_model_is_loaded(
+    fuse, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("fusion_tinting.families.clip.Clip.load", None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    with ThreadPoolExecutor(1) as other:
+        lock = held(tmp_path / "run")
+        other.submit(lock.__enter__).result()
+        with pytest.raises(BlockingIOError, match=f"run` is in use by another run: process {os.getpid()}"):
+            fuse(*SHORT, "method.run_dir='~/run'")
+        other.submit(lock.__exit__, None, None, None).result()
 
 
 def test_tensor_names_in_the_artifact_are_the_checkpoints(fuse, tmp_path):

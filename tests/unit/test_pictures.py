@@ -59,3 +59,41 @@ def test_a_model_without_a_history_has_no_curves(run):
     model.history = None
     write_pictures(model, folder)
     assert written(folder) == [PICTURES[0]]
+
+
+def test_what_a_process_killed_while_it_drew_has_left_is_removed(run, world):
+    _, folder = run
+    (folder / ".writing-4194305-0.png").touch()
+    write_pictures(world.tint(run_dir=folder), folder)
+    assert written(folder) == sorted(PICTURES)
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_a_disk_too_full_for_a_picture_does_not_take_the_result_with_it(run, world, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    model, folder = run
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.warns(
+            UserWarning, match=r"Could not write .*c.*png.*No space left.*complete without it"
+        ):
+            write_pictures(model, folder)
+    assert written(folder) == []
+    write_pictures(world.tint(run_dir=folder), folder)
+    assert written(folder) == sorted(PICTURES)
+
+
+def test_a_disk_too_full_for_curves_does_not_either(world, tmp_path, monkeypatch):
+    from fusion_tinting.run import artifact
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact, "write_text", full)
+    with pytest.warns(UserWarning, match="complete without it"):
+        model = world.tint(run_dir=tmp_path)
+    again = world.tint(run_dir=tmp_path)
+    assert again.history is None
+    assert all(again.coefficients[name].equal(row) for name, row in model.coefficients.items())
