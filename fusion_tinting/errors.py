@@ -1,7 +1,8 @@
 """Small helpers for the errors that users see: name near misses, list the choices."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 from unicodedata import category
 
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -31,6 +32,41 @@ def abbreviate(names: Sequence[str]) -> str:
     """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{list(names[:3])}{more}" if names else "none"
+
+
+def require_rows(returned: Any, count: int, what: str, wanted: str, right: bool = True) -> None:
+    """Refuse what a function of the user's returned, unless it is a tensor with one entry for each sample.
+
+    Args:
+        returned: by the function.
+        count: of samples.
+        what: the function is, for the error.
+        wanted: of it.
+        right: whether the entries are of the kind that is wanted.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    shape = tuple(getattr(returned, "shape", ()))
+    if hasattr(returned, "requires_grad") and shape == (count,) and right:
+        return
+    found = f"shape {shape}, {returned.dtype}" if hasattr(returned, "dtype") else type(returned).__name__
+    raise ValueError(f"The {what} must return {wanted}, a tensor of shape (batch,). Found {found}.")
+
+
+def require_mappings(**entries: object) -> None:
+    """Refuse what should hold something for each task, and does not name them.
+
+    Args:
+        **entries: what the mapping is called -> what was given.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            found = type(entry).__name__
+            raise ValueError(f"`{name}` must map each task to its own, `{{task: ...}}`. Found a {found}.")
 
 
 def same_tasks(tasks: Sequence[str], **entries: Iterable[str]) -> None:

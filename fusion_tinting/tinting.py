@@ -1,15 +1,15 @@
 """`tint`: the whole of Model Tinting in one call, the method and what a run needs around it."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fusion_tinting.errors import same_tasks
+from fusion_tinting.errors import require_mappings, same_tasks
 from fusion_tinting.method.coefficients import Init
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
@@ -19,17 +19,19 @@ from fusion_tinting.run.checkpoint import check_folder
 from fusion_tinting.run.context import Context, OnStep
 from fusion_tinting.run.experts import predict_experts
 from fusion_tinting.run.files import path_of, remove_unfinished
+from fusion_tinting.run.first_look import first_look
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.layer_choice import choose_or_recall
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.samples import described
 from fusion_tinting.run.storage import refuse_device
 from fusion_tinting.run.tinted_model import TintedModel, plain_models
 from fusion_tinting.run.top_predictions import classes_kept
 from fusion_tinting.run.training import train
-from fusion_tinting.run.unlabeled import Unlabeled, to_device
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 def tint(
@@ -38,6 +40,7 @@ def tint(
     experts: Mapping[str, nn.Module],
     heads: Mapping[str, nn.Module],
     unlabeled: Mapping[str, Iterable[Any]],
+    inputs: Callable[[Any], Any] | None = None,
     run_dir: str | Path | None = None,
     processes: Processes | None = None,
     progress: bool = True,
@@ -53,7 +56,11 @@ def tint(
         experts: task -> the encoder fine-tuned on it, of the same architecture. A mapping that loads
             on access keeps one expert at a time in memory.
         heads: task -> module from the encoder's output to logits (B, classes).
-        unlabeled: task -> DataLoader, or another iterable of batches. Labels are ignored.
+        unlabeled: task -> DataLoader, data set, tensor of samples, or another iterable of batches. Of a
+            batch the encoder is given what its `forward` takes: of a mapping by name, of a tuple by
+            position. Labels are left out.
+        inputs: a batch -> what the encoder is given, where its signature cannot tell: a mapping of keyword
+            arguments, a tuple of positional ones, or a single argument.
         run_dir: where checkpoints and the artifact go; a run that is there is continued, a finished one
             loaded.
         processes: where it runs (default: this process, the device of `pretrained`).
@@ -65,10 +72,11 @@ def tint(
             `lr`, ...
 
     Raises:
-        ValueError: bad settings, models that do not fit each other, tasks without head or data, or a
-            `run_dir` of another run; always before any work is done.
+        ValueError: bad settings, models that do not fit each other or their inputs, tasks without head or
+            data, or a `run_dir` of another run; always before any work is done.
         OSError: `run_dir` cannot be written, or another run works there now.
     """
+    require_mappings(experts=experts, heads=heads, unlabeled=unlabeled)
     pretrained, experts, heads = plain_models(pretrained, experts, heads)
     options = Settings.from_options(settings)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
@@ -80,16 +88,16 @@ def tint(
     layer = (None if finished is None else finished.layer) if options.layer == AUTO else options.layer
     model = model_class.untrained(pretrained, experts, heads, layer, options.task_vectors)
     model.info = info
-    inputs = {task: _visited(task, unlabeled[task], options) for task in experts}
-    identity = Identity.of(model, options, inputs, info.split)
+    visited = {task: _visited(task, unlabeled[task], pretrained, inputs, options) for task in experts}
+    first_look(model, experts, heads, visited, options, processes)
+    identity = Identity.of(model, options, visited, info.split)
     if finished is not None and context.run_dir is not None:
         remove_unfinished(context.run_dir, of_the_dead=True)
         identity.require_same(finished.identity, context.run_dir)
         return model.restore(context.run_dir, finished, info.tensor_names)
     with held(context.run_dir, processes):
         _require_unfinished(context.run_dir, identity)
-        _require_fitting(model, inputs, processes)
-        _adapt(model, experts, heads, inputs, options, context)
+        _adapt(model, experts, heads, visited, options, context)
         model.info = replace(
             model.info, settings=options.to_json(), samples=identity.samples, data=identity.data
         )
@@ -125,6 +133,8 @@ def _adapt(
 
 def _check(options: Settings, context: Context, tasks: list[str], **entries: Iterable[str]) -> None:
     """Refuse tasks without head, data or objective, and settings that the processes cannot follow."""
+    if not isinstance(context.processes, Processes):
+        raise ValueError(f"`processes` must be a `Processes`. Found {described(context.processes)}.")
     if isinstance(options.objective, Mapping):
         entries["objective"] = options.objective
     same_tasks(tasks, **entries)
@@ -156,30 +166,6 @@ def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:
     return {names.get(name, name): row[places] for name, row in rows.items()}
 
 
-@torch.no_grad()
-def _require_fitting(model: TintedModel, unlabeled: Mapping[str, Unlabeled], processes: Processes) -> None:
-    """Try one sample of every task, so that the last task's misfit is no surprise after hours."""
-    model.to(processes.device)
-    for task, inputs in unlabeled.items():
-        sample = inputs.first()
-        try:
-            with processes.autocast():
-                model(to_device(sample, processes.device), task)
-        except Exception as error:  # whatever a model raises
-            raise ValueError(
-                f"Task `{task}`: the model and its head cannot take this task's inputs, of which the first "
-                f"is {_described(sample)}: {error}"
-            ) from error
-
-
-def _described(inputs: object) -> str:
-    if isinstance(inputs, Mapping):
-        return ", ".join(f"{key}: {_described(value)}" for key, value in inputs.items())
-    if isinstance(inputs, Tensor):
-        return f"a tensor {tuple(inputs.shape)} of {inputs.dtype}"
-    return f"of type {type(inputs).__name__}"
-
-
 def _require_unfinished(run_dir: Path | None, identity: Identity) -> None:
     """Refuse a folder that holds another run, or that was finished while models were loaded."""
     if run_dir is None:
@@ -196,12 +182,22 @@ def _finished(run_dir: Path | None) -> Manifest | None:
     return Manifest.read(run_dir) if run_dir is not None and (run_dir / MANIFEST).is_file() else None
 
 
-def _visited(task: str, source: Iterable[Any], options: Settings) -> Unlabeled:
+def _visited(
+    task: str,
+    source: Iterable[Any],
+    encoder: nn.Module,
+    inputs: Callable[[Any], Any] | None,
+    options: Settings,
+) -> Unlabeled:
     """Return the samples that the schedule will visit: all, or as many as there are places in it."""
     try:
-        unlabeled = Unlabeled.of(source)
-    except ValueError as error:
-        raise ValueError(f"Task `{task}`: {error}") from error
+        unlabeled = Unlabeled.of(source, encoder, inputs)
+        unlabeled.first(2)
+    except Exception as error:  # whatever the user's data set raises
+        kind = (
+            "" if isinstance(error, ValueError) else f"its inputs cannot be read: {type(error).__name__}: "
+        )
+        raise ValueError(f"Task `{task}`: {kind}{error}") from error
     places = options.steps * options.batch_size
     if places == 0 or places >= len(unlabeled):
         return unlabeled

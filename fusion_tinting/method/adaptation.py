@@ -16,9 +16,9 @@ from torch import Tensor
 from fusion_tinting.method.averaging import Average
 from fusion_tinting.method.coefficients import Coefficients
 from fusion_tinting.method.merging import MergedWeights, coefficient_gradient
-from fusion_tinting.method.objectives import agreement
+from fusion_tinting.method.objectives import agreement, losses_of
 from fusion_tinting.method.optimizers import Optimizers
-from fusion_tinting.method.sampling import resolve_sampler
+from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedNetwork
@@ -104,7 +104,7 @@ class Adaptation:
             clamp=settings.clamp,
         ).to(device)
         self.objectives = {task: settings.objective_of(task) for task in model.tasks}
-        self.sampler = resolve_sampler(settings.sampler)
+        self.samplers = {task: settings.sampler_of(task) for task in model.tasks}
         self.merged = MergedWeights(model.encoder, self.vectors, trainable=settings.lr_coefficients != 0)
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
         averaged = settings.average and settings.steps > 0
@@ -180,10 +180,8 @@ class Adaptation:
     def _loss(self, task: str, step: int, output: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
         """Return this process's share of the mean loss over the kept samples, and whether any was kept."""
         batch = self.within.gather(output.detach(), len(expert))
-        keep = self.sampler(batch, expert)
-        _expect(keep.dtype == torch.bool and keep.shape == (len(batch),), "sampler", "a boolean mask", keep)
-        losses = self.objectives[task](output, self.within.share(expert))
-        _expect(losses.shape == (len(output),), "objective", "one loss per sample", losses)
+        keep = kept_by(self.samplers[task], batch, expert)
+        losses = losses_of(self.objectives[task], output, self.within.share(expert))
         count = keep.sum()
         loss = losses.where(self.within.share(keep), 0).sum() / count.clamp(min=1)
         figures = self.figures[step, self.model.tasks.index(task)]
@@ -302,11 +300,3 @@ class Adaptation:
 
 def _numbers(batches: Iterable[Tensor]) -> int:
     return sum(batch.numel() for batch in batches)
-
-
-def _expect(correct: bool, what: str, wanted: str, returned: Tensor) -> None:
-    if not correct:
-        raise ValueError(
-            f"The {what} must return {wanted}, shape (batch,). "
-            f"Found shape {tuple(returned.shape)}, {returned.dtype}."
-        )

@@ -57,6 +57,11 @@ class PlainModels(Mapping[str, nn.Module]):
     ):
         self._what, self._models, self._make = what, models, make
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of them are loaded already."""
+        return isinstance(self._models, dict)
+
     def __getitem__(self, task: str) -> nn.Module:
         return self._make(f"{self._what} `{task}`", self._models[task])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusion_tinting.errors import unknown
+from fusion_tinting.errors import require_rows, unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -119,6 +119,27 @@ def resolve_objective(objective: str | Loss) -> Objective:
     if not isinstance(objective, str) or objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     return OBJECTIVES[objective]
+
+
+def losses_of(objective: Objective, output: Tensor, expert: Tensor) -> Tensor:
+    """Return an objective's losses, known to be one for each sample, shape (B,).
+
+    Args:
+        objective: of the task.
+        output: of the tinted model, (B, ...).
+        expert: of the expert, the same shape.
+
+    Raises:
+        ValueError: it returns something else, or losses through which no gradient flows.
+    """
+    losses = objective(output, expert)
+    require_rows(losses, len(output), "objective", "one loss per sample")
+    if output.requires_grad and not losses.requires_grad:
+        raise ValueError(
+            f"No gradient flows through the objective `{objective.name}`: nothing would be learned. It "
+            "must compute its losses from the output, with functions that have a derivative."
+        )
+    return losses
 
 
 def divergence(output: Tensor, expert: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fusion_tinting.errors import unknown
+from fusion_tinting.errors import require_rows, unknown
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -90,6 +90,23 @@ def resolve_sampler(sampler: str | Sampler) -> Sampler:
     if not 0 < share <= 1:
         raise ValueError(f"The share in `sampler={sampler}` must be above 0 and at most 1.")
     return partial(top_confidence, share=share)
+
+
+def kept_by(sampler: Sampler, logits: Tensor, expert: Tensor) -> Tensor:
+    """Return which samples a sampler keeps, known to be a boolean mask (B,).
+
+    Args:
+        sampler: as `resolve_sampler` returns it.
+        logits: of the tinted model, (B, ...).
+        expert: of the expert, the same shape.
+
+    Raises:
+        ValueError: it returns something else.
+    """
+    keep = sampler(logits, expert)
+    boolean = getattr(keep, "dtype", None) == torch.bool
+    require_rows(keep, len(logits), "sampler", "a boolean mask", boolean)
+    return keep
 
 
 def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:

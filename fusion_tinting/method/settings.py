@@ -13,7 +13,7 @@ from torch import Tensor
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.coefficients import GRANULARITIES, Init
 from fusion_tinting.method.objectives import OBJECTIVES, Loss, Objective, Reads, resolve_objective
-from fusion_tinting.method.sampling import Sampler, resolve_sampler
+from fusion_tinting.method.sampling import Sampler, every_sample, resolve_sampler
 from fusion_tinting.method.task_vectors import DTYPES, PRETRAININGS
 
 UPDATES = ("sequential", "joint")
@@ -28,7 +28,8 @@ class Settings:
     Attributes:
         layer: the layer to tint; see `tints.resolve_layer`. `auto` chooses one (`run.layer_choice`); None
             trains coefficients alone.
-        sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable.
+        sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable. The named ones
+            choose among class distributions; of a task of labels or values every sample is kept.
         objective: `hard`, `soft`, `entropy`, `l1`, `cosine`, `sigmoid`, or a callable; or task -> one of
             these.
         update: `sequential` takes an optimizer step after each task (the paper: K steps an
@@ -88,6 +89,7 @@ class Settings:
                 raise ValueError(f"`{name}` must be true or false. Found {getattr(self, name)!r}.")
         for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0)):
             _require_whole(name, getattr(self, name), least)
+        _require_number("`seed`", self.seed, 0, 2**63 - 1)
         for name in ("lr", "lr_coefficients", "lr_tints"):
             if getattr(self, name) is not None or name == "lr":
                 _require_number(f"`{name}`", getattr(self, name), 0, math.inf)
@@ -128,6 +130,20 @@ class Settings:
         if task not in self.objective:
             raise ValueError(f"`objective` names none for the task `{task}`. Found {list(self.objective)}.")
         return resolve_objective(self.objective[task])
+
+    def sampler_of(self, task: str) -> Sampler:
+        """Return the sampler of a task: where its output is no class distribution, every sample is kept.
+
+        A function of the user's own chooses in any case.
+
+        Args:
+            task: its name.
+        """
+        reads = self.objective_of(task).reads
+        named = isinstance(self.sampler, str)
+        if named and reads in (Reads.LABELS, Reads.VALUES, Reads.DIRECTION):
+            return every_sample
+        return resolve_sampler(self.sampler)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings; callables by their names and a hash of their code, tensors by a hash."""

@@ -49,6 +49,7 @@ class TintedNetwork(nn.Module):
         self.heads = nn.ModuleList(heads[task] for task in self.tasks)
         self.tint_modules = tints
         self._task: str | None = None
+        self._splits = True
 
     def tint(self, layer: Layer, experts: Mapping[str, nn.Module]) -> None:
         """Take a layer for the tint of a model that has none yet.
@@ -64,7 +65,8 @@ class TintedNetwork(nn.Module):
         """Return the logits of a task, shaped as its head's.
 
         Args:
-            inputs: what the encoder takes; a mapping is passed as keyword arguments.
+            inputs: what the encoder takes; a mapping is passed as keyword arguments, a tuple as positional
+                ones.
             task: its name; the task of the last `set_task` by default.
 
         Raises:
@@ -81,8 +83,7 @@ class TintedNetwork(nn.Module):
     def _answer(self, k: int, features: Any) -> Tensor:
         """Return what task k's head, with its tint if that is there, makes of the encoder's output."""
         with self._view(self.heads[k], k, in_head=True) as head:
-            logits: Tensor = head(features)
-        return logits
+            return logits_of(head(features))
 
     def _view(self, module: nn.Module, k: int, *, in_head: bool) -> AbstractContextManager[nn.Module]:
         """Return task k's view of the encoder, or of its head."""
@@ -99,23 +100,26 @@ class TintedNetwork(nn.Module):
         if len(inputs) == 1:
             return {task: self(batch, task) for task, batch in inputs.items()}
         sizes = [len(batch) for batch in inputs.values()]
-        features = self.encoder(torch.cat(list(inputs.values()))).split(sizes)
+        features = self.encoder(torch.cat(list(inputs.values())))
+        if not isinstance(features, Tensor) or len(features) != sum(sizes):
+            self._splits = False  # into the tasks' parts: what heads take of it is theirs to know
+            return {task: self(batch, task) for task, batch in inputs.items()}
         return {
             task: self._answer(self.tasks.index(task), part)
-            for task, part in zip(inputs, features, strict=True)
+            for task, part in zip(inputs, torch.split(features, sizes), strict=True)
         }
 
     def one_pass(self, inputs: Iterable[Any]) -> bool:
         """Return whether batches of different tasks can go through the encoder together.
 
-        That is where no tint stands inside the encoder, and inputs are tensors of one shape but for their
-        number.
+        That is where no tint stands inside the encoder, its output is one tensor, and inputs are tensors
+        of one shape but for their number.
 
         Args:
             inputs: the batches.
         """
         shapes = {(batch.shape[1:], batch.dtype) if isinstance(batch, Tensor) else None for batch in inputs}
-        return self._path_in_encoder is None and len(shapes) == 1 and None not in shapes
+        return self._splits and self._path_in_encoder is None and len(shapes) == 1 and None not in shapes
 
     def set_task(self, task: str) -> None:
         """Make a task the default of `forward` (FusionBench's ModulatedModel convention).
@@ -193,10 +197,32 @@ class TintedNetwork(nn.Module):
 
 
 def call(module: nn.Module, inputs: Any) -> Any:
-    """Return `module(inputs)`, or `module(**inputs)` when the inputs are a mapping.
+    """Return a module's output.
 
     Args:
         module: an encoder.
-        inputs: what it takes.
+        inputs: a mapping of keyword arguments, a tuple of positional ones, or a single one.
     """
-    return module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
+    positional = isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
+    return module(*inputs) if positional else module(inputs)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return a head's output as a tensor: of an output of transformers its `logits`.
+
+    Args:
+        output: of a head.
+
+    Raises:
+        ValueError: neither.
+    """
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        keys = f" of {list(output)}" if isinstance(output, Mapping) else ""
+        raise ValueError(
+            "A head must return a tensor (batch, classes, ...), or an output with `logits`. Found "
+            f"{type(output).__name__}{keys}: give it a head that takes its part."
+        )
+    return logits

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from fusion_tinting.method.models import require_module
 from fusion_tinting.method.task_vectors import content_hash
-from fusion_tinting.method.tinted_model import call
+from fusion_tinting.method.tinted_model import call, logits_of
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.top_predictions import (
@@ -94,7 +94,7 @@ def predict(
     """
     require_module("The expert", encoder)
     require_module("The head", head)
-    processes = processes or Processes()
+    processes, unlabeled = processes or Processes(), unlabeled.fitted(encoder)
     count = len(unlabeled)
     # With too few samples to share every process predicts them all.
     sharers = processes.alone() if count < processes.count else processes
@@ -104,8 +104,7 @@ def predict(
     parts: list[Predictions] = []
 
     def expert(inputs: Any) -> Tensor:
-        output: Tensor = model[1](call(model[0], inputs))
-        return output
+        return logits_of(model[1](call(model[0], inputs)))
 
     with sensible_threads(sum(p.numel() for p in model.parameters()), processes.device):
         for output in outputs(expert, unlabeled, rows, processes=processes, batch_size=batch_size):

@@ -297,14 +297,14 @@ class OneTask(nn.Module):
         super().__init__()
         self.model, self.task = model, task
 
-    def forward(self, inputs: Any = None, **tokens: Any) -> Tensor:
+    def forward(self, *inputs: Any, **tokens: Any) -> Tensor:
         """Return the logits of the task.
 
         Args:
-            inputs: what the encoder takes.
+            *inputs: what the encoder takes.
             **tokens: the same as keyword arguments.
         """
-        logits: Tensor = self.model(tokens if inputs is None else inputs, self.task)
+        logits: Tensor = self.model(tokens or inputs, self.task)
         return logits
 
     def __deepcopy__(self, memo: object) -> "OneTask":

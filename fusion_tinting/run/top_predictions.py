@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.method.objectives import Reads
-from fusion_tinting.method.sampling import every_sample, resolve_sampler
+from fusion_tinting.method.sampling import every_sample
 from fusion_tinting.method.settings import Settings
 
 TOP = 64
@@ -180,7 +180,7 @@ def classes_kept(settings: Settings, task: str) -> int | None:
         task: its name.
     """
     reads = settings.objective_of(task).reads
-    if reads is Reads.ARG_MAX and resolve_sampler(settings.sampler) is every_sample:
+    if reads is Reads.ARG_MAX and settings.sampler_of(task) is every_sample:
         return ARG_MAX
     return TOP if reads in (Reads.ARG_MAX, Reads.DISTRIBUTION) else None
 

@@ -69,6 +69,7 @@ def adapt(
         SystemExit: the same after SIGTERM.
     """
     where = None if run_dir is None else path_of(run_dir)
+    unlabeled = {task: inputs.fitted(model.encoder) for task, inputs in unlabeled.items()}
     context = Context(processes or Processes(), where, progress, on_step)
     with held(where, context.processes):
         return train(model, unlabeled, predictions, settings, context)

@@ -5,21 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    default_collate,
-)
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from fusion_tinting.method.schedule import batch_schedule
+from fusion_tinting.run import sources
+from fusion_tinting.run.batches import Take, taking
+from fusion_tinting.run.samples import collated, equal, input_of
 
-INPUT_KEYS = ("input", "inputs", "image", "images", "pixel_values", "x")
-LABEL_KEYS = ("label", "labels", "target", "targets")
+TWICE = 16
+"""Samples that are read twice, to see whether they are augmented at random."""
 CACHE_BYTES = 1 << 30
 """A pool whose collated inputs fit in this much memory is kept there: decoding and preprocessing
 images again at every step costs more than a small model does."""
@@ -44,9 +39,10 @@ class Unlabeled:
 
     Args:
         dataset: indexable; its items are what `collate` takes.
-        collate: a list of items -> a batch, of which the input is taken (see `input_of`).
+        collate: a list of items -> a batch.
         num_workers: loader processes for a pool too large to keep in memory.
         version: names the content of `dataset`, where something does: equal only if the content is.
+        take: a batch -> what the encoder is called with; None leaves it to `fitted`.
 
     Raises:
         ValueError: no sample.
@@ -55,40 +51,55 @@ class Unlabeled:
     def __init__(
         self,
         dataset: Any,
-        collate: Callable[[list[Any]], Any] = default_collate,
+        collate: Callable[[list[Any]], Any] = collated,
         num_workers: int = 0,
         version: str | None = None,
+        take: Take | None = None,
     ):
         self.dataset, self.collate, self.num_workers = dataset, collate, num_workers
-        self.version = version
+        self.version, self.take = version, take
         self._cached: Tensor | None = None
         if len(dataset) == 0:
             raise ValueError("The unlabeled data is empty: expected at least one sample.")
 
     @classmethod
-    def of(cls, source: "Unlabeled | DataLoader[Any] | Iterable[Any]") -> "Unlabeled":
-        """Make it from a DataLoader, a Dataset or an iterable.
+    def of(cls, source: Any, encoder: nn.Module | None = None, inputs: Take | None = None) -> "Unlabeled":
+        """Make it from a DataLoader, a data set, a tensor, columns, or an iterable of batches.
 
-        From a DataLoader: its dataset, the samples that its sampler names, its collate function and
-        workers (order and batch size do not count). From a `Dataset` with a length: its samples. From
-        another iterable of batches: read once and cut into samples.
+        See `sources.read`: what has a length is read when it is needed, anything else once.
 
         Args:
             source: one of these.
+            encoder: decides what of a batch is taken; see `batches.taking`.
+            inputs: a batch -> what the encoder is called with, where that is given.
 
         Raises:
-            ValueError: no sample.
+            ValueError: no sample, or something else; or it is not certain what the encoder takes.
         """
         if isinstance(source, Unlabeled):
-            return source
-        if isinstance(source, Dataset) and hasattr(source, "__len__"):
-            return cls(source)
-        if isinstance(source, DataLoader) and source.batch_size and _indexable(source):
-            whole = cls(source.dataset, source.collate_fn, source.num_workers)
-            # Another sampler, such as SubsetRandomSampler, says which samples there are.
-            plain = isinstance(source.sampler, (SequentialSampler, RandomSampler))
-            return whole if plain else whole.subset(sorted(source.sampler))
-        return cls([sample for batch in source for sample in _samples(input_of(batch))])
+            return source.fitted(encoder, inputs)
+        dataset, options = sources.read(source, encoder, inputs)
+        return cls(dataset, **options).fitted(encoder, inputs)
+
+    def fitted(self, encoder: nn.Module | None, inputs: Take | None = None) -> "Unlabeled":
+        """Return the same samples, of whose batches is taken what an encoder takes.
+
+        Args:
+            encoder: which is called; None leaves it open.
+            inputs: a batch -> what the encoder is called with; None leaves it to the encoder.
+
+        Raises:
+            ValueError: it is not certain what the encoder takes.
+        """
+        if self.take is not None or (encoder is None and inputs is None):
+            return self
+        if inputs is None and encoder is not None:
+            batch = self.collate([self.dataset[0]])
+            if isinstance(batch, Tensor):
+                return self
+            larger = self.collate([self.dataset[0], self.dataset[min(1, len(self) - 1)]])
+            inputs = taking(encoder, batch, larger)
+        return Unlabeled(self.dataset, self.collate, self.num_workers, self.version, inputs)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -101,16 +112,50 @@ class Unlabeled:
         """
         indices = list(map(int, indices))
         version = None if self.version is None else _digest(f"{self.version} {indices}".encode())
-        return Unlabeled(Subset(self.dataset, indices), self.collate, self.num_workers, version)
+        part = Unlabeled(Subset(self.dataset, indices), self.collate, self.num_workers, version, self.take)
+        if self._cached is not None:  # one draw, where the data are augmented at random
+            part._cached = self._cached[indices]
+        return part
 
-    def first(self) -> Any:
-        """Return the input of the first sample, as a batch of one."""
-        return input_of(self.collate([self.dataset[0]]))
+    def first(self, count: int = 1) -> Any:
+        """Return the inputs of the first samples as one batch; a sample counts again where there are fewer.
+
+        Args:
+            count: how many.
+        """
+        return self._taken([place % len(self) for place in range(count)])
+
+    def require_repeatable(self) -> None:
+        """Refuse data that are augmented at random: a sample must be what its expert has seen.
+
+        Some samples are read twice, unless they are tensors and lists in memory, or `version` is given.
+
+        Raises:
+            ValueError: a sample differs when it is read again.
+        """
+        plain = (
+            isinstance(_source(self.dataset), (list, Tensor, TensorDataset)) and self.collate is collated
+        )
+        if plain or self.version is not None:
+            return
+        rows = [place * len(self) // TWICE for place in range(TWICE)]
+        if not equal(self._taken(rows), self._taken(rows)):
+            raise ValueError(
+                "A sample that is read twice is not the same twice: it would be taught against the "
+                "expert's prediction of another draw. Turn random augmentation, shuffling and masking off, "
+                "in the data set and in `collate_fn`; or draw once and keep that, as a `TensorDataset`."
+            )
+
+    def _taken(self, rows: Sequence[int]) -> Any:
+        return self._input_of(self.collate([self.dataset[place] for place in rows]))
+
+    def _input_of(self, batch: Any) -> Any:
+        return input_of(batch) if self.take is None else self.take(batch)
 
     def fingerprint(self) -> str:
         """Return a hash of the number of samples and of three of them: not every change shows."""
         three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
-        inputs = input_of(self.collate(three))
+        inputs = self._input_of(self.collate(three))
         values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
         parts = [
             v.cpu().float().numpy().tobytes() if isinstance(v, Tensor) else repr(v).encode() for v in values
@@ -151,7 +196,7 @@ class Unlabeled:
             num_workers=self.num_workers,
             generator=torch.Generator(),  # or every pass would draw from the caller's
         )
-        return map(input_of, loader)
+        return map(self._input_of, loader)
 
     def _in_memory(self) -> Tensor | None:
         """Return all inputs as one tensor, where they are tensors of one shape and not too large."""
@@ -167,34 +212,15 @@ class Unlabeled:
         return self._cached
 
 
-def input_of(batch: Any) -> Any:
-    """Return the model's input within a batch.
-
-    A tensor is its own input; of a tuple or list it is the first element; of a mapping the value of
-    the first key that names an input, or of the only key beside the labels; or else the mapping without its
-    labels (keyword arguments).
-
-    Args:
-        batch: what a collate function or a loader gives.
-    """
-    if isinstance(batch, (tuple, list)):
-        return batch[0]
-    if not isinstance(batch, Mapping):
-        return batch
-    rest = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
-    named = [key for key in INPUT_KEYS if key in rest]
-    if named or len(rest) == 1:
-        return rest[named[0] if named else next(iter(rest))]
-    return rest
-
-
 def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """Move a tensor, or every tensor of a mapping; floating-point ones become float32.
+    """Move every tensor of inputs; floating-point ones become float32.
 
     Args:
         inputs: of the encoder.
         device: where to.
     """
+    if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
+        return type(inputs)(to_device(value, device) for value in inputs)
     if isinstance(inputs, Mapping):
         return {key: to_device(value, device) for key, value in inputs.items()}
     if not isinstance(inputs, Tensor):
@@ -244,15 +270,11 @@ def _digest(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _indexable(loader: DataLoader[Any]) -> bool:
-    return not isinstance(loader.dataset, IterableDataset)
-
-
-def _samples(inputs: Any) -> Iterator[Any]:
-    if isinstance(inputs, Mapping):
-        rows = zip(*inputs.values(), strict=True)
-        return (dict(zip(inputs, row, strict=True)) for row in rows)
-    return iter(inputs)
+def _source(dataset: Any) -> Any:
+    """Return the data set that subsets are of."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
 
 
 class InMemory(Dataset[Any]):

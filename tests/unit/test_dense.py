@@ -38,7 +38,7 @@ def tinted(tmp_path):
         dense.encoder_of(encoder(0)),
         experts=experts,
         heads={task: dense.DenseHead(decoder(task).eval(), SIZE) for task in experts},
-        unlabeled={task: torch.randn(3, 4, 3, *SIZE) for task in experts},
+        unlabeled={task: torch.randn(12, 3, *SIZE) for task in experts},
         layer="head.last",
         sampler="all",
         objective={"segmentation": "hard", "depth": "l1"},

@@ -12,7 +12,7 @@ from fusion_tinting.families.family import Models
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.run.unlabeled import LABEL_KEYS
+from fusion_tinting.run.samples import LABEL_KEYS
 
 
 class TextClassifierPool(PoolFamily):

@@ -1,0 +1,294 @@
+"""One look at the first samples of every task, before anything: do they, the models and the settings fit?
+
+The model is asked for one sample and for two, and its gradients are taken once. What would go wrong after
+hours, or go wrong and never be seen, is refused here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_tinting.errors import abbreviate
+from fusion_tinting.method.models import PlainModels
+from fusion_tinting.method.objectives import Reads, losses_of
+from fusion_tinting.method.sampling import kept_by
+from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.tinted_model import TintedNetwork
+from fusion_tinting.run.experts import predict
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.samples import described
+from fusion_tinting.run.top_predictions import dense
+from fusion_tinting.run.unlabeled import Unlabeled, to_device
+
+BY_CLASS = (Reads.ARG_MAX, Reads.DISTRIBUTION, Reads.DIRECTION)
+"""What is read along axis 1 of an output."""
+
+
+SAME, CLOSE = 1e-3, 0.05
+"""Differences, as shares of the largest output, that rounding may make between equal batches, and between
+batches of one sample and of two."""
+
+
+def first_look(
+    model: TintedNetwork,
+    experts: Mapping[str, nn.Module],
+    heads: Mapping[str, nn.Module],
+    unlabeled: Mapping[str, Unlabeled],
+    settings: Settings,
+    processes: Processes,
+) -> None:
+    """Find out whether the first inputs of every task can be learned from.
+
+    Args:
+        model: untrained; its buffers and attributes are what they were afterwards.
+        experts: task -> encoder.
+        heads: task -> head.
+        unlabeled: task -> its inputs.
+        settings: of the adaptation.
+        processes: where it runs.
+
+    Raises:
+        ValueError: naming the task, and what does not fit.
+    """
+    model.to(processes.device)
+    with torch.random.fork_rng(devices=[]), _unchanged(model):
+        for task, inputs in unlabeled.items():
+            try:
+                look = _Look(model, task, inputs, settings, processes)
+                look.require_output()
+                if not isinstance(experts, PlainModels) or experts.in_memory:  # or each would be loaded
+                    look.require_same(experts[task], heads[task])
+                if settings.steps:
+                    look.require_gradients()
+                inputs.require_repeatable()
+            except ValueError as error:
+                raise ValueError(f"Task `{task}`: {error}") from error
+
+
+class _Look:
+    """What the first samples of a task tell."""
+
+    def __init__(
+        self,
+        model: TintedNetwork,
+        task: str,
+        inputs: Unlabeled,
+        settings: Settings,
+        processes: Processes,
+    ):
+        self.model, self.task, self.inputs = model, task, inputs
+        self.settings, self.processes = settings, processes
+        self.reads = settings.objective_of(task).reads
+        self.channels: tuple[Tensor, int] | None = None
+        with torch.no_grad(), self._watched():
+            self.output = self._ask(1)
+
+    def _ask(self, count: int) -> Tensor:
+        inputs = self.inputs.first(count)
+        try:
+            with self.processes.autocast():
+                output: Tensor = self.model(to_device(inputs, self.processes.device), self.task)
+                return output
+        except Exception as error:  # whatever a model raises
+            raise ValueError(
+                "the model and its head cannot take this task's inputs, of which the first is "
+                f"{described(inputs)}: {error}"
+            ) from error
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Remember the output of the last linear map, and which of its axes holds the channels."""
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                convolves = isinstance(module, nn.modules.conv._ConvNd)
+                self.channels = output.detach(), 1 if convolves else output.ndim - 1
+
+        kinds = (nn.Linear, nn.modules.conv._ConvNd)
+        handles = [m.register_forward_hook(note) for m in self.model.modules() if isinstance(m, kinds)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def require_output(self) -> None:
+        """Refuse an output that is no logits or values, one for each sample, with classes along axis 1."""
+        one, two = self.output, self._ask(2)
+        shapes = f"{tuple(one.shape)} for one sample, {tuple(two.shape)} for two"
+        if not one.is_floating_point():
+            raise ValueError(f"The head gives {one.dtype}: expected logits or values, before any arg-max.")
+        if one.ndim == 0 or (len(one), len(two)) != (1, 2):
+            raise ValueError(f"The output must have the samples along its first axis. It is {shapes}.")
+        if one.shape[1:] != two.shape[1:] or one.numel() == 0:
+            raise ValueError(f"The output of a sample must be of one size in every batch. It is {shapes}.")
+        if not (one.isfinite().all() and two.isfinite().all()):
+            raise ValueError("The output is NaN or infinite; check its inputs, checkpoint and head.")
+        if self.reads in BY_CLASS:
+            self._require_classes()
+        self._require_repeatable(two)
+        self._require_lesson(two.float())
+
+    def _require_repeatable(self, two: Tensor) -> None:
+        """Refuse an output that is drawn at random, or depends on what else is in a batch."""
+        if _apart(self._ask(1), self.output) > SAME:
+            raise ValueError(
+                "The output of one sample is not the same twice: the model draws at random, in `eval` mode "
+                "too. Turn that off: the expert's prediction would be of another draw."
+            )
+        if _apart(two[:1], self.output) > CLOSE:
+            raise ValueError(
+                "The output of a sample differs with the other samples in its batch, so that it cannot be "
+                "compared with the expert's. Give what pads batches a mask, or normalize each sample alone."
+            )
+
+    def _require_lesson(self, output: Tensor) -> None:
+        """Refuse a sampler or an objective that returns something else than it should."""
+        with torch.enable_grad():
+            output = output.detach().requires_grad_()
+            try:
+                kept_by(self.settings.sampler_of(self.task), output.detach(), output.detach().flip(0))
+                losses_of(self.settings.objective_of(self.task), output, output.detach().flip(0))
+            except ValueError:
+                raise
+            except Exception as error:  # whatever a function of the user's raises
+                raise ValueError(
+                    "The sampler or the objective cannot take outputs of shape "
+                    f"{tuple(output.shape)}: {error}"
+                ) from error
+
+    def _require_classes(self) -> None:
+        """Refuse an output whose classes are not along axis 1, as far as the last linear map tells."""
+        output = self.output.float()
+        if output.ndim == 1:
+            raise ValueError(
+                "The output is a single number for each sample, shape (1,), and no class logits (batch, "
+                "classes). Set `objective=l1`, or give it an axis: `.unsqueeze(1)`."
+            )
+        axis = None if output.ndim == 2 or self.channels is None else _place(output, *self.channels)
+        if axis not in (None, 1):
+            raise ValueError(
+                f"The output is {tuple(output.shape)} for one sample, with its classes along axis {axis}. "
+                f"Expected (batch, classes, ...): add `.movedim({axis}, 1)` to the head."
+            )
+
+    def require_same(self, expert: nn.Module, head: nn.Module) -> None:
+        """Refuse an expert whose output is of another shape than the tinted model's."""
+        alone = self.processes.alone()
+        theirs = dense(predict(expert, head, self.inputs.subset([0]), processes=alone))
+        if theirs.shape != self.output.shape:
+            raise ValueError(
+                f"The expert's output is {tuple(theirs.shape)} for one sample, the tinted model's "
+                f"{tuple(self.output.shape)}. They must be equal: do both models have one configuration?"
+            )
+
+    def require_gradients(self) -> None:
+        """Refuse models in which λ or the tint could not learn."""
+        own = dict(self.model.encoder.named_parameters())
+        weights = {name: own[name] for name in self.model.vectors.slots if name in own}
+        trains = [
+            self.settings.lr if rate is None else rate
+            for rate in (self.settings.lr_coefficients, self.settings.lr_tints)
+        ]
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                output = self._ask(1)
+                if output.requires_grad:
+                    torch.autograd.backward(output, torch.randn_like(output))
+            if trains[0] and weights:
+                self._require_moving(weights)
+            if trains[1] and self.model.tints:
+                self._require_tinted()
+        finally:
+            for weight in (*weights.values(), *self.model.parameters()):
+                weight.grad = None
+            for weight in weights.values():
+                weight.requires_grad_(False)
+
+    def _require_moving(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Refuse tensors that the output depends on and no gradient reaches: their λ would not move."""
+        tinted = self.model.tinted_tensors
+        still = {n: w for n, w in weights.items() if w.grad is None and n not in tinted}
+        if not still or (len(still) < len(weights) - len(tinted) and not self._depends_on(still.values())):
+            return
+        still = {n: w for n, w in still.items() if self._depends_on([w])} or still
+        raise ValueError(
+            f"No gradient reaches {abbreviate(list(still))}, of the encoder: their λ would "
+            "never move. Does `forward` run under `torch.no_grad()`, detach what it computes, or freeze "
+            "its parameters? Set `lr_coefficients=0` to leave λ as it is."
+        )
+
+    @torch.no_grad()
+    def _depends_on(self, weights: Any) -> bool:
+        kept = [(weight, weight.clone()) for weight in weights]
+        try:
+            for weight, before in kept:
+                weight += 0.1 * (before.abs().mean() + 1e-3) * torch.randn_like(before)
+            return _apart(self._ask(1), self.output) > SAME / 10
+        finally:
+            for weight, before in kept:
+                weight.copy_(before)
+
+    def _require_tinted(self) -> None:
+        """Refuse a layer that is used, or used too, by another way than through its place in the model."""
+        tint, layer = self.model.tints[self.task], self.model.layer
+        again = [
+            name
+            for name in self.model.tinted_tensors
+            if self.model.encoder.get_parameter(name).grad is not None
+        ]
+        if again or all(parameter.grad is None for parameter in tint.parameters()):
+            how = (
+                f"it still reaches the output by {abbreviate(again)}" if again else "its tint is never used"
+            )
+            raise ValueError(
+                f"The layer `{layer}` is to be tinted, but {how}: `forward` calls it by another name, "
+                "keeps it in a plain list, shares its tensors, or leaves out what it gives. Tint another "
+                "layer, or call it by its own name alone."
+            )
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference between outputs, as a share of the largest number but padding."""
+    one, other = one.float(), other.float()
+    size = other.abs()
+    difference = (one - other).abs().max() / size.where(size < 1e30, 0).max().clamp(min=1e-12)
+    return float(difference)
+
+
+def _place(output: Tensor, channels: Tensor, axis: int) -> int | None:
+    """Return which axis of an output holds the channels of the last linear map; None if that is open."""
+    count, channels = channels.shape[axis], channels.float()
+    if channels.numel() != output.numel() or channels.ndim != output.ndim:
+        changed = output.shape[1] != count and output.shape[-1] == count
+        return output.ndim - 1 if changed else None
+    for place in range(1, output.ndim):
+        moved = channels.movedim(axis, place)
+        if moved.shape == output.shape and torch.equal(moved, output):
+            return place
+    return output.ndim - 1 if output.shape[1] != count and output.shape[-1] == count else None
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Leave counters and caches that a model keeps as they were."""
+    kept = [
+        (module, dict(vars(module)), [(b, b.clone()) for b in module._buffers.values() if b is not None])
+        for module in model.modules()
+    ]
+    names = [dict(module._buffers) for module, _, _ in kept]
+    try:
+        yield
+    finally:
+        for (module, attributes, buffers), registered in zip(kept, names, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.update(registered)
+            for buffer, before in buffers:
+                buffer.copy_(before)
