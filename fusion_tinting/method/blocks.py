@@ -52,7 +52,8 @@ def _stacks(name: str, module: nn.Module) -> Iterator[Stack]:
     """Yield the stacks within a module, itself included, that stand in no other."""
     own = _stack(name, module)
     if own is not None:
-        yield _in_stages([_inner(*block) for block in own.blocks.items()]) or own
+        lists = all(isinstance(block, (nn.ModuleList, nn.Sequential)) for block in own.blocks.values())
+        yield _in_stages([_inner(*block) for block in own.blocks.items()], lists) or own
         if own.alike:
             return
     parts = {path: part for path, part in _children(name, module) if own is None or path not in own.blocks}
@@ -98,10 +99,10 @@ def _inner(name: str, block: nn.Module) -> Stack | None:
     return max(stacks, key=lambda stack: stack.size, default=None)
 
 
-def _in_stages(stages: Sequence[Stack | None]) -> Stack | None:
-    """Return the blocks of all stages; None where they are no stages: these differ in width."""
+def _in_stages(stages: Sequence[Stack | None], lists: bool = False) -> Stack | None:
+    """Return the blocks of all stages; None of what is none: stages differ in width, or are lists."""
     stacks = [stack for stack in stages if stack is not None and stack.alike]
-    if len(stacks) < len(stages) or len({stack.shapes for stack in stacks}) < 2:
+    if len(stacks) < len(stages) or not (lists or len({stack.shapes for stack in stacks}) > 1):
         return None
     return Stack(reduce(dict.__or__, (stack.blocks for stack in stacks)))
 

@@ -1,6 +1,7 @@
 """Which tensors are merged: an expert's of θ₀'s names, where the rest of it computes as θ₀'s does."""
 
 from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,12 @@ COUNTER = "num_batches_tracked"
 
 SILENT = ("Identity", "DropPath", "StochasticDepth", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d")
 """Classes that do nothing in evaluation."""
+
+NO_MATTER = (
+    "training", "drop", "checkpoint", "momentum", "padding_idx", "name", "path", "label", "cache", "step",
+    "device", "dtype", "seed", "version", "vocab_size", "forward",
+)  # fmt: skip
+"""Words in the names of attributes that may differ."""
 
 
 def merged_tensors(pretrained: nn.Module, task: str, expert: nn.Module) -> dict[str, Tensor]:
@@ -130,21 +137,38 @@ def _other_buffers(who: str, pretrained: nn.Module, expert: nn.Module) -> Iterat
 
 def _other_modules(who: str, pretrained: nn.Module, expert: nn.Module) -> Iterator[str]:
     modules = dict(expert.named_modules())
-    for name, ours in pretrained.named_modules():
-        theirs = modules.get(name, ours)
-        if (here := _hooks(ours)) != (there := _hooks(theirs)):
+    for name, module in pretrained.named_modules():
+        for what, (ours, theirs) in _unlike(module, modules.get(name, module)):
             yield (
-                f"The {who} has the hooks {there or 'none'} at `{name}`; the pre-trained model has "
-                f"{here or 'none'}. Hooks are not merged: remove them, or give them to all models."
+                f"The {who} has {what} {theirs} at `{name or type(module).__name__}`; the pre-trained "
+                f"model has {ours}. Only tensors are merged: all models must compute alike."
             )
-        if not _silent(ours, theirs) and repr(ours) != repr(theirs):
-            yield f"The {who} has a {theirs} at `{name}`; the pre-trained model has a {ours}."
 
 
-def _silent(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Return whether modules, in evaluation, compute by their tensors and children, or nothing."""
-    composed = any(True for m in (ours, theirs) for _ in (*m.children(), *m.parameters(), *m.buffers()))
-    return composed or (type(ours).__name__ in SILENT and type(theirs).__name__ in SILENT)
+def _unlike(ours: nn.Module, theirs: nn.Module) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Yield (what, what it is of each) where two modules compute otherwise than by their tensors."""
+    if _hooks(ours) != _hooks(theirs):
+        yield "the hooks", (_hooks(ours) or "none", _hooks(theirs) or "none")
+    kinds = type(ours).__qualname__, type(theirs).__qualname__
+    if set(kinds) <= set(SILENT):
+        return
+    if kinds[0] != kinds[1]:
+        yield "the class", kinds
+    constants = _constants(theirs)
+    for key, value in _constants(ours).items():
+        if value != constants.get(key, value):
+            yield f"`{key}`", (value, constants[key])
+
+
+def _constants(module: nn.Module) -> dict[str, object]:
+    """Return the attributes by which a module computes, but for those that do nothing in evaluation."""
+    return {
+        key: getattr(value, "__qualname__", value)
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str, tuple, FunctionType, BuiltinFunctionType))
+        and not key.startswith("_")
+        and not any(word in key for word in NO_MATTER)
+    }
 
 
 def _hooks(module: nn.Module) -> list[str]:

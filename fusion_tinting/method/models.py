@@ -96,6 +96,7 @@ def plain_model(what: str, model: nn.Module) -> nn.Module:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if reason := _reason_of_tensor(name, tensor):
             raise ValueError(f"{what} has a tensor `{name}` that {reason}.")
+    _require_own_memory(what, model)
     _require_copies(what, model)
     return model
 
@@ -155,6 +156,8 @@ def _reason(module: nn.Module, ours: Container[int]) -> str | None:
             return reason
     if parametrize.is_parametrized(module):
         return LIBRARIES["torch.nn.utils."]
+    if module._backward_hooks or module._backward_pre_hooks:
+        return "it has a hook in the backward pass, which would change what is learned. Remove that"
     forward = vars(module).get("forward")
     if forward is None or any(id(owner) in ours for owner in _owners(forward)):
         return None
@@ -174,7 +177,7 @@ def _owners(function: object) -> tuple[object, ...]:
 def _reason_of_tensor(name: str, tensor: Tensor) -> str | None:
     """Return why a tensor can be no part of a model; None if it can."""
     if is_lazy(tensor):
-        return "has no shape yet. Pass a batch through the model once"
+        return "is not initialized yet, of a lazy module. Pass a batch through the model once"
     if tensor.is_meta:
         return "is on the meta device, without values. Load its checkpoint"
     if hasattr(type(tensor), "__tensor_flatten__") or tensor.is_quantized:
@@ -186,6 +189,21 @@ def _reason_of_tensor(name: str, tensor: Tensor) -> str | None:
     if FACTOR.search(name):
         return "is a factor of a matrix: factors are not merged one by one. Merge the adapter first"
     return None
+
+
+def _require_own_memory(what: str, model: nn.Module) -> None:
+    """Refuse parameters of which one lies in the memory of another: to merge one would be to merge both."""
+    ends: dict[int, tuple[int, str]] = {}
+    parameters = {name: p for name, p in model.named_parameters() if p.numel()}
+    for name, p in sorted(parameters.items(), key=lambda item: item[1].data_ptr()):
+        last = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+        end, other = ends.get(p.untyped_storage().data_ptr(), (0, name))
+        if p.data_ptr() < end:
+            raise ValueError(
+                f"{what} has tensors `{other}` and `{name}` that share memory. Make them one parameter, or "
+                "give one a `clone()`."
+            )
+        ends[p.untyped_storage().data_ptr()] = p.data_ptr() + (last + 1) * p.itemsize, name
 
 
 def _require_copies(what: str, model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.method.tinted_model import call, logits_of
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.processes import Processes, sensible_threads
+from fusion_tinting.run.surroundings import undisturbed
 from fusion_tinting.run.top_predictions import (
     ClassIds,
     Predictions,
@@ -63,6 +64,7 @@ BATCH_BYTES = 1 << 28
 """Outputs of one batch; what a language model says of a few samples takes that much."""
 
 
+@undisturbed()
 @torch.no_grad()
 def predict(
     encoder: nn.Module,

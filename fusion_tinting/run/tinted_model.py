@@ -24,6 +24,7 @@ from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import Manifest, Source, installed_versions
 from fusion_tinting.run.storage import load_task_vectors
+from fusion_tinting.run.surroundings import undisturbed
 
 V = TypeVar("V")
 
@@ -82,6 +83,7 @@ class TintedModel(TintedNetwork):
         self.info = RunInfo()
 
     @classmethod
+    @undisturbed()
     def untrained(
         cls,
         pretrained: nn.Module,
@@ -151,6 +153,7 @@ class TintedModel(TintedNetwork):
             Artifact(self._manifest(), coefficients, tints, self.history).write(path_of(run_dir))
 
     @classmethod
+    @undisturbed()
     def load(
         cls,
         run_dir: str | Path,
@@ -276,8 +279,11 @@ def plain_models(
         heads: task -> head.
 
     Raises:
-        ValueError: see `plain_model`; of experts and heads when they are asked for.
+        ValueError: no mapping; or see `plain_model`, of experts and heads when they are asked for.
     """
+    for what, models in (("experts", experts), ("heads", heads)):
+        if not isinstance(models, Mapping):
+            raise ValueError(f"`{what}` must map every task to its model. Found {type(models).__name__}.")
     return (
         plain_encoder("`pretrained`", pretrained),
         PlainModels("The expert", experts, plain_encoder),

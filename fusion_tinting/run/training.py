@@ -21,6 +21,7 @@ from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
+from fusion_tinting.run.surroundings import undisturbed
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
 from fusion_tinting.run.unlabeled import Unlabeled, resident, to_device
@@ -36,6 +37,7 @@ process's."""
 M = TypeVar("M", bound=TintedModel)
 
 
+@undisturbed()
 def adapt(
     model: M,
     unlabeled: Mapping[str, Unlabeled],

@@ -137,8 +137,13 @@ WRITTEN = {
         "0.0",
         "1.1",
     ),
-    "groups of one width": (
+    "lists of one width": (
         nn.ModuleList(nn.Sequential(Block(), Block()) for _ in range(3)),
+        "0.0",
+        "2.1",
+    ),
+    "parts of a block": (
+        nn.ModuleList(nn.ModuleList([Block(), nn.Sequential(nn.Linear(6, 6))]) for _ in range(3)),
         "0",
         "2",
     ),

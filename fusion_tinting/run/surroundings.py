@@ -1,0 +1,29 @@
+"""What surrounds a call in the caller's program, and must not change what comes of it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""For which there is an autocast."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute as PyTorch does where nothing was set: float32, on the CPU unless said, and with gradients.
+
+    Another default dtype or device, autocast, `no_grad` and `inference_mode` count again afterward.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in filter(torch.is_autocast_enabled, DEVICES):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
