@@ -157,7 +157,7 @@ class Clip(Family):
     def labels(self, task: str, rows: Rows) -> Tensor | None:
         """Return class indices."""
         names = self.models.classes[task].names
-        return rows.labels(len(names), {name: place for place, name in enumerate(names)})
+        return rows.labels(len(names), {name: place for place, name in enumerate(names)}, own=False)
 
     def write_beside(self, run_dir: Path) -> None:
         """Write `heads/<task>.safetensors` and `heads/<task>.json`, which no checkpoint holds.

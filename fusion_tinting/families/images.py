@@ -1,30 +1,30 @@
-"""Images as a model reads them, whatever a row holds: a picture, the bytes of a file, or its path."""
+"""Images as a model reads them, whatever a row holds: a picture, a file's bytes or path, an array."""
 
-import io
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, ProcessorMixin
 
+from fusion_tinting.families.pictures import file_of, naming, rgb
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.run.unlabeled import Unlabeled
 
 FEW = 1000
 """Fewer images than these are decoded in this process: starting others takes longer."""
-NO_IMAGE = (OSError, SyntaxError, TypeError, ValueError)
-"""What PIL raises for a file that is not there, no image, or cut short."""
+READING = "white under transparency, 16 bits scaled"
+"""How pictures are read; a change changes the name of what experts predict for them."""
 
 
 class Images(Dataset):
     """Rows as pixels (3, H, W), decoded when they are asked for.
 
     Args:
-        rows: whose column for `image` holds pictures, the bytes of image files, or their paths.
+        rows: whose column for `image` holds what `pictures.rgb` takes.
         reader: image processor of transformers, or a function from a picture to pixels.
 
     Raises:
@@ -44,10 +44,9 @@ class Images(Dataset):
         return len(self._table)
 
     def __getitem__(self, place: int) -> Tensor:
-        if self._rows.folder is not None:
-            return self._read(self._decoded(place, lambda file: ImageOps.exif_transpose(Image.open(file))))
-        row = self._table[place]
-        return self._read(row[self._name] if isinstance(row, Mapping) else row[0])
+        with naming(place, self._rows.where, self._name):
+            picture = rgb(self._value(place))
+        return self._read(picture)
 
     def _open_all(self) -> None:
         from datasets import Image as Column  # here, for it takes seconds to import
@@ -57,19 +56,15 @@ class Images(Dataset):
         self.paths_alone = not isinstance(table.features[name], Column)
         self._table = table if self.paths_alone else table.cast_column(name, Column(decode=False))
         for place in range(len(table)):
-            self._decoded(place, lambda file: Image.open(file).close())
+            with naming(place, self._rows.where, name):
+                value = self._value(place)
+                rgb(value) if isinstance(value, list) or value is None else Image.open(value).close()
 
-    def _decoded(self, place: int, read: Callable) -> Any:
-        value = self._table[place][self._name]
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        try:
-            return read(io.BytesIO(value) if isinstance(value, bytes) else self._rows.folder / value)
-        except NO_IMAGE as error:
-            raise ValueError(
-                f"Row {place} of {self._rows.where} has no readable image in its column `{self._name}`: "
-                f"{error}. Mend it or take it out."
-            ) from error
+    def _value(self, place: int) -> Any:
+        """Return what a row holds; of a file of the user's, paths that begin in its folder."""
+        row = self._table[place]
+        value = file_of(row[self._name] if isinstance(row, Mapping) else row[0])
+        return self._rows.folder / value if isinstance(value, str) and self._rows.folder else value
 
 
 def inputs_of(rows: Rows, reader: Any, settings: str | None = None) -> Unlabeled:
@@ -106,11 +101,11 @@ def content_version(table: Any, reader: Any, settings: str | None = None) -> str
     fingerprint = getattr(table, "_fingerprint", None)
     to_json = getattr(getattr(reader, "image_processor", reader), "to_json_string", None)
     settings = to_json() if settings is None and to_json is not None else settings
-    return None if fingerprint is None or settings is None else f"{fingerprint} {settings}"
+    return None if fingerprint is None or settings is None else f"{fingerprint} {settings} {READING}"
 
 
 def pixels_of(reader: Any) -> Callable[[Image.Image], Tensor]:
-    """Return a function from a picture of any mode to pixels (3, H, W).
+    """Return a function from a picture in RGB to pixels (3, H, W).
 
     Args:
         reader: image processor of transformers, or such a function already.
@@ -121,4 +116,4 @@ def pixels_of(reader: Any) -> Callable[[Image.Image], Tensor]:
 
 
 def _processed(processor: Any, image: Image.Image) -> Tensor:
-    return processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"][0]
+    return processor(images=[image], return_tensors="pt")["pixel_values"][0]

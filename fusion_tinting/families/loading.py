@@ -11,20 +11,29 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from fusion_tinting.families.family import Models
 
 
-def reachable(load: Callable[[str], Any], name: str) -> Any:
-    """Return `load(name)`, whose failure names what was asked for.
+class Unreachable(FileNotFoundError):
+    """A model or data set that is neither here nor on a hub that answers."""
+
+
+def reachable(load: Callable[[Any], Any], name: Any, called: str | None = None) -> Any:
+    """Return `load(name)`, whose failure names what was asked for, and the cause, in one line.
 
     Args:
         load: reads a model or data set.
         name: folder or hub id.
+        called: what the error calls it, where its name alone would not tell.
 
     Raises:
-        FileNotFoundError: it is neither here nor on a hub that answers.
+        Unreachable: it is neither here nor on a hub that answers; a `FileNotFoundError`.
     """
     try:
         return load(name)
+    except Unreachable:
+        raise
     except OSError as error:
-        raise FileNotFoundError(f"`{name}` is neither here nor can it be reached: {error}") from error
+        cause = " ".join(str(error).split()) or type(error).__name__
+        called = f"`{name}`" if called is None else called
+        raise Unreachable(f"{called} is neither here nor can it be reached: {cause}") from error
 
 
 def configurations(models: Models) -> dict[str, PreTrainedConfig]:

@@ -1,8 +1,8 @@
 """The rows of a task's data, in which a host has said which column is what."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.families.labels import HIDDEN, NO_LABEL, Outputs, unlike
 from fusion_tinting.run.unlabeled import Unlabeled
 
-NO_LABEL = -100
-"""Label of a position that has none; transformers' own mark."""
+log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -94,7 +94,7 @@ class Rows:
         return values
 
     def tags(self, outputs: int, names: Mapping[str, int]) -> list[list[int]] | None:
-        """Return the labels of each text's words, as class indices.
+        """Return the labels of each text's words, as class indices; None where there is no label at all.
 
         Args:
             outputs: how many classes the expert's head has.
@@ -104,47 +104,74 @@ class Rows:
             ValueError: no such column, the row whose tags are not as many as its words, or that has one
                 which this head does not have.
         """
-        values = self.values("label")
-        if values is None:
+        values, head = self.values("label"), Outputs(outputs, names)
+        if values is None or self._all_hidden(head, [tag for tags in values for tag in tags or ()]):
             return None
-        feature = getattr(self.table.features[self.columns["label"]], "feature", None)
-        unnamed = all(name.startswith("LABEL_") for name in names)  # as transformers does by itself
-        called = {} if unnamed else dict(enumerate(getattr(feature, "names", None) or ()))
+        called = {} if head.unnamed else dict(enumerate(self._class_names() or ()))
         rows = []
         for place, (text, tags) in enumerate(zip(self.words(), values, strict=True)):
-            given = [called.get(tag, tag) for tag in tags] if isinstance(tags, list) else []
-            row = [names.get(tag, tag) for tag in given]
-            if not isinstance(text, list) or len(row) != len(text) or not set(row) <= set(range(outputs)):
+            try:
+                if not isinstance(text, list) or len(tags) != len(text):
+                    raise ValueError("expected one for each of the words")
+                named = [called.get(tag, tag) for tag in tags]
+                rows.append([NO_LABEL if tag in HIDDEN else head.index(tag) for tag in named])
+            except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"Row {place} of {self.where} has the tags {tags!r} in its column "
-                    f"`{self.columns['label']}`: expected one for each of the words {text!r}, from 0 to "
-                    f"{outputs - 1} or one of {list(names)}."
-                )
-            rows.append(row)
+                    f"`{self.columns['label']}`, for the words {text!r}: {error}."
+                ) from error
         return rows
 
-    def labels(self, outputs: int, names: Mapping[str, int]) -> Tensor | None:
+    def labels(self, outputs: int, names: Mapping[str, int], own: bool = True) -> Tensor | None:
         """Return the labels, (N,): class indices; for a head with a single output float32 values.
+
+        Where a row has none (-1 as in GLUE's test splits, or nothing), it is `NO_LABEL`, of a value NaN.
 
         Args:
             outputs: how many the expert's head has.
-            names: class name -> index; a column may hold either.
+            names: class name -> index; a column may hold either. Where the data set names its classes, they
+                are found by these names, whatever their order there.
+            own: whether the head has these names by itself; else names of the data that say nothing of
+                them are no error.
 
         Raises:
-            ValueError: no such column, or the row whose label this head does not have.
+            ValueError: no such column, the row whose label this head does not have, or classes of which
+                nobody can tell which is which.
         """
-        values = self.values("label")
-        return None if values is None else self._indices(values, outputs, names)
-
-    def _indices(self, values: Sequence, outputs: int, names: Mapping[str, int]) -> Tensor:
-        wanted = "a number" if outputs == 1 else f"a class from 0 to {outputs - 1} or one of {list(names)}"
-        indices = [names.get(value, value) if isinstance(value, str) else value for value in values]
-        for place, index in enumerate(indices):
-            number = isinstance(index, Real) and index == index
-            if not number or (outputs > 1 and index not in range(outputs)):
-                raise ValueError(
-                    f"Row {place} of {self.where} has the label {values[place]!r} in its column "
-                    f"`{self.columns['label']}`; its expert's head has {outputs} output(s): "
-                    f"expected {wanted}."
-                )
+        values, head = self.values("label"), Outputs(outputs, names)
+        if values is None or self._all_hidden(head, values):
+            return None
+        classes = self._class_names() if outputs > 1 else None
+        order = head.order(classes) if classes else None
+        if classes and order is None and own:
+            raise unlike("The expert's head", names, self.where, classes)
+        indices = [
+            head.none if hidden else self._index(head, place, value, order)
+            for place, (value, hidden) in enumerate(zip(values, head.hidden(values), strict=True))
+        ]
         return torch.tensor(indices, dtype=torch.float32 if outputs == 1 else torch.long)
+
+    def _index(self, head: Outputs, place: int, value: Any, order: list[int] | None) -> int | float:
+        """Return the output for a row's label: numbers by the order of the data's named classes."""
+        try:
+            return head.index(value) if order is None or isinstance(value, str) else order[value]
+        except (IndexError, ValueError) as error:
+            raise ValueError(
+                f"Row {place} of {self.where} has the label {value!r} in its column "
+                f"`{self.columns['label']}`; its expert's head has {head.count} output(s): {error}."
+            ) from error
+
+    def _class_names(self) -> list[str] | None:
+        """Return what the data set calls the classes of its labels, or of the tags in their lists."""
+        feature = (getattr(self.table, "features", None) or {}).get(self.columns["label"])
+        return getattr(getattr(feature, "feature", feature), "names", None)
+
+    def _all_hidden(self, head: Outputs, labels: list) -> bool:
+        """Return whether no row has a label; say how many have none."""
+        hidden = sum(head.hidden(labels))
+        if hidden:
+            log.warning(
+                f"{hidden} of {len(labels)} labels of {self.where}, in the column "
+                f"`{self.columns['label']}`, are hidden (-1) or missing: those rows are scored nowhere."
+            )
+        return hidden == len(labels)

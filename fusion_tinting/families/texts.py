@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from fusion_tinting.families import tokenizers
 from fusion_tinting.families.family import Family
-from fusion_tinting.families.loading import configurations, reachable, require_one_architecture
+from fusion_tinting.families.labels import Outputs, unlike
+from fusion_tinting.families.loading import configurations, require_one_architecture
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
@@ -50,7 +52,7 @@ class TextFamily(Family):
         """
         tokenizer = self.models.reader
         if tokenizer is None:
-            tokenizer = shared_tokenizer(self.models.experts)
+            tokenizer = tokenizers.shared(self.models.experts)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
@@ -66,46 +68,15 @@ class TextFamily(Family):
 
         Raises:
             ValueError: naming the model.
-            FileNotFoundError: a model that cannot be reached, or an expert without tokenizer.
+            FileNotFoundError: a model that cannot be reached, or an expert without tokenizer where the host
+                gives none.
         """
         base, experts = self.configs[PRETRAINED], {task: self.configs[task] for task in self.models.tasks}
         require_one_architecture(base, experts)
-        self.tokenizer  # noqa: B018 (loaded here, for what it refuses)
-
-
-def shared_tokenizer(experts: Mapping[str, str]) -> Any:
-    """Return the tokenizer of the first expert, once all are known to have its vocabulary.
-
-    Args:
-        experts: task -> folder or hub id.
-
-    Raises:
-        FileNotFoundError: an expert without tokenizer.
-        ValueError: experts whose vocabularies differ.
-    """
-    tokenizers = {task: _tokenizer(task, path) for task, path in experts.items()}
-    first, *others = tokenizers
-    vocabulary = tokenizers[first].get_vocab()
-    for task in others:
-        theirs = tokenizers[task].get_vocab()
-        if theirs != vocabulary:
-            raise ValueError(
-                f"The vocabulary of the expert `{task}` differs from that of `{first}`: {len(theirs)} and "
-                f"{len(vocabulary)} tokens. Models that read text differently cannot be merged."
-            )
-    return tokenizers[first]
-
-
-def _tokenizer(task: str, path: str) -> Any:
-    tokenizer, folder = reachable(AutoTokenizer.from_pretrained, path), Path(path)
-    files = [name for name in tokenizer.vocab_files_names.values() if name]
-    # transformers makes an empty one where there is none
-    if folder.is_dir() and not any((folder / name).is_file() for name in files):
-        raise FileNotFoundError(
-            f"The expert of `{task}`, `{path}`, has no tokenizer: it lacks {files}. "
-            "Copy the one that it was trained with there."
+        given = self.models.reader is not None  # else the experts have been compared
+        tokenizers.require_alike(
+            self.tokenizer, self.models.paths if given else {PRETRAINED: self.models.base}
         )
-    return tokenizer
 
 
 def tokenized(tokenizer: Any, columns: Sequence[Sequence[str]], max_length: int) -> Unlabeled:
@@ -146,17 +117,9 @@ def class_order(names: Sequence[str], config: PreTrainedConfig, where: str) -> l
             f"The head of `{config.name_or_path}` has {config.num_labels} output(s); {where} has the "
             f"{len(names)} classes {list(names)}. The expert was fine-tuned on another task."
         )
-    known = {str(name).casefold(): int(place) for name, place in config.label2id.items()}
-    if known == {f"label_{place}": place for place in range(len(names))}:
-        return list(range(len(names)))
-    order = [known.get(name.casefold(), -1) for name in names]
-    if sorted(order) != list(range(len(names))):
-        theirs = sorted(config.label2id, key=config.label2id.get)
-        raise ValueError(
-            f"`{config.name_or_path}` calls its classes {theirs}; {where} calls them "
-            f"{list(names)}: which is which? Say it with `label2id`, data set's name -> the model's "
-            "output, beside the model's path."
-        )
+    order = Outputs(config.num_labels, config.label2id).order(names)
+    if order is None:
+        raise unlike(f"`{config.name_or_path}`", config.label2id, where, names)
     return order
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.fusionbench import checks
-from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily, family_of
+from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily, family_of, model_id, offline_pools
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.method.settings import Settings
@@ -29,12 +29,6 @@ from fusion_tinting.run.unlabeled import Unlabeled, split_aside
 from fusion_tinting.tinting import tint
 
 log = logging.getLogger(__name__)
-
-PATHS = (
-    "pretrained_model_name_or_path", "peft_model_path", "ckpt_path", "config_path", "pickle_path",
-    "state_dict_path", "weights",
-)  # fmt: skip
-"""Keys under which FusionBench's model pools name a checkpoint."""
 
 KEPT_ASIDE = 0.1
 """Share of each task's samples that do not teach when no task pool will evaluate the result."""
@@ -100,6 +94,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
     def _taskpool(self) -> BaseTaskPool | None:
         return getattr(self._program, "taskpool", None)
 
+    @offline_pools()
     def _checked(self, modelpool: BaseModelPool) -> PoolFamily:
         """Return the pool's family, once all that can be seen to fail before loading has been checked."""
         family = family_of(modelpool, self.num_workers)
@@ -212,12 +207,3 @@ def keep_aside(unlabeled: Mapping[str, Unlabeled], seed: int) -> tuple[dict, dic
         rows = split_aside(task, len(inputs), round(KEPT_ASIDE * len(inputs)), seed)
         used[task], aside[task] = (inputs.subset(part.tolist()) for part in rows)
     return used, aside
-
-
-def model_id(modelpool: BaseModelPool, name: str) -> str:
-    """Return the hub id or path of a pool's model, as its configuration says."""
-    config = modelpool.get_model_config(name)
-    if isinstance(config, str):
-        return config
-    paths = (config.get(key) for key in PATHS) if hasattr(config, "get") else ()
-    return str(next(filter(None, paths), name))

@@ -9,14 +9,19 @@ from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.run.files import require_no_file
 
-STOCK = {
-    "CLIPVisionModelTaskPool": ("clip.TintedCLIPVisionModelTaskPool", "clip-vit-b32_TA8"),
-    "OpenCLIPVisionModelTaskPool": ("open_clip.TintedOpenCLIPVisionModelTaskPool", "openclip-vit-b32_TA8"),
-    "GPT2TextClassificationTaskPool": ("text_classification.TextClassificationTaskPool", "gpt2_glue"),
-    "FlanT5GLUETextGenerationTaskPool": ("seq2seq.AnswerTaskPool", "flan-t5-base_glue"),
-    "NYUv2TaskPool": ("nyuv2.TintedNYUv2TaskPool", "nyuv2_resnet50"),
+OURS = {
+    "clip": ("clip.TintedCLIPVisionModelTaskPool", "clip-vit-b32_TA8"),
+    "open_clip": ("open_clip.TintedOpenCLIPVisionModelTaskPool", "openclip-vit-b32_TA8"),
+    "image_classification": ("image_classification.TintedImageClassificationTaskPool", "resnet50_8-tasks"),
+    "sequence_classification": ("text_classification.TextClassificationTaskPool", "roberta-base_glue"),
+    "seq2seq": ("seq2seq.AnswerTaskPool", "flan-t5-base_glue"),
+    "dense": ("nyuv2.TintedNYUv2TaskPool", "nyuv2_resnet50"),
 }
-"""FusionBench's task pool that cannot evaluate a tinted model -> ours in `taskpools`, and an example."""
+"""Family -> our task pool in `taskpools`, and an example; the others have none."""
+
+SWITCHED = "image_classification"
+HARMLESS = ("BaseTaskPool", "DummyTaskPool", "TaskPool")
+"""FusionBench's task pools that score nothing."""
 
 
 def modelpool(pool: BaseModelPool) -> None:
@@ -55,24 +60,45 @@ def taskpool(pool: BaseTaskPool | None, models: PoolFamily) -> None:
 
     Raises:
         ValueError: naming the task pool to use, or the task.
+        FileNotFoundError: a model or test set that cannot be reached.
     """
     if not isinstance(pool, TintedEvaluation):
-        for ancestor in type(pool).__mro__:
-            if ancestor.__name__ in STOCK:
-                raise _stock(type(pool).__name__, *STOCK[ancestor.__name__])
+        # FusionBench's own pool of image classifiers switches a tinted classifier's heads itself.
+        works = (*HARMLESS, "ImageClassificationTaskPool") if models.name == SWITCHED else HARMLESS
+        if any(_is_stock(ancestor) and ancestor.__name__ not in works for ancestor in type(pool).__mro__):
+            raise ValueError(
+                f"The task pool {type(pool).__name__} would evaluate the shared encoder alone, without "
+                f"tints, and report wrong scores for the tinted model. {_fitting(models.name)}"
+            )
         return
-    pool.check(models)
+    if models.name != pool.scored:
+        raise ValueError(
+            f"The task pool {type(pool).__name__} scores models of the family {pool.scored}; the "
+            f"model pool's are of {models.name}. {_fitting(models.name)}"
+        )
+    if not pool.tasks:
+        raise ValueError(f"The task pool has no `test_datasets`. Its tasks must be among {models.tasks}.")
     unknown = [task for task in pool.tasks if task not in models.tasks]
     if unknown:
         raise ValueError(
             f"The task pool evaluates {unknown}, for which the model pool has no expert and a tinted "
             f"model no tint. Its tasks must be among {models.tasks}."
         )
+    pool.check(models)
 
 
-def _stock(name: str, ours: str, example: str) -> ValueError:
-    return ValueError(
-        f"The task pool {name} would evaluate the shared encoder alone, without tints, and report wrong "
-        "scores for the tinted model. Use a task pool of fusion_tinting, such as "
-        f"`taskpool={example}`, or add `taskpool._target_=fusion_tinting.fusionbench.taskpools.{ours}`."
+def _is_stock(ancestor: type) -> bool:
+    return ancestor.__module__.startswith("fusion_bench.") and "taskpool" in ancestor.__module__
+
+
+def _fitting(family: str) -> str:
+    if family not in OURS:
+        return (
+            "There is no task pool for such models: with `~taskpool` a run ends with the agreement with "
+            "the experts on inputs kept aside."
+        )
+    ours, example = OURS[family]
+    return (
+        f"Use a task pool of fusion_tinting, such as `taskpool={example}`, or add "
+        f"`taskpool._target_=fusion_tinting.fusionbench.taskpools.{ours}`."
     )

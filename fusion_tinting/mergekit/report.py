@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fusion_tinting.families.rows import NO_LABEL, Inputs
+from fusion_tinting.families.labels import is_labeled
+from fusion_tinting.families.rows import Inputs
 from fusion_tinting.method.objectives import Reads, agreement, divergence
 from fusion_tinting.reporting.tables import Table, compared, start_of
 from fusion_tinting.run.experts import outputs
@@ -76,7 +77,8 @@ def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
     if classes:
         apart = _values(merged, classes, lambda _, measured: measured.divergence.mean())
         yield _table("KL(expert ‖ merged), nats, on inputs kept aside", apart, ".4f")
-    if labeled := [task for task in aside if aside[task].labels is not None]:
+    known = {task: inputs.labels for task, inputs in aside.items() if inputs.labels is not None}
+    if labeled := [task for task, labels in known.items() if is_labeled(labels).any()]:
         right = _values(report, labeled, lambda t, measured: 100 * score(measured.output, aside[t].labels))
         titles = {task: f"{task} (correlation)" for task in labeled if task not in classes}
         right = {way: {titles.get(t, t): value for t, value in each.items()} for way, each in right.items()}
@@ -93,11 +95,12 @@ def score(output: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         output: (N, C, ...), or (N, 1) for a single output.
-        labels: (N, ...); `NO_LABEL` counts nowhere.
+        labels: (N, ...); what is no label counts nowhere.
     """
+    known = is_labeled(labels)
     if _single(output):
-        return torch.corrcoef(torch.stack([output.flatten(), labels]))[0, 1]
-    return (output.argmax(1) == labels)[labels != NO_LABEL].float().mean()
+        return torch.corrcoef(torch.stack([output.flatten(), labels])[:, known])[0, 1]
+    return (output.argmax(1) == labels)[known].float().mean()
 
 
 def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, reads: Reads) -> Measured:

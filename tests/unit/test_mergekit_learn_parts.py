@@ -56,7 +56,7 @@ def test_labels_are_places_or_names(rows):
     assert rows([0.5, 4]).labels(1, {}).dtype == torch.float32
 
 
-@pytest.mark.parametrize("bad", [-1, 2, 0.5, None, "great"])
+@pytest.mark.parametrize("bad", [-2, 2, 0.5, "2", "great"])
 def test_a_label_that_the_head_does_not_have(rows, bad):
     with pytest.raises(ValueError, match=r"Row 0 of .* expected a class from 0 to 1"):
         rows([bad]).labels(2, {"bad": 0, "good": 1})

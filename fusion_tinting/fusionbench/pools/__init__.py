@@ -1,7 +1,8 @@
 """FusionBench's model pools as the models and rows of a family: one class for each kind of pool."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from fusion_tinting.families import family_class
 from fusion_tinting.families.family import Family, Models
+from fusion_tinting.families.loading import Unreachable, reachable
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.tinted_model import TintedModel
@@ -32,6 +34,68 @@ FAMILY = {
 """FusionBench's class -> the module in this package and the class that reads such pools."""
 
 SPLITS = ("test", "val", "train")
+
+PATHS = (
+    "pretrained_model_name_or_path", "peft_model_path", "ckpt_path", "config_path", "pickle_path",
+    "state_dict_path", "weights",
+)  # fmt: skip
+"""Keys under which FusionBench's model pools name a checkpoint."""
+
+OFFLINE = ("clip-mini_8", "openclip-mini_3", "resnet-mini_3", "roberta-mini_4", "nyuv2-mini_3")
+"""Pools that need no download."""
+
+
+@contextmanager
+def offline_pools() -> Iterator[None]:
+    """Within the context, what cannot be reached is an error that names the pools without a download.
+
+    Raises:
+        FileNotFoundError: what cannot be reached.
+    """
+    try:
+        yield
+    except Unreachable as error:
+        raise FileNotFoundError(
+            f"{error} Pools that need no download, `modelpool` and `taskpool` of one name: "
+            f"{', '.join(OFFLINE)}."
+        ) from error
+
+
+def loaded(load: Callable[[Any], Any], name: Any, called: str) -> Any:
+    """Return `load(name)`.
+
+    Args:
+        load: of a pool.
+        name: of a model or task.
+        called: what an error calls it.
+
+    Raises:
+        FileNotFoundError: what cannot be reached.
+    """
+    with offline_pools():
+        return reachable(load, name, called)
+
+
+def named_in(config: Any) -> str | None:
+    """Return the checkpoint that a configuration of FusionBench names.
+
+    Args:
+        config: of a model or processor.
+    """
+    if isinstance(config, str):
+        return config
+    paths = (config.get(key) for key in PATHS) if hasattr(config, "get") else ()
+    return next(map(str, filter(None, paths)), None)
+
+
+def model_id(pool: BaseModelPool, name: str) -> str:
+    """Return the hub id or path of a pool's model, as its configuration says.
+
+    Args:
+        pool: the model pool.
+        name: of the model.
+    """
+    return named_in(pool.get_model_config(name)) or name
 
 
 class PoolFamily:
@@ -61,7 +125,32 @@ class PoolFamily:
 
     def models(self) -> Models:
         """Return the pool's models: by default the pool loads them itself."""
-        return Models(PRETRAINED, {task: task for task in self.tasks}, load=self.pool.load_model)
+        return Models(PRETRAINED, {task: task for task in self.tasks}, load=self.opened)
+
+    def opened(self, name: str, load: Callable[[str], Any] | None = None) -> Any:
+        """Return a model as the pool loads it.
+
+        Args:
+            name: in the pool.
+            load: a method of the pool (default: `load_model`).
+
+        Raises:
+            FileNotFoundError: one that cannot be reached.
+        """
+        called = f"`{model_id(self.pool, name)}` (the model `{name}`)"
+        return loaded(load or self.pool.load_model, name, called)
+
+    def reader(self, load: Callable[..., Any]) -> Any:
+        """Return the pool's processor or tokenizer.
+
+        Args:
+            load: a method of the pool.
+
+        Raises:
+            FileNotFoundError: one that cannot be reached.
+        """
+        config = getattr(self.pool, "_processor", None) or getattr(self.pool, "_tokenizer", None)
+        return loaded(lambda _: load(), None, f"`{named_in(config) or config}` (of the model pool)")
 
     def rows(self, task: str, dataset: Any, where: str) -> Rows:
         """Return the rows of a data set: by default images.
@@ -84,6 +173,7 @@ class PoolFamily:
         """
         self.family.check()
 
+    @offline_pools()
     def load(self) -> None:
         """Load the pre-trained model and the heads, and make the experts ready to load."""
         self.family.load()
@@ -109,9 +199,14 @@ class PoolFamily:
             split: one of `SPLITS`.
 
         Raises:
-            ValueError: an empty one.
+            ValueError: an empty one, or one that cannot be read.
+            FileNotFoundError: one that cannot be reached.
         """
-        dataset = getattr(self.pool, f"load_{split}_dataset")(task)
+        load, where = getattr(self.pool, f"load_{split}_dataset"), f"the {split} split of `{task}`"
+        try:
+            dataset = loaded(load, task, where[0].upper() + where[1:])
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be read: {' '.join(str(error).split())}") from error
         if len(dataset) == 0:
             raise ValueError(f"The {split} split of `{task}` is empty.")
         return dataset

@@ -25,7 +25,9 @@ class CausalLMFamily(PoolFamily):
         """Return folders or hub ids, and the pool's tokenizer."""
         paths = {name: self.pool.get_model_path(name) for name in self.pool.all_model_names}
         base = paths.pop(PRETRAINED)
-        return Models(base, {task: paths[task] for task in self.tasks}, reader=self.pool.load_tokenizer())
+        return Models(
+            base, {task: paths[task] for task in self.tasks}, reader=self.reader(self.pool.load_tokenizer)
+        )
 
     def check(self) -> None:
         """Refuse models of several architectures, and a tokenizer that is not theirs."""

@@ -20,14 +20,14 @@ class ClipPool(PoolFamily):
         """Return what the pool loads: towers, and for `_pretrained_` a whole CLIP."""
         classes = {task: Classes(*_class_names(task)) for task in self.tasks}
         return replace(
-            super().models(), reader=self.pool.load_processor(), load=self._load, classes=classes
+            super().models(), reader=self.reader(self.pool.load_processor), load=self._load, classes=classes
         )
 
     def _load(self, name: str) -> nn.Module:
-        tower = self.pool.load_model(name)
+        tower = self.opened(name)
         if name != PRETRAINED:
             return tower
-        whole = self.pool.load_clip_model(PRETRAINED)
+        whole = self.opened(name, self.pool.load_clip_model)
         whole.vision_model = tower  # of the class that the experts have, whatever transformers' release
         return whole
 

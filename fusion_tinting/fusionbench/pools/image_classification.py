@@ -1,6 +1,7 @@
 """Image classifiers: FusionBench's ResNet, ConvNeXt and DINOv2 pools."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,7 +48,11 @@ class ImageClassificationPool(PoolFamily):
 
     def models(self) -> Models:
         """Return what the pool loads, torchvision's models too, or checkpoints as they are."""
-        return replace(super().models(), reader=self.pool.load_processor(stage="test"), load=self._load)
+        return replace(
+            super().models(),
+            reader=self.reader(partial(self.pool.load_processor, stage="test")),
+            load=self._load,
+        )
 
     def check(self) -> None:
         """Refuse what would have no trained head, and tasks whose classes FusionBench does not know.
@@ -84,7 +89,7 @@ class ImageClassificationPool(PoolFamily):
     def _load(self, name: str) -> nn.Module:
         path = checkpoint_of(self.pool, name)
         if path is None or of_torchvision(self.pool):
-            return self.pool.load_model(name)
+            return self.opened(name)
         return image_classification.load(path, with_head=name != PRETRAINED)
 
 

@@ -81,4 +81,4 @@ class Seq2SeqFamily(TextClassifierPool):
         return "peft_model_path" in self.named(name)
 
     def _load_lora(self, name: str) -> nn.Module | None:
-        return self.pool.load_model(name).float().eval() if self._is_lora(name) else None
+        return self.opened(name).float().eval() if self._is_lora(name) else None

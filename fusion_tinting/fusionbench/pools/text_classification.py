@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 from torch import Tensor
 
 from fusion_tinting.errors import unknown
@@ -36,7 +36,7 @@ class TextClassifierPool(PoolFamily):
         return Models(
             self.path(PRETRAINED),
             {task: self.path(task) for task in self.tasks},
-            reader=self.pool.load_tokenizer() if loaded is None else loaded,
+            reader=self.reader(self.pool.load_tokenizer) if loaded is None else loaded,
             config=config,
         )
 
@@ -89,6 +89,8 @@ class TextClassifierPool(PoolFamily):
     def labels(self, task: str, dataset: Dataset) -> tuple[Tensor, list[int]]:
         """Return the labels, (N,), and the head's output for each of the data's classes; see `class_order`.
 
+        Where a row has none, its label is as in `Rows.labels`. Names in a column of strings are the head's.
+
         Args:
             task: whose test data it is.
             dataset: with a column `label`.
@@ -99,15 +101,17 @@ class TextClassifierPool(PoolFamily):
         where, config = f"the test data of `{task}`", self.family.configs[task]
         if "label" not in dataset.column_names:
             raise unknown(f"column of labels in {where}", "label", dataset.column_names)
-        if -1 in dataset["label"]:
+        feature, order, names = dataset.features["label"], list(range(config.num_labels)), config.label2id
+        if isinstance(feature, ClassLabel):
+            order, names = texts.class_order(feature.names, config, where), {}
+            dataset = dataset.cast_column("label", Value("int64"))  # in the data's own order
+        labels = Rows(dataset, where, {"label": "label"}).labels(config.num_labels, names)
+        if labels is None:
             raise ValueError(
                 f"The labels in {where} are hidden (-1), as in GLUE's own test splits: nothing can be "
                 "scored there. Use `split: validation`."
             )
-        feature, order = dataset.features["label"], list(range(config.num_labels))
-        if isinstance(feature, ClassLabel):
-            order = texts.class_order(feature.names, config, where)
-        return Rows(dataset, where, {"label": "label"}).labels(config.num_labels, {}), order
+        return labels, order
 
 
 def _is_text(name: str, feature: Any) -> bool:

@@ -1,7 +1,7 @@
 """Task pools that evaluate a tinted model task by task, and any other model as FusionBench does."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -20,10 +20,15 @@ class TintedEvaluation:
     holds the scores of the pre-trained model, of each expert on its own task and of Task
     Arithmetic at the initial λ, which the closing table shows beside it.
 
+    Class attributes:
+        scored: name of the family whose models it scores.
+
     Args:
         baselines: whether to evaluate those too (three more passes over the test sets).
         *args, **kwargs: as the stock class.
     """
+
+    scored: ClassVar[str]
 
     def __init__(self, *args: Any, baselines: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -32,7 +37,7 @@ class TintedEvaluation:
     @property
     def tasks(self) -> list[str]:
         """The tasks that are evaluated."""
-        return list(self._test_datasets)
+        return list(self._test_datasets or ())
 
     def check(self, models: PoolFamily) -> None:
         """Find out whether every task can be scored; before a model is loaded.

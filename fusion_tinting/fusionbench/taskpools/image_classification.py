@@ -1,16 +1,18 @@
 """An image classification task pool that evaluates a tinted model with baselines and a closing table."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from fusion_bench.taskpool.image_classification import ImageClassificationTaskPool
 from fusion_bench.tasks.clip_classification import get_num_classes
 
+from fusion_tinting.fusionbench.pools import PoolFamily, loaded, named_in
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.images import ImagesInMemory
 from fusion_tinting.run.tinted_model import TintedModel
 
 
-class TintedImageClassificationTaskPool(TintedEvaluation, ImagesInMemory, ImageClassificationTaskPool):
+class TintedImageClassificationTaskPool(ImagesInMemory, TintedEvaluation, ImageClassificationTaskPool):
     """FusionBench's `ImageClassificationTaskPool` for tinted and for plain models.
 
     The stock class scores a tinted model rightly too, by its head switch; this one adds the baselines.
@@ -18,6 +20,15 @@ class TintedImageClassificationTaskPool(TintedEvaluation, ImagesInMemory, ImageC
     Args:
         *args, **kwargs: as `TintedEvaluation`, `ImagesInMemory` and the stock class.
     """
+
+    scored: ClassVar[str] = "image_classification"
+
+    def check(self, models: PoolFamily) -> None:
+        """Load test sets and processor."""
+        super().check(models)
+        loaded(
+            lambda _: self.processor, None, f"`{named_in(self._processor)}` (the task pool's `processor`)"
+        )
 
     @property
     def loader_options(self) -> Mapping:

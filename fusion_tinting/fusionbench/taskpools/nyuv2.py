@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fusion_bench import RuntimeConstants, instantiate
@@ -90,6 +90,8 @@ class NYUv2Evaluation(ScoredTaskPool):
 
 class TintedNYUv2TaskPool(TintedEvaluation, NYUv2Evaluation):
     """mIoU and pixel accuracy; absolute and relative error; angles: each task with its tint."""
+
+    scored: ClassVar[str] = "dense"
 
     def check(self, models: PoolFamily) -> None:
         """Refuse targets that are not there."""

@@ -1,6 +1,6 @@
 """An OpenCLIP task pool that evaluates a tinted model task by task, and any other model as before."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from fusion_bench.taskpool import OpenCLIPVisionModelTaskPool
 from torch import nn
@@ -10,10 +10,11 @@ from fusion_tinting.families.open_clip import TintedOpenCLIP
 from fusion_tinting.families.open_clip_files import load_head
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.fusionbench.taskpools.images import TestImages
 from fusion_tinting.run.tinted_model import OneTask
 
 
-class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTaskPool):
+class TintedOpenCLIPVisionModelTaskPool(TestImages, TintedEvaluation, OpenCLIPVisionModelTaskPool):
     """FusionBench's `OpenCLIPVisionModelTaskPool` for tinted and for plain models.
 
     Args:
@@ -21,6 +22,8 @@ class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTas
         model_dir: of the configuration's interpolations alone.
         *args, **kwargs: as `TintedEvaluation` and the stock class.
     """
+
+    scored: ClassVar[str] = "open_clip"
 
     def __init__(
         self, *args: Any, trust_pickles: bool = False, model_dir: str | None = None, **kwargs: Any
@@ -34,36 +37,32 @@ class TintedOpenCLIPVisionModelTaskPool(TintedEvaluation, OpenCLIPVisionModelTas
         Raises:
             ValueError: a task without head, or as `families.open_clip_files.load_head`.
         """
+        self._load_heads()
+        super().setup()
+
+    def check(self, models: PoolFamily) -> None:
+        """Load heads and test sets, and find out whether every task can be scored."""
+        self._load_heads()
+        super().check(models)
+
+    def classes(self, task: str) -> int:
+        """Return the number of classes that a task's head tells apart."""
+        return len(self._classifier_heads[task].weight)
+
+    def _load_heads(self) -> None:
         heads = self._classifier_heads
         headless = [task for task in self.tasks if task not in heads]
         if headless:
             raise ValueError(f"The task pool has no `classification_heads` for {headless}.")
-        self._classifier_heads = {task: load_head(heads[task], self.trust_pickles) for task in self.tasks}
-        super().setup()
-
-    def check(self, models: PoolFamily) -> None:
-        """Find out whether every task can be scored.
-
-        Raises:
-            ValueError: a test set without images or labels, or with more classes than its head.
-        """
-        if not self._is_setup:
-            self.setup()
-        for task, images in self.test_datasets.items():
-            dataset, classes = images.dataset, len(self.classifier_heads[task].weight)
-            row = dataset[0] if len(dataset) else {}
-            if lacking := [column for column in ("image", "label") if column not in row]:
-                raise ValueError(f"The test set of `{task}` lacks {lacking}: accuracy cannot be computed.")
-            label = getattr(dataset, "features", {}).get("label")
-            labels = getattr(label, "num_classes", 0)
-            if labels > classes:
-                raise ValueError(
-                    f"The test set of `{task}` has {labels} classes; its head tells only {classes} apart."
-                )
+        self._classifier_heads = {
+            task: head if isinstance(head, nn.Module) else load_head(head, self.trust_pickles)
+            for task, head in heads.items()
+            if task in self.tasks
+        }
 
     def score(self, model: TintedOpenCLIP, task: str) -> dict:
         """Accuracy and loss of one task."""
-        loader, classes = self.test_dataloaders[task], len(self.classifier_heads[task].weight)
+        loader, classes = self.test_dataloaders[task], self.classes(task)
         return super()._evaluate(OneTask(model, task), loader, classes, task_name=task)
 
     def _evaluate(

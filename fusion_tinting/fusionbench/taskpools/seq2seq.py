@@ -1,5 +1,7 @@
 """A task pool for models that answer in words: GLUE's metrics of Flan-T5, tinted and plain."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -22,6 +24,8 @@ class AnswerTaskPool(TextClassificationTaskPool):
     Report and arguments as `TextClassificationTaskPool`. FusionBench counts the accuracy in all classes and
     Spearman's correlation of STS-B: they come first in our configuration, beside GLUE's own metrics.
     """
+
+    scored: ClassVar[str] = "seq2seq"
 
     def _load(self, task: str, models: Seq2SeqFamily) -> None:
         """Read inputs and labels of a task, and what each answer means: a class or a rating."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from fusion_bench import RuntimeConstants, instantiate
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import sequence_classification as family
+from fusion_tinting.families.labels import is_labeled
 from fusion_tinting.families.rows import Inputs
 from fusion_tinting.fusionbench.pools import PoolFamily, family_of
 from fusion_tinting.fusionbench.processes import FabricProcesses
@@ -118,6 +119,9 @@ class _TextTaskPool(ScoredTaskPool):
         dataset = instantiate(self._test_datasets[task])
         labels, order = models.labels(task, dataset)
         unlabeled = models.family.inputs(task, models.rows(task, dataset, f"the test data of `{task}`"))
+        kept = is_labeled(labels).nonzero().flatten()
+        if len(kept) < len(labels):
+            unlabeled, labels = unlabeled.subset(kept.tolist()), labels[kept]
         if RuntimeConstants.debug:  # fast_dev_run: one batch
             unlabeled, labels = unlabeled.subset(range(min(32, len(labels)))), labels[:32]
         self._inputs[task], self._meanings[task] = Inputs(unlabeled, labels), torch.tensor(order).argsort()
@@ -143,6 +147,8 @@ class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
         metrics: task -> names of its metrics, of `SCORES`; the first one counts.
         baselines: as `TintedEvaluation`.
     """
+
+    scored: ClassVar[str] = "sequence_classification"
 
     def check(self, models: PoolFamily) -> None:
         """Refuse a task without metric, labels, or an expert whose head can tell them."""
