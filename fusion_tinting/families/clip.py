@@ -131,11 +131,12 @@ class Clip(Family):
         return reachable(CLIPProcessor.from_pretrained, self.models.base) if given is None else given
 
     def check(self) -> None:
-        """Refuse experts that are no vision tower of the base's architecture."""
+        """Refuse experts that are no vision tower of the base's architecture, or read images otherwise."""
         if self.models.load is None:
             base = reachable(AutoConfig.from_pretrained, self.models.base)
             for path in self.models.experts.values():
                 require_tower(path, getattr(base, "vision_config", base))
+            images.require_read_alike(self.processor, self.models.experts)
 
     def load(self) -> None:
         """Load the whole base for its projection and text tower, which makes the heads."""

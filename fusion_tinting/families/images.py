@@ -8,8 +8,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import BaseImageProcessor, ProcessorMixin
+from transformers import AutoImageProcessor, BaseImageProcessor, ProcessorMixin
 
+from fusion_tinting.families.loading import own_file
 from fusion_tinting.families.pictures import file_of, naming, rgb
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.run.unlabeled import Unlabeled
@@ -18,6 +19,13 @@ FEW = 1000
 """Fewer images than these are decoded in this process: starting others takes longer."""
 READING = "white under transparency, 16 bits scaled"
 """How pictures are read; a change changes the name of what experts predict for them."""
+
+TOLERANCE = 0.05
+"""Mean difference of pixels (about ±2) that two implementations of one processor may have."""
+PROBE = Image.merge(
+    "RGB", [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.linear_gradient("L").rotate(90)]
+).resize((300, 200))
+"""A picture on which processors of other sizes, crops, means or spreads differ."""
 
 
 class Images(Dataset):
@@ -102,6 +110,38 @@ def content_version(table: Any, reader: Any, settings: str | None = None) -> str
     to_json = getattr(getattr(reader, "image_processor", reader), "to_json_string", None)
     settings = to_json() if settings is None and to_json is not None else settings
     return None if fingerprint is None or settings is None else f"{fingerprint} {settings} {READING}"
+
+
+def require_read_alike(reader: Any, experts: Mapping[str, str]) -> None:
+    """Refuse experts whose own image processor gives other pixels, of another size, crop, mean or spread.
+
+    Args:
+        reader: what images are read with; functions are not compared.
+        experts: task -> folder or hub id; what has no processor of its own says nothing.
+
+    Raises:
+        ValueError: naming the expert, and how the pixels differ.
+    """
+    if not isinstance(reader, (ProcessorMixin, BaseImageProcessor)):
+        return
+    ours = pixels_of(reader)(PROBE)
+    for task, path in experts.items():
+        if not any(own_file(path, name) for name in ("preprocessor_config.json", "processor_config.json")):
+            continue
+        theirs = pixels_of(AutoImageProcessor.from_pretrained(path))(PROBE)
+        if difference := _difference(theirs, ours):
+            raise ValueError(
+                f"The expert `{task}`, `{path}`, has an image processor of its own, which gives "
+                f"{difference}. Models that read images differently cannot be merged; if it was not "
+                "fine-tuned with that processor, take its file out."
+            )
+
+
+def _difference(theirs: Tensor, ours: Tensor) -> str | None:
+    if theirs.shape != ours.shape:
+        return f"pixels {tuple(theirs.shape)}, and not {tuple(ours.shape)} as the one in use"
+    apart = float((theirs - ours).abs().mean())
+    return f"pixels that are {apart:.2g} from those of the one in use" if apart > TOLERANCE else None
 
 
 def pixels_of(reader: Any) -> Callable[[Image.Image], Tensor]:

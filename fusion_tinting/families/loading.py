@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from fusion_tinting.families.family import Models
 
@@ -34,6 +35,17 @@ def reachable(load: Callable[[Any], Any], name: Any, called: str | None = None) 
         cause = " ".join(str(error).split()) or type(error).__name__
         called = f"`{name}`" if called is None else called
         raise Unreachable(f"{called} is neither here nor can it be reached: {cause}") from error
+
+
+def own_file(path: str, name: str) -> str | None:
+    """Return the file of a model; None where it has none, or none that can be reached.
+
+    Args:
+        path: folder or hub id.
+        name: of the file.
+    """
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    return cached_file(path, name, **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
 
 
 def configurations(models: Models) -> dict[str, PreTrainedConfig]:

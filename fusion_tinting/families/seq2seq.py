@@ -135,7 +135,7 @@ class Seq2Seq(WholeModels):
         """Return the tokens of the texts that are answered, and of the targets where there are any."""
         config, length = self.configs[PRETRAINED], rows.max_length
         length = min(length, getattr(config, "max_position_embeddings", length))
-        asked = tokenized(self.tokenizer, [rows.texts("text")], length)
+        asked = tokenized(self.tokenizer, [rows.texts("text")], length, rows.where)
         texts = rows.texts("target")
         if texts is None:
             return asked
@@ -238,13 +238,18 @@ def prompts(template: Mapping, dataset: Dataset, where: str) -> list[str]:
         where: what an error calls the data.
 
     Raises:
-        ValueError: a column that the template asks for and the data set lacks.
+        ValueError: a column that the template asks for and the data set lacks; a row with nothing in it.
     """
     fields = [field for _, field, _, _ in string.Formatter().parse(template["input_text"]) if field]
     for field in fields:
         if field not in dataset.column_names:
             raise unknown(f"column, for the task's prompt, of {where}", field, dataset.column_names)
-    return [template["input_text"].format(**row) for row in dataset.select_columns(fields)]
+    rows = list(dataset.select_columns(fields))
+    for place, row in enumerate(rows):
+        for field in fields:
+            if row[field] is None:
+                raise ValueError(f"Row {place} of {where} has nothing in its column `{field}`.")
+    return [template["input_text"].format(**row) for row in rows]
 
 
 def answers(template: Mapping) -> dict[str, int | float]:

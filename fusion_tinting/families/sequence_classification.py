@@ -79,7 +79,8 @@ class Backbones(TextFamily):
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return the tokens of texts, or of pairs; batches are padded to their longest."""
         columns = [rows.texts("text"), rows.texts("text_pair")]
-        return tokenized(self.tokenizer, [c for c in columns if c is not None], rows.max_length)
+        given = [column for column in columns if column is not None]
+        return tokenized(self.tokenizer, given, rows.max_length, rows.where)
 
     @staticmethod
     def parameter_of(name: str, prefix: str) -> str:

@@ -79,16 +79,27 @@ class TextFamily(Family):
         )
 
 
-def tokenized(tokenizer: Any, columns: Sequence[Sequence[str]], max_length: int) -> Unlabeled:
+def tokenized(
+    tokenizer: Any, columns: Sequence[Sequence[str]], max_length: int, where: str = "the texts"
+) -> Unlabeled:
     """Return the tokens of texts, or of pairs of texts; batches are padded to their longest.
 
     Args:
         tokenizer: of transformers; on which side it pads is its own.
         columns: the texts, and the second ones where there are pairs.
         max_length: tokens; longer texts are cut.
+        where: what an error calls them.
+
+    Raises:
+        ValueError: a text without any token, such as an empty one where none marks its start or end.
     """
     tokens = tokenizer(*columns, truncation=True, max_length=max_length)
     items = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
+    for place, item in enumerate(items):
+        if not item["input_ids"]:
+            raise ValueError(
+                f"Row {place} of {where} has no token in its text {columns[0][place]!r}. Take it out."
+            )
     return Unlabeled(
         items, lambda batch: dict(tokenizer.pad(batch, return_tensors="pt")), version=digest(items)
     )

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.utils import cached_file
 
-from fusion_tinting.families.loading import reachable
+from fusion_tinting.families.loading import own_file, reachable
 from fusion_tinting.method.task_vectors import PRETRAINED
 
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "source.spm")
@@ -49,7 +48,7 @@ def require_alike(tokenizer: Any, models: Mapping[str, str]) -> None:
         ValueError: naming the model and what differs.
     """
     for name, path in models.items():
-        if not any(_file(path, file) for file in FILES):
+        if not any(own_file(path, file) for file in FILES):
             continue
         own = AutoTokenizer.from_pretrained(path)
         if name == PRETRAINED:
@@ -97,14 +96,6 @@ def _require_one_order(called: str, own: Any, reference: str, other: Any) -> Non
 def _merges(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else json.loads(backend.to_str())["model"].get("merges")
-
-
-def _file(path: str, name: str) -> str | None:
-    """Return a model's file; None where it has none, or none that can be reached."""
-    quiet = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
-    return cached_file(
-        path, name, **{f"_raise_exceptions_for_{key}": value for key, value in quiet.items()}
-    )
 
 
 def _tokenizer(task: str, path: str) -> Any:

@@ -3,12 +3,25 @@
 from dataclasses import replace
 from typing import ClassVar
 
+from fusion_bench.modelpool import CLIPVisionModelPool
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from torch import nn
 
+from fusion_tinting.families import images
+from fusion_tinting.families.class_names import TEMPLATE
 from fusion_tinting.families.family import Classes, Models
-from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.own_classes import OwnClasses
+from fusion_tinting.fusionbench.pools import PoolFamily, model_id
 from fusion_tinting.method.task_vectors import PRETRAINED
+
+
+class NamedCLIPVisionModelPool(OwnClasses, CLIPVisionModelPool):
+    """FusionBench's pool, with the class names of tasks that FusionBench does not know.
+
+    Args:
+        class_names, templates: as `OwnClasses`.
+        *args, **kwargs: as the stock class.
+    """
 
 
 class ClipPool(PoolFamily):
@@ -22,6 +35,16 @@ class ClipPool(PoolFamily):
         return replace(
             super().models(), reader=self.reader(self.pool.load_processor), load=self._load, classes=classes
         )
+
+    def check(self) -> None:
+        """Refuse experts whose own processor reads images otherwise.
+
+        Raises:
+            ValueError: naming the expert.
+        """
+        super().check()
+        paths = {task: model_id(self.pool, task) for task in self.tasks}
+        images.require_read_alike(self.family.models.reader, paths)
 
     def _load(self, name: str) -> nn.Module:
         tower = self.opened(name)
@@ -37,6 +60,8 @@ def _class_names(task: str) -> tuple:
         return get_classnames_and_templates(task)
     except ValueError as error:
         raise ValueError(
-            f"No class names are known for the task `{task}`, so it has no zero-shot head. "
-            "Register them in `CLIPTemplateFactory._dataset_mapping`."
+            f"No class names are known for the task `{task}`, so it has no zero-shot head. Give them, in "
+            f"the order of the labels: `+taskpool.class_names.{task}=[cat, dog]`, and `templates` where "
+            f"`{TEMPLATE}` will not do; or in the model pool, as a `{__name__}."
+            f"{NamedCLIPVisionModelPool.__name__}`."
         ) from error

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
 
-from fusion_tinting.families import image_classification
+from fusion_tinting.families import image_classification, images
 from fusion_tinting.families.family import Models
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.method.task_vectors import PRETRAINED
@@ -55,7 +55,7 @@ class ImageClassificationPool(PoolFamily):
         )
 
     def check(self) -> None:
-        """Refuse what would have no trained head, and tasks whose classes FusionBench does not know.
+        """Refuse what has no trained head, reads images otherwise, or has classes that nobody knows.
 
         Raises:
             ValueError: naming the task.
@@ -69,6 +69,9 @@ class ImageClassificationPool(PoolFamily):
                     f"`{task}: {{model_name: ..., weights: file}}`."
                 )
         self._classes = {task: _class_count(task) for task in self.tasks}
+        if not of_torchvision(self.pool):
+            paths = {task: str(checkpoint_of(self.pool, task)) for task in self.tasks}
+            images.require_read_alike(self.family.models.reader, paths)
 
     def load(self) -> None:
         """Load the pre-trained model and, one after another, every expert for its head.
@@ -177,6 +180,6 @@ def _class_count(task: str) -> int:
         return get_num_classes(task)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"FusionBench knows no classes of the task `{task}`. Register them in "
-            "`CLIPTemplateFactory._dataset_mapping`."
+            f"FusionBench knows no classes of the task `{task}`. Give their names, in the order of the "
+            f"labels: `+taskpool.class_names.{task}=[cat, dog]`."
         ) from error

@@ -114,5 +114,9 @@ class TextClassifierPool(PoolFamily):
         return labels, order
 
 
+NO_TEXT = {*LABEL_KEYS, "class", "category", "id", "idx", "uid", "guid", "uuid", "hash"}
+"""Parts of the names of columns, such as `label_text`, whose strings no model is to read."""
+
+
 def _is_text(name: str, feature: Any) -> bool:
-    return name not in LABEL_KEYS and texts.is_text(feature)
+    return texts.is_text(feature) and NO_TEXT.isdisjoint(name.lower().split("_"))

@@ -11,16 +11,17 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, CLIPProcessor
 
 from fusion_tinting.families.clip import TintedCLIP
+from fusion_tinting.fusionbench.own_classes import OwnClasses
 from fusion_tinting.fusionbench.pools import PoolFamily, loaded, named_in
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.images import ImagesInMemory
 
 
-class TintedCLIPVisionModelTaskPool(ImagesInMemory, TintedEvaluation, CLIPVisionModelTaskPool):
+class TintedCLIPVisionModelTaskPool(OwnClasses, ImagesInMemory, TintedEvaluation, CLIPVisionModelTaskPool):
     """FusionBench's `CLIPVisionModelTaskPool` for tinted and for plain models.
 
     Args:
-        *args, **kwargs: as `TintedEvaluation`, `ImagesInMemory` and the stock class.
+        *args, **kwargs: as `OwnClasses`, `TintedEvaluation`, `ImagesInMemory` and the stock class.
     """
 
     scored: ClassVar[str] = "clip"

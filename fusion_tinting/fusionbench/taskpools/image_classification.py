@@ -6,19 +6,22 @@ from typing import ClassVar
 from fusion_bench.taskpool.image_classification import ImageClassificationTaskPool
 from fusion_bench.tasks.clip_classification import get_num_classes
 
+from fusion_tinting.fusionbench.own_classes import OwnClasses
 from fusion_tinting.fusionbench.pools import PoolFamily, loaded, named_in
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.images import ImagesInMemory
 from fusion_tinting.run.tinted_model import TintedModel
 
 
-class TintedImageClassificationTaskPool(ImagesInMemory, TintedEvaluation, ImageClassificationTaskPool):
+class TintedImageClassificationTaskPool(
+    OwnClasses, ImagesInMemory, TintedEvaluation, ImageClassificationTaskPool
+):
     """FusionBench's `ImageClassificationTaskPool` for tinted and for plain models.
 
     The stock class scores a tinted model rightly too, by its head switch; this one adds the baselines.
 
     Args:
-        *args, **kwargs: as `TintedEvaluation`, `ImagesInMemory` and the stock class.
+        *args, **kwargs: as `OwnClasses`, `TintedEvaluation`, `ImagesInMemory` and the stock class.
     """
 
     scored: ClassVar[str] = "image_classification"

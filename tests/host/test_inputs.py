@@ -1,0 +1,159 @@
+"""What FusionBench's host is given: pools of other kinds, own tasks, odd images and texts, no hub."""
+
+import numpy as np
+import pytest
+import torch
+from fusion_bench import BaseTaskPool
+
+from fusion_tinting import mini
+from fusion_tinting.fusionbench import checks
+from fusion_tinting.fusionbench.pools import PoolFamily
+
+
+class Kind(PoolFamily):
+    """A model pool of a family, of which nothing but the tasks is known."""
+
+    tasks = ("one", "two")
+
+    def __init__(self, name):
+        self.name = name
+
+
+def stock(module, name):
+    return type(name, (BaseTaskPool,), {"__module__": f"fusion_bench.{module}"})()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("module", "name", "family", "advice"),
+    [
+        ("taskpool.lm_eval_harness.taskpool", "LMEvalHarnessTaskPool", "causal_lm", "with `~taskpool`"),
+        ("taskpool.llama.test_generation", "LlamaTestGenerationTaskPool", "causal_lm", "with `~taskpool`"),
+        ("taskpool.llama.reward_model", "RewardModelEvaluationTaskPool", "token_classification",
+         "~taskpool"),
+        ("taskpool.resnet_for_image_classification", "ResNetForImageClassificationTaskPool",
+         "image_classification", "taskpool=resnet50"),
+        ("taskpool.image_classification", "ImageClassificationTaskPool", "clip", "taskpool=clip-vit-b32"),
+        ("taskpool.clip_vision.clip_smile_taskpool", "SmileCLIPVisionModelTaskPool", "clip", "clip-vit"),
+        ("taskpool.gpt2_text_classification", "GPT2TextClassificationTaskPool", "sentence_embedding",
+         "~taskpool"),
+        ("compat.taskpool.flan_t5_glue_text_generation", "FlanT5GLUETextGenerationTaskPool", "seq2seq",
+         "taskpool=flan-t5-base_glue"),
+        ("taskpool.some_later_release", "NewTaskPool", "dense", "taskpool=nyuv2_resnet50"),
+    ],
+)  # fmt: skip
+def test_a_stock_task_pool_that_cannot_score_a_tinted_model_is_refused(module, name, family, advice):
+    with pytest.raises(ValueError, match=f"{name} would evaluate the shared encoder alone.*{advice}"):
+        checks.taskpool(stock(module, name), Kind(family))
+
+
+@pytest.mark.quick
+def test_a_task_pool_that_scores_nothing_switches_heads_or_is_the_users_own_goes_on():
+    for module, name, family in (
+        ("taskpool.dummy", "DummyTaskPool", "causal_lm"),
+        ("taskpool.image_classification", "ImageClassificationTaskPool", "image_classification"),
+    ):
+        checks.taskpool(stock(module, name), Kind(family))
+    checks.taskpool(None, Kind("seq2seq"))
+    checks.taskpool(type("Mine", (BaseTaskPool,), {})(), Kind("clip"))
+
+
+SHORT = ("method=model_tinting", "method.steps=1")
+TASKS = ("mini-digits", "mini-textures", "mini-signs")
+ALONE = [f"~{pool}.{part}.{task}" for task in TASKS[1:] for pool, part in (
+    ("modelpool", "models"), ("taskpool", "test_datasets"))]  # fmt: skip
+
+
+class Changed:
+    """A data set whose rows are changed when they are read."""
+
+    def __init__(self, table, change):
+        self.table, self.change = table, change
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, place):
+        return self.change(place, dict(self.table[place]))
+
+
+def change_rows(monkeypatch, change) -> None:
+    load = mini.load_dataset
+    monkeypatch.setattr(
+        mini, "load_dataset", lambda *args, **options: Changed(load(*args, **options), change)
+    )
+
+
+def test_images_are_read_alike_where_they_teach_and_where_they_are_scored(fuse, monkeypatch):
+    plain = fuse(*SHORT, *ALONE)["report"]
+
+    def change(place, row):
+        colors = np.asarray(row["image"])
+        if place % 2:
+            return {**row, "image": torch.tensor(colors).permute(2, 0, 1) / 255}
+        clear = np.dstack([colors, np.full(colors.shape[:2], 255, np.uint8)])
+        return {**row, "image": clear.astype(np.uint16) * 257}
+
+    change_rows(monkeypatch, change)
+    assert fuse(*SHORT, *ALONE, "method.run_dir=other")["report"] == plain
+
+
+def test_an_image_that_cannot_be_read_is_named_and_a_hidden_label_before_anything_is_loaded(
+    fuse, monkeypatch
+):
+    change_rows(monkeypatch, lambda place, row: {**row, "image": row["image"] if place != 5 else None})
+    with pytest.raises(ValueError, match="Row 5 of the test split of `mini-digits` has no readable image"):
+        fuse(*SHORT, *ALONE)
+    monkeypatch.setattr("fusion_bench.modelpool.CLIPVisionModelPool.load_model", None)
+    for label in (-1, 10, None, "seven"):
+        change_rows(monkeypatch, lambda place, row, label=label: {**row, "label": label})
+        with pytest.raises(
+            ValueError, match=f"Row 0 of the test set of `mini-digits` has the label {label!r}"
+        ):
+            fuse(*SHORT, *ALONE)
+
+
+def test_own_tasks_have_their_class_names_in_the_yaml(fuse):
+    """The mini's own under another name give the mini's own scores."""
+    data = "_target_: fusion_tinting.mini.load_dataset, task: mini-signs, split: test, recipe: clip-micro_3"
+    rename = [f"~{pool}.{part}.{task}" for task in TASKS for pool, part in (
+        ("modelpool", "models"), ("taskpool", "test_datasets"))]  # fmt: skip
+    from fusion_tinting.mini.pictures.tasks import TASKS as KNOWN
+
+    names = ", ".join(f'"{name}"' for name in KNOWN["mini-signs"].classnames)
+    prompts = ", ".join(f'"{template}"' for template in KNOWN["mini-signs"].templates)
+    own = [
+        "+modelpool.models.own-signs=mini-signs",
+        *(f"+{pool}.test_datasets.own-signs={{{data}}}" for pool in ("modelpool", "taskpool")),
+    ]
+    with pytest.raises(ValueError, match=r"`own-signs`.*\+taskpool.class_names.own-signs=\[cat, dog\]"):
+        fuse(*SHORT, *rename, *own)
+    named = (f"+taskpool.class_names.own-signs=[{names}]", f"+taskpool.templates.own-signs=[{prompts}]")
+    report = fuse(*SHORT, *rename, *own, *named)["report"]
+    others = [f"~{pool}.{part}.{task}" for task in TASKS[:2] for pool, part in (
+        ("modelpool", "models"), ("taskpool", "test_datasets"))]  # fmt: skip
+    theirs = fuse(*SHORT, *others, "method.run_dir=theirs")["report"]
+    for key in ("pretrained", "expert", "task_arithmetic"):
+        assert report["baselines"][key]["own-signs"] == theirs["baselines"][key]["mini-signs"]
+
+
+DATA = "{_target_: datasets.load_dataset, path: nobody/data}"
+GONE = {
+    "modelpool.models.mini-digits=nobody/nothing": "`nobody/nothing` (the model `mini-digits`)",
+    "modelpool.models._pretrained_=./no/such/folder": "`./no/such/folder` (the model `_pretrained_`)",
+    "modelpool.processor=nobody/nothing": "`nobody/nothing` (of the model pool)",
+    "taskpool.processor=nobody/nothing": "`nobody/nothing`",
+    "taskpool.clip_model=nobody/nothing": "`nobody/nothing` (the task pool's `clip_model`)",
+    f"modelpool.test_datasets.mini-digits={DATA}": "The test split of `mini-digits`",
+    f"taskpool.test_datasets.mini-digits={DATA}": "the test set of `mini-digits`",
+}
+
+
+@pytest.mark.parametrize("override", GONE)
+def test_what_cannot_be_reached_is_named_with_the_pools_that_need_no_hub(fuse, tmp_path, override):
+    with pytest.raises(FileNotFoundError) as caught:
+        fuse(*SHORT, override)
+    said = str(caught.value)
+    assert f"{GONE[override]} is neither here nor can it be reached: " in said
+    assert "no download" in said and "clip-mini_8" in said and "\n" not in said
+    assert not (tmp_path / "tinting").exists()
