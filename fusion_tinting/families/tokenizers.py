@@ -59,10 +59,11 @@ def require_alike(tokenizer: Any, models: Mapping[str, str]) -> None:
 
 def _require_same(called: str, own: Any, reference: str, other: Any) -> None:
     vocabulary, theirs = own.get_vocab(), other.get_vocab()
-    if vocabulary.keys() != theirs.keys():
+    apart = (vocabulary.keys() ^ theirs.keys()) - {*own.all_special_tokens, *other.all_special_tokens}
+    if apart:
         raise ValueError(
             f"The vocabulary of {called} differs from {reference}: {len(vocabulary)} and {len(theirs)} "
-            f"tokens, of which {len(vocabulary.keys() ^ theirs.keys())} are not in both. Models that read "
+            f"tokens, of which {len(apart)} are not in both. Models that read "
             "text differently cannot be merged."
         )
     _require_one_order(called, own, reference, other)

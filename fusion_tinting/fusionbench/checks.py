@@ -13,11 +13,14 @@ OURS = {
     "clip": ("clip.TintedCLIPVisionModelTaskPool", "clip-vit-b32_TA8"),
     "open_clip": ("open_clip.TintedOpenCLIPVisionModelTaskPool", "openclip-vit-b32_TA8"),
     "image_classification": ("image_classification.TintedImageClassificationTaskPool", "resnet50_8-tasks"),
-    "sequence_classification": ("text_classification.TextClassificationTaskPool", "roberta-base_glue"),
+    "sequence_classification": (
+        "text_classification.TextClassificationTaskPool",
+        "roberta-base_glue` or `taskpool=gpt2_glue",
+    ),
     "seq2seq": ("seq2seq.AnswerTaskPool", "flan-t5-base_glue"),
     "dense": ("nyuv2.TintedNYUv2TaskPool", "nyuv2_resnet50"),
-}
-"""Family -> our task pool in `taskpools`, and an example; the others have none."""
+}  # fmt: skip
+"""Family -> our task pool in `taskpools`, and examples; the others have none."""
 
 SWITCHED = "image_classification"
 HARMLESS = ("BaseTaskPool", "DummyTaskPool", "TaskPool")

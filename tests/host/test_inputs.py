@@ -144,15 +144,16 @@ GONE = {
     "modelpool.processor=nobody/nothing": "`nobody/nothing` (of the model pool)",
     "taskpool.processor=nobody/nothing": "`nobody/nothing`",
     "taskpool.clip_model=nobody/nothing": "`nobody/nothing` (the task pool's `clip_model`)",
-    f"modelpool.test_datasets.mini-digits={DATA}": "The test split of `mini-digits`",
-    f"taskpool.test_datasets.mini-digits={DATA}": "the test set of `mini-digits`",
+    f"+modelpool.test_datasets.mini-digits={DATA}": "The test split of `mini-digits`",
+    f"+taskpool.test_datasets.mini-digits={DATA}": "the test set of `mini-digits`",
 }
 
 
 @pytest.mark.parametrize("override", GONE)
 def test_what_cannot_be_reached_is_named_with_the_pools_that_need_no_hub(fuse, tmp_path, override):
+    instead = [f"~{override[1:].partition('=')[0]}"] if override[0] == "+" else []
     with pytest.raises(FileNotFoundError) as caught:
-        fuse(*SHORT, override)
+        fuse(*SHORT, *instead, override)
     said = str(caught.value)
     assert f"{GONE[override]} is neither here nor can it be reached: " in said
     assert "no download" in said and "clip-mini_8" in said and "\n" not in said

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fusion_tinting.families import tokenizers
 from fusion_tinting.method.task_vectors import PRETRAINED
@@ -75,6 +75,11 @@ def test_words_in_another_order_are_seen_without_joins(tmp_path):
 def test_a_base_may_lack_what_was_added_and_models_without_tokenizer_say_nothing(tmp_path):
     one, base = write(tmp_path / "one", [*WORDS, "dog"]), write(tmp_path / "base")
     used = tokenizers.shared({"one": one, "two": shutil.copytree(one, tmp_path / "two")})
+    padded = AutoTokenizer.from_pretrained(one)
+    padded.add_special_tokens({"sep_token": "<end>"})
+    padded.save_pretrained(tmp_path / "padded")
+    (tmp_path / "padded" / "config.json").write_text((tmp_path / "one" / "config.json").read_text())
+    tokenizers.shared({"one": one, "padded": str(tmp_path / "padded")})
     bare = tmp_path / "bare"
     bare.mkdir()
     tokenizers.require_alike(used, {PRETRAINED: base})

@@ -71,8 +71,8 @@ class TextClassifierPool(PoolFamily):
 
     def check(self) -> None:
         """Refuse models of several architectures, and a tokenizer that is not theirs."""
-        super().check()
         texts.require_fitting(self.family.tokenizer, self.family.configs[PRETRAINED])
+        super().check()
 
     def rows(self, task: str, dataset: Dataset, where: str) -> Rows:
         """Return the rows of a data set: its columns of strings, in their order."""
