@@ -1,6 +1,6 @@
 """The rows of a task's data, in which a host has said which column is what."""
 
-import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,6 @@ from torch import Tensor
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.labels import HIDDEN, NO_LABEL, Outputs, unlike
 from fusion_tinting.run.unlabeled import Unlabeled
-
-log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -170,8 +168,9 @@ class Rows:
         """Return whether no row has a label; say how many have none."""
         hidden = sum(head.hidden(labels))
         if hidden:
-            log.warning(
+            warnings.warn(
                 f"{hidden} of {len(labels)} labels of {self.where}, in the column "
-                f"`{self.columns['label']}`, are hidden (-1) or missing: those rows are scored nowhere."
+                f"`{self.columns['label']}`, are hidden (-1) or missing: those rows are scored nowhere.",
+                stacklevel=3,
             )
         return hidden == len(labels)
