@@ -1,6 +1,6 @@
 """The rows of a task's data, in which a host has said which column is what."""
 
-import warnings
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,8 @@ from torch import Tensor
 from fusion_tinting.errors import unknown
 from fusion_tinting.families.labels import HIDDEN, NO_LABEL, Outputs, unlike
 from fusion_tinting.run.unlabeled import Unlabeled
+
+log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -168,9 +170,8 @@ class Rows:
         """Return whether no row has a label; say how many have none."""
         hidden = sum(head.hidden(labels))
         if hidden:
-            warnings.warn(
+            log.warning(
                 f"{hidden} of {len(labels)} labels of {self.where}, in the column "
-                f"`{self.columns['label']}`, are hidden (-1) or missing: those rows are scored nowhere.",
-                stacklevel=3,
+                f"`{self.columns['label']}`, are hidden (-1) or missing: those rows are scored nowhere."
             )
         return hidden == len(labels)

@@ -26,6 +26,8 @@ SWITCHED = "image_classification"
 HARMLESS = ("BaseTaskPool", "DummyTaskPool", "TaskPool")
 """FusionBench's task pools that score nothing."""
 
+REPORTED = ("model_info", "average", "baselines")
+
 
 def modelpool(pool: BaseModelPool) -> None:
     """Refuse a pool that lacks `_pretrained_` or experts."""
@@ -81,6 +83,8 @@ def taskpool(pool: BaseTaskPool | None, models: PoolFamily) -> None:
         )
     if not pool.tasks:
         raise ValueError(f"The task pool has no `test_datasets`. Its tasks must be among {models.tasks}.")
+    if taken := [task for task in pool.tasks if task in REPORTED]:
+        raise ValueError(f"Tasks cannot be called {taken}: a report's own entries are.")
     unknown = [task for task in pool.tasks if task not in models.tasks]
     if unknown:
         raise ValueError(

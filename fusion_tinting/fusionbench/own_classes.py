@@ -6,6 +6,7 @@ from typing import Any
 from fusion_bench.tasks.clip_classification import CLIPTemplateFactory
 
 from fusion_tinting.families.class_names import prompt_makers, read_names
+from fusion_tinting.families.labels import Outputs
 
 Given = Mapping[str, Sequence[str] | str]
 _TABLE = CLIPTemplateFactory._dataset_mapping
@@ -57,3 +58,25 @@ def name_classes(class_names: Given, templates: Given) -> None:
         # Straight into the table: FusionBench 0.2.33's `register_dataset` stores no templates.
         _TABLE[task] = {"classnames": names, "templates": prompts}
         _OWN.add(task)
+
+
+def require_own_order(dataset: Any, task: str) -> None:
+    """Refuse class names of an own task that its test set has in another order.
+
+    Args:
+        dataset: the test set, which may name its classes.
+        task: whose it is.
+
+    Raises:
+        ValueError: naming both orders.
+    """
+    told = getattr((getattr(dataset, "features", None) or {}).get("label"), "names", None)
+    if task not in _OWN or not told:
+        return
+    names = _TABLE[task]["classnames"]
+    order = Outputs(len(names), {name: place for place, name in enumerate(names)}).order(told)
+    if order is not None and order != list(range(len(told))):
+        raise ValueError(
+            f"`class_names` of the task `{task}` must be in the order of the labels: its test set calls "
+            f"them {told}. Found {names}."
+        )

@@ -80,9 +80,17 @@ def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
     known = {task: inputs.labels for task, inputs in aside.items() if inputs.labels is not None}
     if labeled := [task for task, labels in known.items() if is_labeled(labels).any()]:
         right = _values(report, labeled, lambda t, measured: 100 * score(measured.output, aside[t].labels))
-        titles = {task: f"{task} (correlation)" for task in labeled if task not in classes}
+        titles = {task: _titled(task, known[task], task in classes) for task in labeled}
         right = {way: {titles.get(t, t): value for t, value in each.items()} for way, each in right.items()}
         yield _table("Accuracy, %, on inputs kept aside", right)
+
+
+def _titled(task: str, labels: Tensor, is_class: bool) -> str:
+    """Return a task's name in the table of accuracies, with what is special about its row."""
+    count, every = int(is_labeled(labels).sum()), len(labels)
+    notes = [] if is_class else ["correlation"]
+    notes += [f"{count} of {every} labeled"] if labels.ndim == 1 and count < every else []
+    return f"{task} ({', '.join(notes)})" if notes else task
 
 
 def _values(report: Report, tasks: Iterable[str], measure: Callable[[str, Measured], Tensor]) -> dict:

@@ -1,13 +1,20 @@
 """What FusionBench's host is given: pools of other kinds, own tasks, odd images and texts, no hub."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
 from fusion_bench import BaseTaskPool
+from transformers import BertConfig, CLIPVisionModel
 
 from fusion_tinting import mini
+from fusion_tinting.families.labels import NO_LABEL
 from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.pools.text_classification import TextClassifierPool
+from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 
 
 class Kind(PoolFamily):
@@ -158,3 +165,66 @@ def test_what_cannot_be_reached_is_named_with_the_pools_that_need_no_hub(fuse, t
     assert f"{GONE[override]} is neither here nor can it be reached: " in said
     assert "no download" in said and "clip-mini_8" in said and "\n" not in said
     assert not (tmp_path / "tinting").exists()
+
+
+def test_a_base_without_its_text_tower_is_refused_for_its_heads_would_be_random(fuse, tmp_path):
+    zoo = mini.build(0, recipe="clip-micro_3")
+    CLIPVisionModel.from_pretrained(zoo / "pretrained").save_pretrained(tmp_path / "tower")
+    with pytest.raises(ValueError, match=r"base `.*tower` is .*`clip_vision_model`.*no text tower"):
+        fuse(*SHORT, f"modelpool.models._pretrained_={tmp_path}/tower")
+
+
+@pytest.mark.quick
+def test_a_task_pool_of_another_family_without_tasks_or_with_a_reports_own_name_is_refused():
+    class Ours(TintedEvaluation):
+        scored = "clip"
+
+        def __init__(self, *tasks):
+            self._test_datasets = dict.fromkeys(tasks)
+
+    for pool, family, message in (
+        (
+            Ours("one"),
+            "seq2seq",
+            "scores models of the family clip; .* of seq2seq.*taskpool=flan-t5",
+        ),
+        (Ours("one"), "causal_lm", "scores models of the family clip; .* of causal_lm.*~taskpool"),
+        (Ours(), "clip", "has no `test_datasets`"),
+        (Ours("average"), "clip", "Tasks cannot be called"),
+        (Ours("three"), "clip", "for which the model pool has no expert"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checks.taskpool(pool, Kind(family))
+    checks.taskpool(Ours("two", "one"), Kind("clip"))
+
+
+def text_pool(names: dict[str, int]) -> TextClassifierPool:
+    """A model pool of one text classifier, of which nothing but its configuration is there."""
+    pool = TextClassifierPool(None)
+    config = BertConfig(label2id=names, id2label={place: name for name, place in names.items()})
+    tokenizer = SimpleNamespace(model_max_length=16)
+    pool.__dict__["family"] = SimpleNamespace(configs={"task": config}, tokenizer=tokenizer)
+    return pool
+
+
+@pytest.mark.quick
+def test_labels_of_text_pools_are_numbers_or_names():
+    pool = text_pool({"negative": 0, "positive": 1})
+    for column in (["Positive", "negative", "positive"], ["1", "0", "1"], [True, False, True], [1.0, 0, 1]):
+        labels, order = pool.labels("task", Dataset.from_dict({"label": column}))
+        assert (labels.tolist(), order) == ([1, 0, 1], [0, 1])
+    named = Features({"label": ClassLabel(names=["positive", "negative"])})
+    labels, order = pool.labels("task", Dataset.from_dict({"label": [0, 1, -1]}, features=named))
+    assert (labels.tolist(), order) == ([0, 1, NO_LABEL], [1, 0])
+    with pytest.raises(ValueError, match=r"label 'good'.*expected a class from 0 to 1 or one of"):
+        pool.labels("task", Dataset.from_dict({"label": ["good"]}))
+
+
+@pytest.mark.quick
+def test_columns_of_labels_and_ids_are_no_texts():
+    pool = text_pool({"negative": 0, "positive": 1})
+    table = {"guid": ["a"], "text": ["good"], "label_text": ["positive"], "label": [1]}
+    assert pool.rows("task", Dataset.from_dict(table), "here").columns == {"text": "text", "label": "label"}
+    table = {"premise": ["a"], "hypothesis": ["b"], "category": ["c"], "prompt_id": ["d"]}
+    columns = pool.rows("task", Dataset.from_dict(table), "here").columns
+    assert columns == {"text": "premise", "text_pair": "hypothesis", "label": "label"}

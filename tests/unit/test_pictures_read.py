@@ -7,8 +7,9 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import CLIPImageProcessor
 
-from fusion_tinting.families.images import Images
+from fusion_tinting.families.images import Images, require_read_alike
 from fusion_tinting.families.pictures import rgb
 from fusion_tinting.families.rows import Rows
 
@@ -155,3 +156,24 @@ def test_a_picture_that_the_data_set_decodes_is_read_the_same(tmp_path):
     images = Images(Rows(table, "here", {"image": "image"}), lambda image: torch.tensor(np.asarray(image)))
     assert torch.equal(images[0], torch.tensor(SHADES))
     assert torch.equal(images[1], torch.tensor(hidden(COLOR, OPACITY == 0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_mean": [0.0, 0.0, 0.0]}, "pixels that are .* from those of the one in use"),
+        ({"image_std": [1.0, 1.0, 1.0]}, "pixels that are .* from those"),
+        ({"crop_size": 24}, r"pixels \(3, 24, 24\), and not \(3, 32, 32\)"),
+        ({"size": {"shortest_edge": 64}}, "pixels that are .* from those"),
+    ],
+)
+def test_an_expert_whose_own_processor_gives_other_pixels_is_refused(tmp_path, change, message):
+    ours = {"size": {"shortest_edge": 32}, "crop_size": 32}
+    reader = CLIPImageProcessor(**ours)
+    (tmp_path / "bare").mkdir()
+    reader.save_pretrained(tmp_path / "alike")
+    alike = {name: str(tmp_path / name) for name in ("bare", "alike")}
+    require_read_alike(reader, alike)
+    CLIPImageProcessor(**{**ours, **change}).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"expert `other`, .*image processor of its own.*{message}"):
+        require_read_alike(reader, {**alike, "other": str(tmp_path / "other")})

@@ -76,6 +76,29 @@ def loaded(load: Callable[[Any], Any], name: Any, called: str) -> Any:
         return reachable(load, name, called)
 
 
+def read_data(load: Callable[[Any], Any], name: Any, called: str) -> Any:
+    """Return the data set `load(name)`.
+
+    Args:
+        load: of a pool.
+        name: of a task, or a configuration.
+        called: what an error calls it.
+
+    Raises:
+        FileNotFoundError: what cannot be reached.
+        ValueError: what cannot be read, or is empty.
+    """
+    try:
+        dataset = loaded(load, name, called[0].upper() + called[1:])
+    except ValueError as error:
+        raise ValueError(f"{called} cannot be read: {' '.join(str(error).split())}") from error
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(f"{called} is a stream: expected a data set with a length (`streaming: false`).")
+    if len(dataset) == 0:
+        raise ValueError(f"{called[0].upper() + called[1:]} is empty.")
+    return dataset
+
+
 def named_in(config: Any) -> str | None:
     """Return the checkpoint that a configuration of FusionBench names.
 
@@ -202,14 +225,8 @@ class PoolFamily:
             ValueError: an empty one, or one that cannot be read.
             FileNotFoundError: one that cannot be reached.
         """
-        load, where = getattr(self.pool, f"load_{split}_dataset"), f"the {split} split of `{task}`"
-        try:
-            dataset = loaded(load, task, where[0].upper() + where[1:])
-        except ValueError as error:
-            raise ValueError(f"{where} cannot be read: {' '.join(str(error).split())}") from error
-        if len(dataset) == 0:
-            raise ValueError(f"The {split} split of `{task}` is empty.")
-        return dataset
+        load = getattr(self.pool, f"load_{split}_dataset")
+        return read_data(load, task, f"the {split} split of `{task}`")
 
     @property
     def tasks(self) -> list[str]:

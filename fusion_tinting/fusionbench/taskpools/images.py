@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_tinting.families.pictures import naming, rgb
-from fusion_tinting.fusionbench.pools import PoolFamily, loaded
+from fusion_tinting.fusionbench.own_classes import require_own_order
+from fusion_tinting.fusionbench.pools import PoolFamily, read_data
 from fusion_tinting.run.unlabeled import InMemory
 
 
@@ -58,24 +59,25 @@ class TestImages:
         """
         for task, dataset in self._test_datasets.items():
             if isinstance(dataset, (DictConfig, dict)):
-                dataset = loaded(instantiate, dataset, f"the test set of `{task}`")
+                dataset = read_data(instantiate, dataset, f"the test set of `{task}`")
             self._test_datasets = {**self._test_datasets, task: dataset}
             require_scored(dataset, self.classes(task), task)
+            require_own_order(dataset, task)
 
 
 def require_scored(dataset: Any, classes: int, task: str) -> None:
     """Refuse a test set whose accuracy cannot be computed.
 
     Args:
-        dataset: with columns, of which all labels are looked at; of another one row is.
+        dataset: with columns, of which all labels are looked at; of another one row is. Not empty.
         classes: how many the task has.
         task: for the error.
 
     Raises:
-        ValueError: no rows, no images, or no labels; or the first label that is none of the classes.
+        ValueError: no images, or no labels; or the first label that is none of the classes.
     """
     columns = getattr(dataset, "column_names", None)
-    row = dict.fromkeys(columns) if columns and len(dataset) else _row(dataset[0]) if len(dataset) else {}
+    row = dict.fromkeys(columns) if columns else _row(dataset[0])
     if lacking := [column for column in ("image", "label") if column not in row]:
         raise ValueError(f"The test set of `{task}` lacks {lacking}: accuracy cannot be computed.")
     told = getattr(getattr(dataset, "features", {}).get("label"), "num_classes", 0)

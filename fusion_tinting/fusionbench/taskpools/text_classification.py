@@ -14,7 +14,7 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.families import sequence_classification as family
 from fusion_tinting.families.labels import is_labeled
 from fusion_tinting.families.rows import Inputs
-from fusion_tinting.fusionbench.pools import PoolFamily, family_of
+from fusion_tinting.fusionbench.pools import PoolFamily, family_of, read_data
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
@@ -116,9 +116,10 @@ class _TextTaskPool(ScoredTaskPool):
 
     def _load(self, task: str, models: PoolFamily) -> None:
         """Read inputs and labels of a task, and what each output means: a class."""
-        dataset = instantiate(self._test_datasets[task])
+        where = f"the test data of `{task}`"
+        dataset = read_data(instantiate, self._test_datasets[task], where)
         labels, order = models.labels(task, dataset)
-        unlabeled = models.family.inputs(task, models.rows(task, dataset, f"the test data of `{task}`"))
+        unlabeled = models.family.inputs(task, models.rows(task, dataset, where))
         kept = is_labeled(labels).nonzero().flatten()
         if len(kept) < len(labels):
             unlabeled, labels = unlabeled.subset(kept.tolist()), labels[kept]
