@@ -59,8 +59,8 @@ class ClipPool(PoolFamily):
         config = loaded(AutoConfig.from_pretrained, path, f"`{path}` (the model `{PRETRAINED}`)")
         if config.model_type != "clip":
             raise ValueError(
-                f"The base `{path}` is of the architecture `{config.model_type}`, which has no text tower to "
-                "make heads of. Expected a whole CLIP (`clip`)."
+                f"The base `{path}` is of the architecture `{config.model_type}`, which has no text "
+                "tower to make heads of. Expected a whole CLIP (`clip`)."
             )
         for task in self.tasks:
             if isinstance(expert := self.pool.get_model_config(task), str):
