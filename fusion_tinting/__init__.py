@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from fusion_tinting.method.merging import merge as merge
     from fusion_tinting.method.merging import merge_reference as merge_reference
     from fusion_tinting.method.merging import merge_tensor as merge_tensor
+    from fusion_tinting.method.named import Named as Named
     from fusion_tinting.method.objectives import OBJECTIVES as OBJECTIVES
     from fusion_tinting.method.objectives import Objective as Objective
     from fusion_tinting.method.objectives import Reads as Reads
@@ -57,6 +58,7 @@ _NAMES = {
     "method.adaptation": ("Adaptation", "Lesson"),
     "method.coefficients": ("Coefficients",),
     "method.merging": ("coefficient_gradient", "load_merged", "merge", "merge_reference", "merge_tensor"),
+    "method.named": ("Named",),
     "method.objectives": ("OBJECTIVES", "Objective", "Reads", "agreement"),
     "method.sampling": ("SAMPLERS",),
     "method.settings": ("Settings",),

@@ -92,7 +92,8 @@ def tint(
     model.info = info
     visited = {task: _visited(task, unlabeled[task], pretrained, inputs, options) for task in experts}
     first_look(model, experts, heads, visited, options, processes)
-    identity = Identity.of(model, options, visited, info.split)
+    identity = Identity.of(model, options, visited, info.split, processes)
+    context = replace(context, identity=identity)
     if finished is not None and context.run_dir is not None:
         remove_unfinished(context.run_dir, of_the_dead=True)
         identity.require_same(finished.identity, context.run_dir)
@@ -100,9 +101,7 @@ def tint(
     with held(context.run_dir, processes):
         _require_unfinished(context.run_dir, identity)
         _adapt(model, experts, heads, visited, options, context)
-        model.info = replace(
-            model.info, settings=options.to_json(), samples=identity.samples, data=identity.data
-        )
+        model.info = replace(model.info, settings=options.to_json(), **identity.told())
         if context.run_dir is not None and context.writes:
             model.save(context.run_dir)
     return model

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fusion_tinting as ft
-from fusion_tinting.method.task_vectors import Rows, content_hash
+from fusion_tinting.method.content import content_hash
+from fusion_tinting.method.task_vectors import Rows
 from fusion_tinting.run.top_predictions import ClassIds
 from helpers.peers import Experts, InItsPrecision, Ours, World, encoder, now, timed
 

@@ -17,7 +17,8 @@ from fusion_tinting.families.class_token import unobserved
 from fusion_tinting.families.family import BY_FILE, Family
 from fusion_tinting.families.loading import load_partly, reachable, require_complete
 from fusion_tinting.families.rows import Rows
-from fusion_tinting.method.task_vectors import PRETRAINED, content_hash
+from fusion_tinting.method.content import content_hash
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import file_name, write_record, write_tensors

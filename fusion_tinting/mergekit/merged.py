@@ -13,8 +13,8 @@ from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.folders import now_at, require_used
 from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.run_files import CoefficientFile, tint_file
+from fusion_tinting.method.content import content_hash
 from fusion_tinting.method.merging import merge_tensor
-from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.run.artifact import COEFFICIENTS, tint_path
 from fusion_tinting.run.files import read_json, write_json
 from fusion_tinting.run.manifest import MANIFEST, Manifest, Source

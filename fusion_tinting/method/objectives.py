@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusion_tinting.errors import require_rows, unknown
+from fusion_tinting.method.named import Named, require_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,14 +42,21 @@ class Objective:
     """A loss, and what it reads of the expert.
 
     Attributes:
-        name: what settings and artifacts call it.
+        name: what settings and artifacts call it, and what tells a run with it from others: it must say all
+            that matters (see `Named`).
         loss: (output, expert), both (B, ...) -> losses (B,).
         reads: see `Reads`.
+
+    Raises:
+        ValueError: no name.
     """
 
     name: str
     loss: Loss
     reads: Reads = Reads.EVERYTHING
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
 
     def __call__(self, output: Tensor, expert: Tensor) -> Tensor:
         """Return one loss per sample, shape (B,)."""
@@ -114,6 +122,8 @@ def resolve_objective(objective: str | Loss) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
+    if isinstance(objective, Named):
+        return Objective(objective.name, objective.function)
     if callable(objective):
         return Objective(getattr(objective, "__qualname__", type(objective).__name__), objective)
     if not isinstance(objective, str) or objective not in OBJECTIVES:

@@ -15,6 +15,9 @@ from fusion_tinting.errors import require_rows, unknown
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
+DEFAULT_SHARE = 0.5
+"""Of `top_confidence`, where no other is named."""
+
 
 def every_sample(logits: Tensor, expert: Tensor) -> Tensor:
     """Keep the whole batch (Model Tinting).
@@ -44,7 +47,7 @@ def confidence_difference(logits: Tensor, expert: Tensor) -> Tensor:
     return (y_e == y_m) | (p_e >= p_m)
 
 
-def top_confidence(logits: Tensor, expert: Tensor, share: float = 0.5) -> Tensor:
+def top_confidence(logits: Tensor, expert: Tensor, share: float = DEFAULT_SHARE) -> Tensor:
     """Keep the `share` of the batch (rounded up) of which the expert is surest (arXiv v3's filter).
 
     Args:

@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from types import CodeType
 from typing import Any
 
 import torch
@@ -12,13 +11,16 @@ from torch import Tensor
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.coefficients import GRANULARITIES, Init
+from fusion_tinting.method.named import Named, unnamed
 from fusion_tinting.method.objectives import OBJECTIVES, Loss, Objective, Reads, resolve_objective
-from fusion_tinting.method.sampling import Sampler, every_sample, resolve_sampler
+from fusion_tinting.method.sampling import SAMPLERS, Sampler, every_sample, resolve_sampler
 from fusion_tinting.method.task_vectors import DTYPES, PRETRAININGS
 
 UPDATES = ("sequential", "joint")
 STORAGES = ("memory", "mmap", "sharded")
 """Places for task vectors; `fusion_tinting.run.storage` has them."""
+READS = ", reads "
+"""Between the name of a user's objective and what it reads, where that is not everything."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Settings:
         sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable. The named ones
             choose among class distributions; of a task of labels or values every sample is kept.
         objective: `hard`, `soft`, `entropy`, `l1`, `cosine`, `sigmoid`, or a callable; or task -> one of
-            these.
+            these. A run with a callable is continued only if it has a name: see `Named`.
         update: `sequential` takes an optimizer step after each task (the paper: K steps an
             iteration); `joint` sums the tasks' gradients and takes one step (AdaMerging's habit).
         steps: iterations; each visits every task once.
@@ -78,8 +80,10 @@ class Settings:
         if self.lr_coefficients == 0 and (self.layer is None or self.lr_tints == 0):
             raise ValueError("Nothing would be trained: both λ and the tints are frozen.")
         resolve_sampler(self.sampler)
+        _require_own_name(self.sampler, SAMPLERS)
         for objective in self.objectives:
             resolve_objective(objective)
+            _require_own_name(objective, OBJECTIVES)
         object.__setattr__(self, "task_vectors", _task_vectors(self.task_vectors))
         for name, choices in (("update", UPDATES), ("granularity", GRANULARITIES)):
             if getattr(self, name) not in choices:
@@ -146,7 +150,7 @@ class Settings:
         return resolve_sampler(self.sampler)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings; callables by their names and a hash of their code, tensors by a hash."""
+        """Return the settings; callables by their names, tensors by a hash."""
         return {entry.name: _as_json(getattr(self, entry.name)) for entry in fields(self)}
 
     def _check_init(self) -> None:
@@ -169,7 +173,9 @@ def reads_in(settings: Mapping[str, Any], task: str) -> Reads:
     """
     objective = settings.get("objective", Settings.objective)
     name = objective.get(task) if isinstance(objective, Mapping) else objective
-    return OBJECTIVES[name].reads if name in OBJECTIVES else Reads.EVERYTHING
+    if name in OBJECTIVES:
+        return OBJECTIVES[name].reads
+    return next((reads for reads in Reads if str(name).endswith(READS + reads.value)), Reads.EVERYTHING)
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -212,33 +218,24 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         if any(isinstance(entry, Tensor) for entry in value.values()):
             rows = [(name, torch.as_tensor(value[name]).tolist()) for name in sorted(value)]
-            return f"{len(value)} tensors {_digest(rows)}"
+            return f"{len(value)} tensors {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
         return {key: _as_json(entry) for key, entry in value.items()}
-    if isinstance(value, Objective):
-        return value.name if OBJECTIVES.get(value.name) is value else _signature(value.loss, value.name)
-    return _signature(value) if callable(value) else value
+    return _name(value) if callable(value) else value
 
 
-def _signature(function: Callable[..., Any], name: str | None = None) -> str:
-    """Return a callable's name and a hash of its code, defaults and of what it closes over.
-
-    Two functions of one name, such as lambdas, differ by it; the same script run twice gives the same, for
-    no address enters it.
-    """
-    name = name or getattr(function, "__qualname__", type(function).__name__)
-    return f"{name} {_digest(_content(function))}"
-
-
-def _content(value: Any) -> Any:
-    """Return what tells a value apart, with functions and code by what is in them."""
-    if isinstance(value, CodeType):
-        return value.co_code, value.co_names, tuple(map(_content, value.co_consts))
-    code = getattr(value, "__code__", None)
-    if code is None:
-        return value  # a callable object is known by its address only, so that its run cannot be resumed
-    closed = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
-    return _content(code), value.__defaults__, value.__kwdefaults__, closed
+def _name(function: Any) -> str:
+    """Return the name of a callable: built in, the user's own, or `UNNAMED`."""
+    built_in = [name for name, sampler in SAMPLERS.items() if sampler is function]
+    if built_in or isinstance(function, Named):
+        return built_in[0] if built_in else function.name
+    if not isinstance(function, Objective):
+        return unnamed(function)
+    whole = function.reads is Reads.EVERYTHING or function.name in OBJECTIVES
+    return function.name if whole else f"{function.name}{READS}{function.reads.value}"
 
 
-def _digest(content: object) -> str:
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:8]
+def _require_own_name(function: object, built_in: Mapping[str, object]) -> None:
+    """Refuse a name that would pass for one of ours."""
+    name = function.name if isinstance(function, (Named, Objective)) else ""
+    if name.partition(":")[0] in built_in and built_in[name.partition(":")[0]] != function:
+        raise ValueError(f"`{name}` is the name of one that is built in. Give yours another.")

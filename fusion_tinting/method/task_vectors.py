@@ -1,14 +1,14 @@
 """The pre-trained model θ₀ and the task vectors τ_k = θ_k − θ₀, matched by name."""
 
 import copy
-import hashlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from fusion_tinting.method.content import content_hash, value_hash
 from fusion_tinting.method.matching import matched, merged_tensors
 from fusion_tinting.method.models import PlainModels, plain_model
 
@@ -127,6 +127,7 @@ class TaskVectors:
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
         rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or elsewhere.
         dtypes: parameter or buffer of the pre-trained model -> its precision, where that is not float32.
+        beside: hash of what θ₀ and every expert are beside their merged tensors; see `content.value_hash`.
     """
 
     tasks: list[str]
@@ -136,6 +137,7 @@ class TaskVectors:
     hashes: dict[str, str]
     rows: Rows
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_models(
@@ -176,8 +178,10 @@ class TaskVectors:
         rows = storage(len(experts), base.numel(), DTYPES[dtype], base.device)
         scales = base.new_ones(len(slots), len(experts))
         hashes = {PRETRAINED: content_hash(reference)}
+        beside = {PRETRAINED: value_hash(pretrained, _parameters(pretrained, reference))}
         for k, task in enumerate(experts):
-            tensors = matched(pretrained, task, experts[task], reference)
+            expert = experts[task]
+            tensors = matched(pretrained, task, expert, reference)
             row = _flatten(tensors, slots, f"the expert `{task}`").to(base.device).sub_(base)
             if pretraining == "same":
                 _check_same_origin(task, base, row, slots)
@@ -185,8 +189,9 @@ class TaskVectors:
                 scales[:, k] = _scale_(row, slots)
             rows.write(k, row)
             hashes[task] = content_hash(tensors)
-            del tensors, row  # before the next one is loaded
-        return cls(list(experts), slots, base, scales, hashes, rows, _precisions(pretrained))
+            beside[task] = value_hash(expert, [*_parameters(expert, tensors), *pretrained.parameters()])
+            del expert, tensors, row  # before the next one is loaded
+        return cls(list(experts), slots, base, scales, hashes, rows, _precisions(pretrained), beside)
 
     @property
     def deltas(self) -> Tensor:
@@ -236,20 +241,6 @@ class TaskVectors:
         }
 
 
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 over names, dtypes, shapes and bytes; independent of the order of the names.
-
-    Args:
-        tensors: by name.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _plain(experts: Mapping[str, nn.Module]) -> PlainModels:
     """Return the experts as they are merged."""
     if not experts:
@@ -257,6 +248,10 @@ def _plain(experts: Mapping[str, nn.Module]) -> PlainModels:
     if PRETRAINED in experts:
         raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
     return PlainModels("The expert", experts, plain_model)
+
+
+def _parameters(module: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    return [module.get_parameter(name) for name in names]
 
 
 def _precisions(model: nn.Module) -> dict[str, torch.dtype]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.batch_norm import MergedBatchNorm, restore_statistics
+from fusion_tinting.method.content import content_hash, libraries_of, value_hash
 from fusion_tinting.method.merging import load_merged
-from fusion_tinting.method.task_vectors import TaskVectors, content_hash
+from fusion_tinting.method.task_vectors import TaskVectors
 from fusion_tinting.method.tints import Layer, make_tints, view
 
 
@@ -169,6 +170,16 @@ class TintedNetwork(nn.Module):
     def head_hashes(self) -> dict[str, str]:
         """Task -> content hash of its original head."""
         return {t: content_hash(h.state_dict()) for t, h in zip(self.tasks, self.heads, strict=True)}
+
+    @property
+    def contents(self) -> dict[str, dict[str, str]]:
+        """What `models` and `heads` are beside their tensors, by hash; the `libraries` of their classes."""
+        heads = zip(self.tasks, self.heads, strict=True)
+        return {
+            "models": self.vectors.beside,
+            "heads": {task: value_hash(h, h.state_dict(keep_vars=True).values()) for task, h in heads},
+            "libraries": libraries_of([self.encoder, *self.heads]),
+        }
 
     @property
     def tinted_tensors(self) -> list[str]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fusion_tinting.method.content import content_hash, value_hash
 from fusion_tinting.method.models import require_module
-from fusion_tinting.method.task_vectors import content_hash
 from fusion_tinting.method.tinted_model import call, logits_of
+from fusion_tinting.run.answers import close
 from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.surroundings import undisturbed
@@ -21,6 +22,7 @@ from fusion_tinting.run.top_predictions import (
     ClassIds,
     Predictions,
     TopPredictions,
+    dense,
     joined,
     kept,
     mapped,
@@ -62,6 +64,11 @@ CACHED_BYTES = 1 << 30
 """Predictions larger than this (dense outputs) are not remembered on disk."""
 BATCH_BYTES = 1 << 28
 """Outputs of one batch; what a language model says of a few samples takes that much."""
+ASKED = 4
+"""Samples that an expert is asked about before what is kept of it is believed; evenly spread."""
+ROUNDING, ROUNDING_IN_HALF, SAME_IDS = 1e-3, 1e-1, 0.99
+"""By what share of their size outputs may differ then, in float32 and in half precision; and what share of
+the likeliest classes must be the same. Batches of another size round otherwise."""
 
 
 @undisturbed()
@@ -101,14 +108,9 @@ def predict(
     # With too few samples to share every process predicts them all.
     sharers = processes.alone() if count < processes.count else processes
     rows = sharers.share(range(count))
-    # Never the caller's own, and in float32 as the tinted model.
-    model = deepcopy(nn.Sequential(encoder, head)).to(processes.device).float().eval()
+    expert = _Expert(encoder, head, processes.device)
     parts: list[Predictions] = []
-
-    def expert(inputs: Any) -> Tensor:
-        return logits_of(model[1](call(model[0], inputs)))
-
-    with sensible_threads(sum(p.numel() for p in model.parameters()), processes.device):
+    with sensible_threads(sum(p.numel() for p in expert.parameters()), processes.device):
         for output in outputs(expert, unlabeled, rows, processes=processes, batch_size=batch_size):
             part = kept(output, top)
             _require_finite(output if isinstance(part, ClassIds) else part)
@@ -116,6 +118,17 @@ def predict(
             if progress is not None:
                 progress.update(len(parts[-1]))
     return mapped(joined(parts), lambda part: sharers.gather(part, count))
+
+
+class _Expert(nn.Module):
+    """Copies of an encoder and a head: never the caller's own, and in float32 as the tinted model."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, device: torch.device):
+        super().__init__()
+        self.encoder, self.head = deepcopy(nn.Sequential(encoder, head)).to(device).float().eval()
+
+    def forward(self, inputs: Any) -> Tensor:
+        return logits_of(self.head(call(self.encoder, inputs)))
 
 
 @torch.no_grad()
@@ -176,7 +189,8 @@ def predict_experts(
         top: see `predict`; or task -> that.
         cache: whether to keep them in the user's cache folder, by the content of expert, head and
             data, and to take from there what an earlier run has left. Data whose content cannot be told
-            (see `Unlabeled.content`) is predicted anew.
+            (see `Unlabeled.whole_content`) is predicted anew, and so is what a few samples, asked
+            again, do not bear out.
 
     Raises:
         ValueError: a file in the cache that is damaged or another's; predictions that are not finite.
@@ -194,6 +208,10 @@ def predict_experts(
             key = _key(*models, unlabeled[task], processes, amount) if cache else None
             rows = len(unlabeled[task])
             kept_there = None if key is None else recall(KIND, key, rows, partial(read, name=KIND))
+            if kept_there is not None and not _confirmed(
+                kept_there, *models, unlabeled[task], processes, amount
+            ):
+                kept_there = None  # the same hash, and yet another model
             if _everywhere(kept_there is not None, processes) and kept_there is not None:
                 predictions[task] = kept_there
                 bar.update(len(kept_there))
@@ -208,19 +226,46 @@ def predict_experts(
     return predictions
 
 
+def _confirmed(
+    there: Predictions,
+    encoder: nn.Module,
+    head: nn.Module,
+    unlabeled: Unlabeled,
+    processes: Processes,
+    top: int | None,
+) -> bool:
+    """Return whether an expert, asked about a few samples, predicts what is kept of it."""
+    last = len(unlabeled) - 1
+    rows = sorted({last * place // (ASKED - 1) for place in range(ASKED)})
+    expert, few, alone = _Expert(encoder, head, processes.device), unlabeled.subset(rows), processes.alone()
+    asked = outputs(expert, few, range(len(rows)), processes=alone)
+    now = joined([kept(output, top).to("cpu") for output in asked])
+    one, other = dense(there[torch.tensor(rows)]), dense(now)
+    if one.shape != other.shape:
+        return False
+    if isinstance(there, ClassIds):
+        return bool((one.argmax(1) == other.argmax(1)).float().mean() >= SAME_IDS)
+    if isinstance(there, TopPredictions):  # classes that are almost as likely may change places
+        one, other = one.softmax(1), other.softmax(1)
+    return close(one, other, ROUNDING if processes.precision == "float32" else ROUNDING_IN_HALF)
+
+
 def _key(
     encoder: nn.Module, head: nn.Module, unlabeled: Unlabeled, processes: Processes, top: int | None
 ) -> str | None:
     """Return a hash of models, data and precision; None where the data's content is unknown."""
-    content = unlabeled.content()
+    content = unlabeled.whole_content()
     if content is None:
         return None
-    with processes.autocast():
-        kind = processes.device.type
-        dtype = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "float32"
-    # What a module computes beyond its tensors, such as its activation, shows in its repr.
-    models = [[repr(module), content_hash(module.state_dict())] for module in (encoder, head)]
-    return hashlib.sha256(json.dumps([*models, content, dtype, top]).encode()).hexdigest()[:32]
+    models = [_whole_hash(module) for module in (encoder, head)]
+    return hashlib.sha256(json.dumps([*models, content, processes.precision, top]).encode()).hexdigest()[
+        :32
+    ]
+
+
+def _whole_hash(module: nn.Module) -> str:
+    tensors = module.state_dict(keep_vars=True)
+    return f"{content_hash(tensors)} {value_hash(module, tensors.values())}"
 
 
 def _everywhere(here: bool, processes: Processes) -> bool:

@@ -17,6 +17,9 @@ class RunInfo:
         settings: as `Settings.to_json` gives them.
         samples: task -> number of inputs that taught.
         data: task -> fingerprint of its inputs.
+        precision: in which models ran.
+        contents: see `Identity`.
+        answers: see `Identity`.
         seconds: time from the experts' predictions to the last iteration.
         peak_memory_bytes: the largest amount of memory in use since the process began.
     """
@@ -28,6 +31,9 @@ class RunInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    precision: str | None = None
+    contents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seconds: float | None = None
     peak_memory_bytes: int | None = None
 

@@ -106,16 +106,17 @@ def choose_or_recall(
     Raises:
         ValueError: a task with a single input; a choice in the folder that was another run's.
     """
-    run_dir, identity = context.run_dir, Identity.of(model, settings, unlabeled, model.info.split)
+    context = context.known(model, settings, unlabeled, model.info.split)
+    run_dir, identity = context.run_dir, context.identity
     path = None if run_dir is None else _choice_path(run_dir)
-    if run_dir is not None and path is not None and path.is_file():
+    if run_dir is not None and path is not None and identity is not None and path.is_file():
         choice = read_json(path)
         identity.require_same(Identity.from_json(choice.get("run"), path), run_dir)
         return choice["layer"], choice["agreement"]
     layer, trials = choose_layer(
         model, unlabeled, predictions, settings, processes=context.processes, progress=context.progress
     )
-    if path is not None and context.writes:
+    if path is not None and identity is not None and context.writes:
         write_record(path, {"layer": layer, "agreement": trials, "run": identity.to_json()})
     return layer, trials
 

@@ -52,6 +52,9 @@ class Manifest:
         settings: as `Settings.to_json` gives them.
         samples: task -> number of inputs that taught.
         data: task -> fingerprint of its inputs.
+        precision: see `Identity`, as the next two; an artifact of 0.1.0 has none of them.
+        contents: see `Identity`.
+        answers: see `Identity`.
         tinted_tensors: names on disk of the merged tensors that the tint replaces.
         layer_choice: see `RunInfo`.
         split: see `RunInfo`.
@@ -73,6 +76,9 @@ class Manifest:
     settings: Mapping[str, Any]
     samples: Mapping[str, int]
     data: Mapping[str, str]
+    precision: str | None = None
+    contents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tinted_tensors: list[str] = field(default_factory=list)
     layer_choice: Mapping[str, list[float]] | None = None
     split: str | None = None
@@ -128,7 +134,18 @@ class Manifest:
         models = {PRETRAINED: self.base.sha256}
         models |= {task: expert.sha256 for task, expert in self.experts.items()}
         settings = {**self.settings, "split": self.split}
-        return Identity(self.tasks, settings, models, self.heads, self.samples, self.data)
+        settings |= {} if self.precision is None else {"precision": self.precision}
+        return Identity(
+            tasks=self.tasks,
+            settings=settings,
+            models=models,
+            heads=self.heads,
+            samples=self.samples,
+            data=self.data,
+            layer=self.layer,
+            contents=self.contents,
+            answers=self.answers,
+        )
 
     def info(self, tensor_names: Mapping[str, str]) -> RunInfo:
         """Return what is known of the run.
@@ -145,6 +162,9 @@ class Manifest:
             settings=self.settings,
             samples=self.samples,
             data=self.data,
+            precision=self.precision,
+            contents=self.contents,
+            answers=self.answers,
             seconds=self.seconds,
             peak_memory_bytes=self.peak_memory_bytes,
         )

@@ -52,6 +52,14 @@ class Processes:
         """Return the precision in which models run, as a context."""
         return nullcontext()
 
+    @property
+    def precision(self) -> str:
+        """The precision in which models run, such as `float32`."""
+        kind = self.device.type
+        with self.autocast():
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return str(dtype).removeprefix("torch.")
+
     def alone(self) -> "Processes":
         """Return the same device and precision, without the other processes."""
         one = copy.copy(self)

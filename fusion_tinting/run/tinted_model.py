@@ -17,9 +17,11 @@ from fusion_tinting.method.settings import Settings, reads_in
 from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer
+from fusion_tinting.run.answers import otherwise
 from fusion_tinting.run.artifact import COEFFICIENTS, Artifact, check_names, check_rows, tint_path
 from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
+from fusion_tinting.run.identity import differing_contents
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import Manifest, Source, installed_versions
@@ -162,6 +164,7 @@ class TintedModel(TintedNetwork):
         experts: Mapping[str, nn.Module],
         heads: Mapping[str, nn.Module],
         tensor_names: Mapping[str, str] | None = None,
+        storage: str = "memory",
     ) -> Self:
         """Rebuild a tinted model from its artifact folder; no data and no adaptation.
 
@@ -171,6 +174,7 @@ class TintedModel(TintedNetwork):
             experts: task -> the encoder that the run was learned from.
             heads: task -> the head that the run was learned with.
             tensor_names: parameter name -> its name in the artifact, where they differ.
+            storage: where task vectors are kept here; see `Settings`.
 
         Raises:
             ValueError: an artifact of other models or tasks, of a newer format, or damaged.
@@ -181,7 +185,8 @@ class TintedModel(TintedNetwork):
         same_tasks(manifest.tasks, experts=experts, heads=heads)
         ordered = Reordered(experts, manifest.tasks)
         # Wherever they are kept and come from: `restore` compares their hashes with the run's.
-        options = {**manifest.settings.get("task_vectors", {}), "pretraining": "different"}
+        kept = {"storage": storage, "pretraining": "different"}
+        options = {**manifest.settings.get("task_vectors", {}), **kept}
         model = cls.untrained(pretrained, ordered, heads, manifest.layer, options)
         return model.restore(path_of(run_dir), manifest, tensor_names or {})
 
@@ -223,6 +228,9 @@ class TintedModel(TintedNetwork):
             settings=info.settings,
             samples=info.samples,
             data=info.data,
+            precision=info.precision,
+            contents=info.contents,
+            answers=info.answers,
             tinted_tensors=[info.on_disk(name) for name in self.tinted_tensors],
             layer_choice=info.layer_choice,
             split=info.split,
@@ -250,6 +258,13 @@ class TintedModel(TintedNetwork):
                     f"`{run_dir}` was learned with another head of `{task}`. Pass the one it was learned "
                     "with."
                 )
+        found = [*differing_contents(manifest.contents, self.contents, "models")]
+        found += differing_contents(manifest.contents, self.contents, "heads")
+        if found := found or otherwise(self, manifest.answers):
+            raise ValueError(
+                f"`{run_dir}` was learned from other models: {'; '.join(found)}. Pass those it was learned "
+                "from, or adapt again into another folder."
+            )
 
     def _load_tint(self, tint: nn.Module, stored: Mapping[str, Tensor], path: Path) -> None:
         own = {self._name_in_tint(name): name for name in tint.state_dict()}

@@ -100,6 +100,7 @@ def train(
     """
     if (settings.layer is None) != (model.layer is None):
         raise ValueError(f"`settings.layer={settings.layer}`, but the model's is `{model.layer}`.")
+    context = context.known(model, settings, unlabeled, model.info.split)
     size, device = model.vectors.base.numel(), context.processes.device
     with (
         _ALONE if context.processes.count == 1 else nullcontext(),
@@ -257,7 +258,7 @@ class Training:
         if run_dir is None or not checkpoint.checkpoint_path(run_dir).is_file():
             return 0
         state, identity, step, threads = checkpoint.read_checkpoint(checkpoint.checkpoint_path(run_dir))
-        self._identity().require_same(identity, run_dir)
+        self.identity.require_same(identity, run_dir)
         history, rng = state.pop("history", None), state.pop("rng", None)
         if history is None or rng is None:
             raise ValueError("The checkpoint was written by another version; delete it to start anew.")
@@ -282,7 +283,7 @@ class Training:
         if stop or last or (step + 1) % checkpoint.EVERY == 0:
             self.adaptation.share_tints()
             if self.context.writes:
-                checkpoint.write_checkpoint(path, self._state(), self._identity(), step + 1)
+                checkpoint.write_checkpoint(path, self._state(), self.identity, step + 1)
         if stop:
             interrupt.end(
                 f"Stopped after iteration {step + 1}; `{path}` continues it.", processes.count == 1
@@ -296,10 +297,11 @@ class Training:
             "rng": torch.get_rng_state(),
         }
 
-    def _identity(self) -> Identity:
-        model, settings = self.adaptation.model, self.adaptation.settings
-        split = model.info.split if isinstance(model, TintedModel) else None
-        return Identity.of(model, settings, self.unlabeled, split)
+    @property
+    def identity(self) -> Identity:
+        """Of the run in the folder."""
+        assert self.context.identity is not None  # `train` sees to it
+        return self.context.identity
 
     def _bar(self, start: int) -> "tqdm[Any]":
         return tqdm(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from fusion_tinting.method.content import value_hash
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.run import sources
 from fusion_tinting.run.batches import Take, taking
@@ -18,6 +19,11 @@ TWICE = 16
 CACHE_BYTES = 1 << 30
 """A pool whose collated inputs fit in this much memory is kept there: decoding and preprocessing
 images again at every step costs more than a small model does."""
+
+
+IN_MEMORY = (list, tuple, Tensor, TensorDataset)
+LOOKED_AT, ONE_IN = 256, 32
+"""How many inputs of data that is not in memory are looked at: see `Unlabeled.content`."""
 
 
 class Movable(Protocol):
@@ -133,9 +139,7 @@ class Unlabeled:
         Raises:
             ValueError: a sample differs when it is read again.
         """
-        plain = (
-            isinstance(_source(self.dataset), (list, Tensor, TensorDataset)) and self.collate is collated
-        )
+        plain = isinstance(_source(self.dataset), IN_MEMORY) and self.collate is collated
         if plain or self.version is not None:
             return
         rows = [place * len(self) // TWICE for place in range(TWICE)]
@@ -153,7 +157,7 @@ class Unlabeled:
         return input_of(batch) if self.take is None else self.take(batch)
 
     def fingerprint(self) -> str:
-        """Return a hash of the number of samples and of three of them: not every change shows."""
+        """Return a hash of the number of samples and of three of them, as release 0.1.0 wrote it."""
         three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
         inputs = self._input_of(self.collate(three))
         values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
@@ -162,7 +166,25 @@ class Unlabeled:
         ]
         return _digest(str(len(self)).encode(), *parts)[:16]
 
-    def content(self) -> str | None:
+    def content(self) -> str:
+        """Return a hash of all inputs where they are in memory, and else of some of them.
+
+        Lists, tensors, and what is kept in memory for the run, are hashed whole. Of other data all of up to
+        `LOOKED_AT` inputs are, and of more that many or one in `ONE_IN`, whichever is more, evenly spread:
+        a change of others does not show. With `version`, which vouches for the rest, it is always some.
+        """
+        rows: Sequence[int] = range(len(self))
+        whole = self.version is None and (
+            isinstance(_source(self.dataset), IN_MEMORY) or self._in_memory() is not None
+        )
+        if not whole and len(rows) > LOOKED_AT:
+            count = max(LOOKED_AT, len(rows) // ONE_IN)
+            rows = [place * (len(rows) - 1) // (count - 1) for place in range(count)]
+        chunks = [rows[start : start + LOOKED_AT] for start in range(0, len(rows), LOOKED_AT)]
+        seen = "".join(map(value_hash, self.batches(chunks)))
+        return _digest(f"{self.version} {len(self)} {seen}".encode())
+
+    def whole_content(self) -> str | None:
         """Return a hash of the content; None where that would mean reading a large data set whole.
 
         It is a hash of all inputs as the model sees them, where they are kept in memory; of `version` and

@@ -1,4 +1,7 @@
-"""Objectives and samplers of the user's own: what they read, and that the same script runs twice."""
+"""Objectives and samplers of the user's own: what they read, and by which name a run with them is known."""
+
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -41,70 +44,102 @@ def test_labels_agree_side_by_side_of_one_half():
     assert ft.agreement(output, expert, ft.Reads.LABELS).item() == 0.75
 
 
-SCRIPTS = {
-    "comprehension": """
-def own(logits, expert):
-    return torch.tensor([bool(x) for x in logits[:, 0] > 0])
-""",
-    "lambda": """
-def own(logits, expert):
-    return (lambda values: values > 0)(logits[:, 0])
-""",
-    "generator": """
-def own(logits, expert):
-    return torch.tensor(list(bool(x) for x in logits[:, 0] > 0))
-""",
-    "nested function": """
-def own(logits, expert):
-    def positive(x):
-        return x > 0
-    return positive(logits[:, 0])
-""",
-    "closure over a function": """
-def make(test):
-    return lambda logits, expert: test(logits[:, 0])
-own = make(lambda x: x > 0)
-""",
-}
+def above(limit: float):
+    return lambda logits, expert: logits[:, 0] > limit
 
 
-def sampler_of(script: str):
-    """The script run anew: every code object lies at another address."""
-    namespace = {"torch": torch}
-    exec(compile(script, "script.py", "exec"), namespace)
-    return namespace["own"]
+def distance(output, expert):
+    return (output - expert).abs().flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
-def test_a_script_run_twice_finds_its_own_run(script, tmp_path):
-    first = make_world().tint(sampler=sampler_of(script), run_dir=tmp_path)
-    stamp = (tmp_path / "coefficients.safetensors").stat().st_mtime_ns
-    again = make_world().tint(sampler=sampler_of(script), run_dir=tmp_path)
-    torch.testing.assert_close(figures(again), figures(first), rtol=1e-5, atol=1e-6)  # through curves.csv
-    assert (tmp_path / "coefficients.safetensors").stat().st_mtime_ns == stamp  # loaded, not trained again
-    with pytest.raises(ValueError, match=r"another run: settings\.sampler"):
-        make_world().tint(sampler=sampler_of(script.replace("> 0", "> 1")), run_dir=tmp_path)
+class Callable:
+    def __call__(self, logits, expert):
+        return logits[:, 0] > 0
+
+
+def kept_run(run_dir):
+    """The world's run in a folder, and whether it was trained now."""
+    steps = []
+
+    def run(**settings):
+        steps.clear()
+        make_world().tint(run_dir=run_dir, on_step=lambda *_: steps.append(1), **settings)
+        return bool(steps)
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    "own",
+    [above(0.0), partial(lambda limit, logits, expert: logits[:, 0] > limit, 0.0), Callable()],
+    ids=["a lambda", "a partial", "an object"],
+)
+def test_a_callable_with_a_name_is_known_by_it(own, tmp_path):
+    run = kept_run(tmp_path)
+    assert run(sampler=ft.Named("above 0", own))
+    assert not run(sampler=ft.Named("above 0", above(0.0)))  # another object, as in another process
+    with pytest.raises(ValueError, match=r"settings\.sampler is 'above 0' there and 'above 1' here"):
+        run(sampler=ft.Named("above 1", above(1.0)))
+
+
+@pytest.mark.parametrize("named", [ft.Named("distance", distance), ft.Objective("distance", distance)])
+def test_an_objective_with_a_name_is_known_by_it(named, tmp_path):
+    run = kept_run(tmp_path)
+    assert run(objective=dict.fromkeys(make_world().experts, named), sampler="all")
+    assert not run(objective=ft.Objective("distance", distance), sampler="all")
+    other = ft.Objective("distance", distance, ft.Reads.VALUES)
+    with pytest.raises(ValueError, match=r"settings\.objective is .* and 'distance, reads values' here"):
+        run(objective=other, sampler="all")
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["a finished run", "a checkpoint"])
+@pytest.mark.parametrize(
+    "settings",
     [
-        (
-            "own = lambda a, b: (a - b).abs().flatten(1).mean(1)",
-            "own = lambda a, b: (a - b).square().flatten(1).mean(1)",
-        ),
-        ("def own(a, b, share=0.5):\n    return a", "def own(a, b, share=0.7):\n    return a"),
-        ("def own(a, b, *, share=0.5):\n    return a", "def own(a, b, *, share=0.7):\n    return a"),
-        ("own = lambda a, b: [x.abs() for x in a]", "own = lambda a, b: [x.square() for x in a]"),
+        {"sampler": above(0.0)},
+        {"sampler": Callable()},
+        {"objective": distance, "sampler": "all"},
+        {"objective": dict.fromkeys(("cats", "dogs"), "l1") | {"owls": distance}, "sampler": "all"},
     ],
-    ids=[
-        "another method",
-        "another default",
-        "another keyword default",
-        "another method in a comprehension",
+    ids=["a sampler", "an object", "an objective", "an objective of one task"],
+)
+def test_a_run_whose_callable_has_no_name_is_never_taken_for_another(settings, finished, tmp_path):
+    run = kept_run(tmp_path)
+    run(**settings)
+    if not finished:
+        (tmp_path / "tinting.json").unlink()
+    for wanted in (settings, {}):
+        with pytest.raises(
+            ValueError, match=r"without a name.*`fusion_tinting\.Named\('|another run: settings"
+        ):
+            run(**wanted)
+    ft.TintedModel.load(tmp_path, **make_world().models()) if finished else None  # the model needs neither
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": ft.Objective("hard", distance)},
+        {"objective": {task: ft.Objective("l1", distance) for task in ("cats", "dogs", "owls")}},
+        {"objective": ft.Named("soft", distance)},
+        {"sampler": ft.Named("all", above(0.0))},
+        {"sampler": ft.Named("top_confidence:0.3", above(0.0))},
     ],
 )
-def test_functions_that_do_something_else_are_told_apart(one, other):
-    first, second = (ft.Settings(objective=sampler_of(script)).to_json() for script in (one, other))
-    assert first != second
-    assert first == ft.Settings(objective=sampler_of(one)).to_json()
+def test_a_name_that_is_built_in_is_refused(settings):
+    with pytest.raises(ValueError, match="is the name of one that is built in"):
+        ft.Settings(**settings)
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 3, "mine, without a name"])
+def test_what_is_no_name_is_refused(name):
+    for make in (ft.Named, ft.Objective):
+        with pytest.raises(ValueError, match="name of a callable must be a string"):
+            make(name, distance)
+
+
+def test_what_is_built_in_has_its_name_however_it_is_given():
+    given = {"sampler": ft.SAMPLERS["confidence_difference"], "objective": ft.objectives.soft}
+    settings = ft.Settings(**given).to_json()
+    assert (settings["sampler"], settings["objective"]) == ("confidence_difference", "soft")
+    ft.Settings(objective=pickle.loads(pickle.dumps(ft.objectives.soft)))  # the same, come from elsewhere

@@ -177,8 +177,8 @@ def test_what_was_not_used_for_the_longest_time_makes_room(world, monkeypatch, a
     foreign = files()[0].with_name("a model of the user.safetensors")
     foreign.write_bytes(bytes(10_000))
     size = sum(path.stat().st_size for path in files() if path != foreign)
-    for path in files():
-        os.utime(path, (10**9, 10**9))
+    for age, path in enumerate(sorted(files(), key=lambda path: path.stat().st_mtime_ns)):
+        os.utime(path, (10**9 + age, 10**9 + age))  # that of cats is the oldest
     monkeypatch.setenv("FUSION_TINTING_CACHE_SIZE", str(size / 1e9))
     predictions(world, **changed_head(world))  # of cats; those of dogs and owls are used
     assert foreign.is_file()

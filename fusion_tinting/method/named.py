@@ -1,0 +1,57 @@
+"""A name for a callable of the user's own, by which a run with it is known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+UNNAMED = "without a name"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A sampler or objective of your own, with a name that tells a run with it from others.
+
+    What a callable does cannot be seen from outside: a default, a global or a bound object may change it.
+    So a run is continued, or taken for finished, only where its callables have names, and the same ones.
+
+    Attributes:
+        name: says all that matters: another threshold, temperature or version, another name.
+        function: the callable.
+
+    Raises:
+        ValueError: no name, or nothing that can be called.
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
+        if not callable(self.function):
+            raise ValueError(f"`Named({self.name!r}, …)` needs a callable. Found {self.function!r}.")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        return self.function(*args, **kwargs)
+
+
+def require_name(name: object) -> None:
+    """Refuse what cannot be the name of a callable.
+
+    Args:
+        name: of an objective or sampler.
+
+    Raises:
+        ValueError: an empty one, none, or one that says that there is none.
+    """
+    if not isinstance(name, str) or not name.strip() or UNNAMED in name:
+        raise ValueError(f"The name of a callable must be a string that is not empty. Found {name!r}.")
+
+
+def unnamed(function: Callable[..., Any]) -> str:
+    """Return what settings call a callable that has no name.
+
+    Args:
+        function: the callable.
+    """
+    return f"{getattr(function, '__qualname__', type(function).__name__)}, {UNNAMED}"
