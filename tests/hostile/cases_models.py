@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import fusion_tinting as ft
+from fusion_tinting.families.batch_norm import merge_statistics
 
 from .cases import Case
 from .small import TASKS, Plain, experts_of, heads_of, look, make, plain_data, tint, vectors
@@ -175,6 +176,17 @@ class Tied(nn.Module):
         return self.again(self.down(self.up(x)).tanh())
 
 
+def apart(model: nn.Module) -> nn.Module:
+    """The same values in two tensors."""
+    model.again.weight = nn.Parameter(model.again.weight.detach().clone())
+    return model
+
+
+def logits(act: Callable[[], Any]) -> Callable[[], Any]:
+    """Without λ, of which there is a row for each tensor."""
+    return lambda: {key: value for key, value in act().items() if key != "λ"}
+
+
 def untied(model: nn.Module) -> nn.Module:
     model.again.weight = nn.Parameter(model.again.weight.detach() + 0.5 * torch.eye(6))
     return model
@@ -189,6 +201,11 @@ class Normed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.stem(x)).relu()
+
+
+def as_parameters(models: Models) -> Models:
+    """The statistics of batch norms as parameters, by hand."""
+    return every(merge_statistics)(other_statistics(models))
 
 
 def other_statistics(models: Models) -> Models:
@@ -269,9 +286,9 @@ def within(enter: Callable[[], Any], layer: str = "head", **options: Any) -> Cal
     """Return what tints the plain models within a context, and looks at the result outside."""
 
     def act() -> Any:
-        models = make()
+        models, unlabeled = make(), plain_data()
         with enter():
-            model = tint(models, plain_data(), layer=layer, **options)
+            model = tint(models, unlabeled, layer=layer, **options)
         return look(model)
 
     return act
@@ -508,9 +525,9 @@ def one_by_one() -> Any:
 
 def after_inference() -> Any:
     """What comes out of `inference_mode` can be trained on."""
-    models = make()
+    models, unlabeled = make(), plain_data()
     with torch.inference_mode():
-        model = tint(models, plain_data())
+        model = tint(models, unlabeled)
     head = nn.Linear(4, 1)
     head(model(vectors(7), "cats")).sum().backward()
     return look(model)
@@ -558,15 +575,15 @@ CASES = [
     Case("models: buffers that are equal", changed(with_buffer(lambda p: torch.tensor([1, 2]))), plain),
     Case("models: frozen parameters", changed(every(lambda m: m.requires_grad_(False))), plain),
     Case("models: a scale of no dimensions", kind(Scaled), scale_as_row),
-    Case("models: a scale of no dimensions, λ by block", kind(Scaled, granularity="block"), None, ("never",)),
+    Case("models: a scale of no dimensions, λ by block", kind(Scaled, granularity="block"), kind(Scaled, granularity="block")),
     Case("models: a parameter of no element", kind(Empty), kind(Empty), ("nothing",)),
     Case("models: strided weights", changed(every(on_views)), plain),
     Case("models: overlapping parameters", kind(Sliced), None, ("stem", "blocks.0", "overlap", "memory", "share")),
-    Case("models: tied, one end tinted", kind(Tied, layer="again"), None, ("tie", "again", "down", "shared")),
+    Case("models: tied, one end tinted", logits(kind(Tied, layer="again")), logits(kind(Tied, every(apart), layer="again")), ("tie", "again", "down", "shared")),
     Case("models: tied, the other end tinted", kind(Tied, layer="down"), None, ("tie", "again", "down", "shared")),
     Case("models: tied, head tinted", kind(Tied), kind(Tied)),
     Case("models: tied base, untied experts", kind(Tied, experts(untied)), None, ("tie", "again", "down", "shared")),
-    Case("models: untied base, tied experts", kind(Tied, base(untied)), None, ("tie", "again", "down", "shared")),
+    Case("models: untied base, tied experts", kind(Tied, base(untied)), kind(Tied, lambda m: experts(apart)(base(untied)(m))), ("tie", "again", "down", "shared")),
     Case("models: one expert untied", kind(Tied, one(untied)), None, ("tie", "again", "down", "shared")),
     Case("models: bf16 experts over a float32 base", changed(experts(half(torch.bfloat16))), changed(experts(rounded(torch.bfloat16)))),
     Case("models: float16 all", changed(every(half(torch.float16))), changed(every(rounded(torch.float16)))),
@@ -614,7 +631,7 @@ CASES = [
     Case("models: a hook on a head", changed(heads(lambda h: (h.register_forward_hook(lambda m, i, o: o * 0), h)[1])), None, ("hook", "gradient", "grad")),
     Case("models: a hook in the backward pass", changed(every(hooked_backward)), None, ("hook", "gradient")),
     Case("models: in training mode", changed(lambda m: {k: (v.train() if k == "pretrained" else {t: e.train() for t, e in v.items()}) for k, v in m.items()}), plain),
-    Case("models: batch-norm statistics that differ", kind(Normed, other_statistics), None, ("norm", "buffer", "statistic", "running_mean", "running_var")),
+    Case("models: batch-norm statistics that differ", kind(Normed, other_statistics), kind(Normed, as_parameters), ("norm", "buffer", "statistic", "running_mean", "running_var")),
     Case("models: batch-norm statistics that are equal", kind(Normed), kind(Normed)),
     Case("models: one expert object for two tasks", changed(lambda m: {**m, "experts": dict.fromkeys(TASKS, m["experts"]["cats"])}),
          changed(lambda m: {**m, "experts": {t: copy.deepcopy(m["experts"]["cats"]) for t in TASKS}}), ("same", "expert")),
