@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fusion_tinting.method.models import copied, plain_model
+from fusion_tinting.method.models import copied
 
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Whose statistics are merged. A class derived from one of these may compute more than they do."""
@@ -76,17 +76,12 @@ def merge_statistics(module: nn.Module) -> nn.Module:
     return _replaced(module, _has_statistics, MergedBatchNorm)
 
 
-def plain_encoder(what: str, model: nn.Module) -> nn.Module:
-    """Return what is merged of a model: itself, or one around the same parameters with merged statistics.
+def with_merged_statistics(model: nn.Module) -> nn.Module:
+    """Return the model itself, or one around the same parameters if there are statistics to merge.
 
     Args:
-        what: how an error calls it.
         model: not changed.
-
-    Raises:
-        ValueError: see `plain_model`.
     """
-    model = plain_model(what, model)
     return merge_statistics(copied(model)) if any(map(_has_statistics, model.modules())) else model
 
 

@@ -44,18 +44,22 @@ FACTOR = re.compile(r"(^|[._])lora_(a|b|up|down|embedding_a|embedding_b)\b", re.
 
 
 class PlainModels(Mapping[str, nn.Module]):
-    """Models that are made plain when they are asked for.
+    """Models of which each is a `plain_model` when it is asked for; each is checked once.
 
     Args:
         what: how an error calls one, such as `The expert`.
         models: task -> model; may load on access.
-        make: `plain_model`, or what calls it.
+        form: what is done with a plain model.
     """
 
     def __init__(
-        self, what: str, models: Mapping[str, nn.Module], make: Callable[[str, nn.Module], nn.Module]
+        self,
+        what: str,
+        models: Mapping[str, nn.Module],
+        form: Callable[[nn.Module], nn.Module] = lambda model: model,
     ):
-        self._what, self._models, self._make = what, models, make
+        self._what, self._models, self._form = what, models, form
+        self._checked: set[str] = set()
 
     @property
     def in_memory(self) -> bool:
@@ -63,7 +67,10 @@ class PlainModels(Mapping[str, nn.Module]):
         return isinstance(self._models, dict)
 
     def __getitem__(self, task: str) -> nn.Module:
-        return self._make(f"{self._what} `{task}`", self._models[task])
+        make = _unwrapped if task in self._checked else plain_model
+        model = make(f"{self._what} `{task}`", self._models[task])
+        self._checked.add(task)
+        return self._form(model)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._models)
@@ -83,11 +90,7 @@ def plain_model(what: str, model: nn.Module) -> nn.Module:
         ValueError: no module, or one that cannot be copied or of which some tensor cannot be merged: the
             error names the submodule or tensor, and says what to do.
     """
-    require_module(what, model)
-    while attribute := _wrapper(model):
-        model = getattr(model, attribute)
-    if hasattr(model, "merge_and_unload") and _defined(model, ("peft.",)):
-        model = _without_adapter(what, model)
+    model = _unwrapped(what, model)
     ours = set(map(id, model.modules()))
     for name, module in model.named_modules():
         if reason := _reason(module, ours):
@@ -124,6 +127,14 @@ def require_module(what: str, value: object) -> None:
         hint = "; load the state dict into a model" if isinstance(value, Mapping) else ""
         hint = "; make the function the `forward` of one" if callable(value) else hint
         raise ValueError(f"{what} must be a `torch.nn.Module`. Found {type(value).__name__}{hint}.")
+
+
+def _unwrapped(what: str, model: nn.Module) -> nn.Module:
+    require_module(what, model)
+    while attribute := _wrapper(model):
+        model = getattr(model, attribute)
+    adapted = hasattr(model, "merge_and_unload") and _defined(model, ("peft.",))
+    return _without_adapter(what, model) if adapted else model
 
 
 def _wrapper(module: nn.Module) -> str | None:

@@ -241,13 +241,13 @@ class TaskVectors:
         }
 
 
-def _plain(experts: Mapping[str, nn.Module]) -> PlainModels:
+def _plain(experts: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
     """Return the experts as they are merged."""
     if not experts:
         raise ValueError("`experts` is empty: Model Tinting needs at least one expert.")
     if PRETRAINED in experts:
         raise ValueError(f"`{PRETRAINED}` is no task: it is the name of the pre-trained model.")
-    return PlainModels("The expert", experts, plain_model)
+    return experts if isinstance(experts, PlainModels) else PlainModels("The expert", experts)
 
 
 def _parameters(module: nn.Module, names: Iterable[str]) -> list[Tensor]:

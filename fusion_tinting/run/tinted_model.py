@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_tinting.errors import same_tasks
-from fusion_tinting.method.batch_norm import plain_encoder
+from fusion_tinting.method.batch_norm import with_merged_statistics
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.models import PlainModels, plain_model
 from fusion_tinting.method.objectives import Reads
@@ -294,15 +294,14 @@ def plain_models(
         heads: task -> head.
 
     Raises:
-        ValueError: no mapping; or see `plain_model`, of experts and heads when they are asked for.
+        ValueError: see `plain_model`; of experts and heads when they are asked for.
     """
-    for what, models in (("experts", experts), ("heads", heads)):
-        if not isinstance(models, Mapping):
-            raise ValueError(f"`{what}` must map every task to its model. Found {type(models).__name__}.")
+    if isinstance(experts, PlainModels) and isinstance(heads, PlainModels):
+        return pretrained, experts, heads
     return (
-        plain_encoder("`pretrained`", pretrained),
-        PlainModels("The expert", experts, plain_encoder),
-        PlainModels("The head of", heads, plain_model),
+        with_merged_statistics(plain_model("`pretrained`", pretrained)),
+        PlainModels("The expert", experts, with_merged_statistics),
+        PlainModels("The head of", heads),
     )
 
 

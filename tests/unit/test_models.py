@@ -247,7 +247,7 @@ def test_what_cannot_be_merged_or_copied_is_named(world, change, where):
 @pytest.mark.parametrize("what", ["experts", "heads"])
 def test_models_come_by_their_tasks(world, what):
     setattr(world, what, list(getattr(world, what).values()))
-    refused(world, f"`{what}` must map every task to its model. Found list")
+    refused(world, f"`{what}` must map each task to its own.*Found a list")
 
 
 def test_a_head_that_cannot_be_copied_is_named(world):
