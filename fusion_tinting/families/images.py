@@ -45,6 +45,8 @@ class Images(Dataset):
         self._rows, self._read = rows, pixels_of(reader)
         self._table, self._name = rows.table, rows.columns["image"]
         self.paths_alone = False
+        if hasattr(rows.table, "column_names"):
+            rows.column("image")
         if rows.folder is not None:
             self._open_all()
 

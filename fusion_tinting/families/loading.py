@@ -45,7 +45,10 @@ def own_file(path: str, name: str) -> str | None:
         name: of the file.
     """
     kinds = ("missing_entries", "connection_errors", "gated_repo")
-    return cached_file(path, name, **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
+    try:
+        return cached_file(path, name, **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
+    except OSError:
+        return None
 
 
 def configurations(models: Models) -> dict[str, PreTrainedConfig]:

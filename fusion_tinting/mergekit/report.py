@@ -89,7 +89,7 @@ def _titled(task: str, labels: Tensor, is_class: bool) -> str:
     """Return a task's name in the table of accuracies, with what is special about its row."""
     count, every = int(is_labeled(labels).sum()), len(labels)
     notes = [] if is_class else ["correlation"]
-    notes += [f"{count} of {every} labeled"] if labels.ndim == 1 and count < every else []
+    notes += [f"{count}/{every} labeled"] if labels.ndim == 1 and count < every else []
     return f"{task} ({', '.join(notes)})" if notes else task
 
 

@@ -214,6 +214,20 @@ def test_a_regression_among_classifications(tmp_path):
     assert all(float(row["loss"]) > 0 for row in values if row["task"] == "number")
 
 
+def test_hidden_labels_cost_the_report_alone(tmp_path):
+    """As in GLUE's test splits; where some are there, those are scored."""
+    path = make_world(tmp_path, "bert", AutoModel, {"two": 2, "three": 3})
+    content = yaml.safe_load(path.read_text())
+    for model, labels in zip(content["models"], ([-1], [-1, "label_2"]), strict=True):
+        rows = [{"text": "the dog runs", "label": labels[place % len(labels)]} for place in range(40)]
+        write_rows(Path(model["data"]), rows if model["task"] == "two" else [
+            {**row, "label": None if row["label"] == -1 else row["label"]} for row in rows])  # fmt: skip
+        model["labels"] = "label"
+    output = invoke("learn", write_config(path, content), tmp_path / "run", "--quiet")
+    scores = output.partition("Accuracy")[2]
+    assert re.search(r"three \(\d+/20 labeled\)", scores) and not re.search(r"\btwo\b", scores)
+
+
 def test_data_of_every_kind_and_keys_of_a_single_model(tmp_path):
     from datasets import Dataset
 
