@@ -14,11 +14,11 @@ from fusion_tinting.method.coefficients import Init
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tints import AUTO, resolve_layer
-from fusion_tinting.run.artifact import read_coefficients
-from fusion_tinting.run.checkpoint import check_folder
+from fusion_tinting.run.artifact import COEFFICIENTS, CURVES, read_coefficients
+from fusion_tinting.run.checkpoint import check_folder, checkpoint_path
 from fusion_tinting.run.context import Context, OnStep
 from fusion_tinting.run.experts import predict_experts
-from fusion_tinting.run.files import path_of, remove_unfinished
+from fusion_tinting.run.files import path_of, remove_unfinished, require_no_folder
 from fusion_tinting.run.first_look import first_look
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.info import RunInfo
@@ -82,7 +82,9 @@ def tint(
     pretrained, experts, heads = plain_models(pretrained, experts, heads)
     options = Settings.from_options(settings)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
-    context = Context(processes, None if run_dir is None else path_of(run_dir), progress, on_step)
+    context = Context(
+        processes, None if run_dir is None else path_of("run_dir", run_dir), progress, on_step
+    )
     _check(options, context, list(experts), heads=heads, unlabeled=unlabeled)
     info = info or RunInfo()
     options = replace(options, init=_start(options, list(experts), info))
@@ -136,6 +138,8 @@ def _check(options: Settings, context: Context, tasks: list[str], **entries: Ite
     """Refuse tasks without head, data or objective, and settings that the processes cannot follow."""
     if not isinstance(context.processes, Processes):
         raise ValueError(f"`processes` must be a `Processes`. Found {described(context.processes)}.")
+    if context.on_step is not None and not callable(context.on_step):
+        raise ValueError(f"`on_step` must be a function. Found {context.on_step!r}.")
     if isinstance(options.objective, Mapping):
         entries["objective"] = options.objective
     same_tasks(tasks, **entries)
@@ -158,7 +162,7 @@ def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:
     """Return where λ starts, read from the folder of an earlier run where `init` names one."""
     if not isinstance(options.init, str):
         return options.init
-    path = path_of(options.init)
+    path = path_of("init", options.init)
     columns, rows = read_coefficients(path)
     if missing := [task for task in tasks if task not in columns]:
         raise ValueError(f"`init={path}` has no λ for the tasks {missing}. It has those of {columns}.")
@@ -171,6 +175,8 @@ def _require_unfinished(run_dir: Path | None, identity: Identity) -> None:
     """Refuse a folder that holds another run, or that was finished while models were loaded."""
     if run_dir is None:
         return
+    for path in (run_dir / MANIFEST, run_dir / COEFFICIENTS, run_dir / CURVES, checkpoint_path(run_dir)):
+        require_no_folder(path)
     check_folder(run_dir, identity)
     if _finished(run_dir) is not None:
         raise ValueError(

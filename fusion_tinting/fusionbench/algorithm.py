@@ -107,7 +107,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
             checks.split(modelpool, self.adapt_split)
             require_free(self._run_dir("tinting"), processes)
         else:
-            Manifest.read(path_of(self.artifact))
+            Manifest.read(path_of("artifact", self.artifact))
         if self.log_dir is not None:
             self.log_hyperparams()
         return family
@@ -190,7 +190,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         return Path(self.log_dir or get_hydra_output_dir() or ".")
 
     def _run_dir(self, name: str) -> Path:
-        return path_of(self.fabric.broadcast(str(self.run_dir or self._log_folder / name)))
+        return path_of("run_dir", self.fabric.broadcast(str(self.run_dir or self._log_folder / name)))
 
     def _log_step(self, step: int, history: History) -> None:
         loss, agreed, kept, _ = history.values[step].mean(0).tolist()

@@ -1,5 +1,6 @@
 """The tinted model: ONE shared encoder θ(λ) and K small tints; the task must be known at inference."""
 
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -15,6 +16,15 @@ from fusion_tinting.method.content import content_hash, libraries_of, value_hash
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.task_vectors import TaskVectors
 from fusion_tinting.method.tints import Layer, make_tints, view
+
+
+class _Own(threading.local):
+    """The task that the thread at hand has set."""
+
+    task: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # of a copy no thread has set one
 
 
 class TintedNetwork(nn.Module):
@@ -50,6 +60,7 @@ class TintedNetwork(nn.Module):
         self.heads = nn.ModuleList(heads[task] for task in self.tasks)
         self.tint_modules = tints
         self._task: str | None = None
+        self._own = _Own()
         self._splits = True
 
     def tint(self, layer: Layer, experts: Mapping[str, nn.Module]) -> None:
@@ -73,7 +84,7 @@ class TintedNetwork(nn.Module):
         Raises:
             ValueError: no task given or set, or an unknown one.
         """
-        task = self._task if task is None else task
+        task = (self._own.task or self._task) if task is None else task
         if task not in self.tasks:
             raise unknown("task", task, self.tasks)
         k = self.tasks.index(task)
@@ -125,7 +136,7 @@ class TintedNetwork(nn.Module):
     def set_task(self, task: str) -> None:
         """Make a task the default of `forward` (FusionBench's ModulatedModel convention).
 
-        It is the model's, whichever thread asks: threads with tasks of their own give them to `forward`.
+        It holds in the thread that calls it, and in threads that have not called it themselves.
 
         Args:
             task: its name.
@@ -135,7 +146,7 @@ class TintedNetwork(nn.Module):
         """
         if task not in self.tasks:
             raise unknown("task", task, self.tasks)
-        self._task = task
+        self._task = self._own.task = task
 
     @property
     def layer(self) -> str | None:

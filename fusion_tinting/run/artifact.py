@@ -35,6 +35,7 @@ from fusion_tinting.run.manifest import MANIFEST, Manifest, check_file
 
 COEFFICIENTS = "coefficients.safetensors"
 CURVES = "curves.csv"
+TINTS = "tints"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Artifact:
         Raises:
             OSError: no room.
         """
-        (run_dir / MANIFEST).unlink(missing_ok=True)
+        for path in (run_dir / MANIFEST, *(run_dir / TINTS).glob("*.safetensors")):  # of an earlier run
+            path.unlink(missing_ok=True)
         columns = {"format": "pt", "tasks": json.dumps(self.manifest.tasks)}
         write_tensors(run_dir / COEFFICIENTS, self.coefficients, columns)
         for task, tensors in self.tints.items():
@@ -108,7 +110,7 @@ def tint_path(run_dir: Path, task: str) -> Path:
         run_dir: the folder.
         task: its name.
     """
-    return run_dir / "tints" / f"{file_name(task)}.safetensors"
+    return run_dir / TINTS / f"{file_name(task)}.safetensors"
 
 
 def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:

@@ -120,18 +120,20 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f"{UNFINISHED}{os.getpid()}-{secrets.token_hex(8)}{path.suffix[:16]}")
 
 
-def path_of(given: str | Path) -> Path:
+def path_of(what: str, given: str | Path) -> Path:
     """Return a path that a user gives; `~` is their home.
 
     Args:
+        what: how the error calls it.
         given: the path.
 
     Raises:
-        ValueError: an empty one, or one with a zero byte.
+        ValueError: none, an empty one, or one that no file system takes.
     """
-    if not str(given).strip() or "\0" in str(given):
-        raise ValueError(f"Expected the path of a file or folder. Found {str(given)!r}.")
-    return Path(given).expanduser()
+    path = Path(given).expanduser() if isinstance(given, (str, Path)) and str(given).strip() else None
+    if path is None or "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ValueError(f"`{what}` must be the path of a file or folder. Found {given!r}.")
+    return path
 
 
 def require_writable(folder: Path) -> None:
@@ -167,6 +169,19 @@ def require_no_file(folder: Path) -> None:
             )
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(f"`{place}` is a file; expected a folder, or a name that is free.")
+
+
+def require_no_folder(path: Path) -> None:
+    """Refuse a folder where a file will be written.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        IsADirectoryError: a folder is there.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"`{path}` is a folder; expected a file, or a name that is free.")
 
 
 def write_text(path: Path, text: str) -> None:

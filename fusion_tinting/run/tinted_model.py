@@ -151,8 +151,8 @@ class TintedModel(TintedNetwork):
             task: {self._name_in_tint(name): tensor for name, tensor in tint.state_dict().items()}
             for task, tint in self.tints.items()
         }
-        with held(path_of(run_dir)):
-            Artifact(self._manifest(), coefficients, tints, self.history).write(path_of(run_dir))
+        with held(path_of("run_dir", run_dir)):
+            Artifact(self._manifest(), coefficients, tints, self.history).write(path_of("run_dir", run_dir))
 
     @classmethod
     @undisturbed()
@@ -180,7 +180,7 @@ class TintedModel(TintedNetwork):
             ValueError: an artifact of other models or tasks, of a newer format, or damaged.
             FileNotFoundError: no artifact there, or a part of it missing.
         """
-        manifest = Manifest.read(path_of(run_dir))
+        manifest = Manifest.read(path_of("run_dir", run_dir))
         # The artifact's own task order counts: the columns of λ are in it.
         same_tasks(manifest.tasks, experts=experts, heads=heads)
         ordered = Reordered(experts, manifest.tasks)
@@ -188,7 +188,7 @@ class TintedModel(TintedNetwork):
         kept = {"storage": storage, "pretraining": "different"}
         options = {**manifest.settings.get("task_vectors", {}), **kept}
         model = cls.untrained(pretrained, ordered, heads, manifest.layer, options)
-        return model.restore(path_of(run_dir), manifest, tensor_names or {})
+        return model.restore(path_of("run_dir", run_dir), manifest, tensor_names or {})
 
     def restore(self, run_dir: Path, manifest: Manifest, tensor_names: Mapping[str, str]) -> Self:
         """Put an artifact's λ and tints into this model, fresh from `untrained`, and return it.

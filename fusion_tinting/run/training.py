@@ -70,7 +70,7 @@ def adapt(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written; see `checkpoint.HeldInterrupt`.
         SystemExit: the same after SIGTERM.
     """
-    where = None if run_dir is None else path_of(run_dir)
+    where = None if run_dir is None else path_of("run_dir", run_dir)
     unlabeled = {task: inputs.fitted(model.encoder) for task, inputs in unlabeled.items()}
     context = Context(processes or Processes(), where, progress, on_step)
     with held(where, context.processes):
@@ -248,9 +248,18 @@ class Training:
         loss, agreed, kept, _ = self.history.values[step].mean(0).tolist()
         bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreed:.1%}", kept=f"{kept:.0%}")
         bar.update(len(new))
-        if self.context.on_step is not None:
-            for seen in new:
-                self.context.on_step(seen, self.history)
+        self._tell(new)
+
+    def _tell(self, new: range) -> None:
+        """Tell the caller of iterations; where that raises, a checkpoint is left."""
+        try:
+            if self.context.on_step is not None:
+                for seen in new:
+                    self.context.on_step(seen, self.history)
+        except BaseException:
+            if self.context.processes.count == 1:
+                self._write(new.stop)
+            raise
 
     def _resume(self) -> int:
         """Take up the checkpoint, if there is one; return the first iteration to do."""
@@ -279,15 +288,23 @@ class Training:
             return
         pressed = torch.tensor(int(interrupt.pressed is not None), device=processes.device)
         stop = bool(pressed) if processes.count == 1 else int(processes.sum(pressed)) > 0
-        last, path = step + 1 == self.adaptation.settings.steps, checkpoint.checkpoint_path(run_dir)
+        last = step + 1 == self.adaptation.settings.steps
         if stop or last or (step + 1) % checkpoint.EVERY == 0:
-            self.adaptation.share_tints()
-            if self.context.writes:
-                checkpoint.write_checkpoint(path, self._state(), self.identity, step + 1)
+            self._write(step + 1)
         if stop:
+            path = checkpoint.checkpoint_path(run_dir)
             interrupt.end(
                 f"Stopped after iteration {step + 1}; `{path}` continues it.", processes.count == 1
             )
+
+    def _write(self, next_step: int) -> None:
+        """Write a checkpoint, if the run has a folder."""
+        run_dir = self.context.run_dir
+        if run_dir is not None:
+            self.adaptation.share_tints()
+        if run_dir is not None and self.context.writes:
+            path = checkpoint.checkpoint_path(run_dir)
+            checkpoint.write_checkpoint(path, self._state(), self.identity, next_step)
 
     def _state(self) -> dict[str, Tensor]:
         """Return everything that the next iteration depends on, as named tensors."""

@@ -79,12 +79,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole = world.tint(**options)
     monkeypatch.setattr(checkpoint, "EVERY", every)
 
-    def die(step, history):
+    iteration = ft.Adaptation.iteration
+
+    def die(adaptation, step, lessons):
         if step == killed:
             raise RuntimeError("killed")
+        iteration(adaptation, step, lessons)
 
-    with pytest.raises(RuntimeError, match="killed"):
-        world.tint(**options, run_dir=tmp_path, on_step=die)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(ft.Adaptation, "iteration", die)
+        world.tint(**options, run_dir=tmp_path)
     steps = []
     resumed = world.tint(**options, run_dir=tmp_path, on_step=lambda step, _: steps.append(step))
     assert steps == list(range(every, 9))

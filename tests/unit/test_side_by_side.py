@@ -134,8 +134,7 @@ def test_two_runs_in_two_threads_are_what_they_are_alone(tmp_path):
     assert torch.get_num_threads() == threads
 
 
-def test_an_error_of_on_step_leaves_everything_as_it_was(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "EVERY", 2)
+def test_an_error_of_on_step_leaves_a_checkpoint_and_everything_as_it_was(world, tmp_path):
     whole, handlers = world.tint(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def fail(step, history):
@@ -150,7 +149,7 @@ def test_an_error_of_on_step_leaves_everything_as_it_was(world, tmp_path, monkey
     assert not (tmp_path / ".lock").exists()
     steps = []
     again = world.tint(run_dir=tmp_path, on_step=lambda step, _: steps.append(step))
-    assert steps == [2, 3]
+    assert steps == [3]
     assert torch.equal(whole.history.values, again.history.values)
 
 
@@ -251,9 +250,9 @@ def test_a_home_is_a_home(world, tmp_path, monkeypatch):
         assert torch.equal(again.coefficients["stem.bias"], first.coefficients["stem.bias"])
 
 
-@pytest.mark.parametrize("folder", ["", " ", "a\0b"])
-def test_a_folder_without_a_name_is_refused(world, folder):
-    with pytest.raises(ValueError, match="Expected the path of a file or folder"):
+@pytest.mark.parametrize("folder", ["", " ", "a\0b", "r" * 256, 3, b"run"])
+def test_what_is_no_folder_is_refused(world, folder):
+    with pytest.raises(ValueError, match="`run_dir` must be the path of a file or folder"):
         world.tint(run_dir=folder)
 
 
@@ -265,3 +264,36 @@ def test_a_file_in_the_place_of_a_folder_within_is_found_before_the_work(
     monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
     with pytest.raises(NotADirectoryError, match=f"{name}` is a file; expected a folder"):
         world.tint(run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["coefficients.safetensors", "tinting.json", "checkpoint/state.safetensors"]
+)
+def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(world, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
+    with pytest.raises(IsADirectoryError, match=f"{name}` is a folder; expected a file"):
+        world.tint(run_dir=tmp_path)
+
+
+def test_saving_over_a_run_of_other_tasks_leaves_none_of_its_tints(world, tmp_path):
+    make_world(["cats", "dogs", "owls", "bees"]).tint(run_dir=tmp_path)
+    world.tint().save(tmp_path)
+    assert len(os.listdir(tmp_path / "tints")) == 3
+    ft.TintedModel.load(tmp_path, **world.models())
+
+
+def test_a_task_set_in_one_thread_is_not_anothers(world):
+    model, x, barrier = world.tint(layer="block:1"), torch.randn(2, 5), Barrier(2)
+    model.set_task("owls")
+
+    def ask(task):
+        first = torch.equal(model(x), model(x, "owls"))  # which holds where none is set
+        barrier.wait()
+        model.set_task(task)
+        barrier.wait()
+        return first, torch.equal(model(x), model(x, task))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, ("cats", "dogs"))) == [(True, True), (True, True)]
+    assert torch.equal(model(x), model(x, "owls"))
