@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 UNNAMED = "without a name"
@@ -12,7 +14,8 @@ class Named:
     """A sampler or objective of your own, with a name that tells a run with it from others.
 
     What a callable does cannot be seen from outside: a default, a global or a bound object may change it.
-    So a run is continued, or taken for finished, only where its callables have names, and the same ones.
+    So a run is continued, or taken for finished, only where its callables have names, and the same ones. A
+    function, or a `functools.partial`, can have its own: `function.name = "my-own-1"`.
 
     Attributes:
         name: says all that matters: another threshold, temperature or version, another name.
@@ -48,10 +51,18 @@ def require_name(name: object) -> None:
         raise ValueError(f"The name of a callable must be a string that is not empty. Found {name!r}.")
 
 
-def unnamed(function: Callable[..., Any]) -> str:
-    """Return what settings call a callable that has no name.
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name that the user gave a callable, or what settings call one that has none.
 
     Args:
         function: the callable.
+
+    Raises:
+        ValueError: a function whose `name` is none.
     """
+    if isinstance(function, Named):
+        return function.name
+    if isinstance(function, (FunctionType, partial)) and "name" in vars(function):
+        require_name(vars(function)["name"])
+        return str(vars(function)["name"])
     return f"{getattr(function, '__qualname__', type(function).__name__)}, {UNNAMED}"

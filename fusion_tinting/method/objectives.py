@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusion_tinting.errors import require_rows, unknown
-from fusion_tinting.method.named import Named, require_name
+from fusion_tinting.method.named import require_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -122,8 +122,6 @@ def resolve_objective(objective: str | Loss) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
-    if isinstance(objective, Named):
-        return Objective(objective.name, objective.function)
     if callable(objective):
         return Objective(getattr(objective, "__qualname__", type(objective).__name__), objective)
     if not isinstance(objective, str) or objective not in OBJECTIVES:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.coefficients import GRANULARITIES, Init
-from fusion_tinting.method.named import Named, unnamed
+from fusion_tinting.method.named import name_of
 from fusion_tinting.method.objectives import OBJECTIVES, Loss, Objective, Reads, resolve_objective
 from fusion_tinting.method.sampling import SAMPLERS, Sampler, every_sample, resolve_sampler
 from fusion_tinting.method.task_vectors import DTYPES, PRETRAININGS
@@ -224,18 +224,19 @@ def _as_json(value: Any) -> Any:
 
 
 def _name(function: Any) -> str:
-    """Return the name of a callable: built in, the user's own, or `UNNAMED`."""
-    built_in = [name for name, sampler in SAMPLERS.items() if sampler is function]
-    if built_in or isinstance(function, Named):
-        return built_in[0] if built_in else function.name
+    """Return the name of a callable: built in, the user's own, or that it has none."""
+    if built_in := [name for name, sampler in SAMPLERS.items() if sampler is function]:
+        return built_in[0]
     if not isinstance(function, Objective):
-        return unnamed(function)
+        return name_of(function)
     whole = function.reads is Reads.EVERYTHING or function.name in OBJECTIVES
     return function.name if whole else f"{function.name}{READS}{function.reads.value}"
 
 
 def _require_own_name(function: object, built_in: Mapping[str, object]) -> None:
     """Refuse a name that would pass for one of ours."""
-    name = function.name if isinstance(function, (Named, Objective)) else ""
-    if name.partition(":")[0] in built_in and built_in[name.partition(":")[0]] != function:
-        raise ValueError(f"`{name}` is the name of one that is built in. Give yours another.")
+    if callable(function):
+        name = _name(function)
+        ours = built_in.get(name.partition(":")[0], function)
+        if ours is not function and ours != function:
+            raise ValueError(f"`{name}` is the name of one that is built in. Give yours another.")

@@ -82,6 +82,19 @@ def test_a_callable_with_a_name_is_known_by_it(own, tmp_path):
         run(sampler=ft.Named("above 1", above(1.0)))
 
 
+def test_a_function_can_have_its_own_name(tmp_path):
+    run, one, same, other = kept_run(tmp_path), above(0.0), partial(above(0.0)), above(1.0)
+    one.name, same.name, other.name = "above 0", "above 0", "above 1"
+    assert run(sampler=one)
+    assert not run(sampler=same)
+    with pytest.raises(ValueError, match=r"settings\.sampler is 'above 0' there and 'above 1' here"):
+        run(sampler=other)
+    for wrong, message in ((3, "must be a string"), ("all", "is built in")):
+        other.name = wrong
+        with pytest.raises(ValueError, match=message):
+            ft.Settings(sampler=other)
+
+
 @pytest.mark.parametrize("named", [ft.Named("distance", distance), ft.Objective("distance", distance)])
 def test_an_objective_with_a_name_is_known_by_it(named, tmp_path):
     run = kept_run(tmp_path)
