@@ -195,7 +195,8 @@ class Family:
         if self.objectives:
             common = given.get("objective", Settings.objective)
             tasks = self.models.tasks if tasks is None else tasks
-            settings["objective"] = {task: self.objectives.get(task, common) for task in tasks}
+            each = {task: self.objectives.get(task, common) for task in tasks}
+            settings["objective"] = common if isinstance(common, Mapping) else each
         return settings
 
     def write_beside(self, run_dir: Path) -> None:

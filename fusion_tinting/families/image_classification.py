@@ -22,6 +22,7 @@ from fusion_tinting.families.family import BY_FILE, Family
 from fusion_tinting.families.loading import (
     configurations,
     load_partly,
+    objectives_of,
     reachable,
     require_complete,
     require_one_architecture,
@@ -116,7 +117,11 @@ class ImageClassification(Family):
         """Load the pre-trained model and, one after another, every expert for its head."""
         self.pretrained, _ = self._split(PRETRAINED)
         self.experts = LoadedExperts(self.models.tasks, lambda task: self._split(task)[0])
-        self.heads = {task: self._split(task)[1] for task in self.models.tasks}
+        self.heads, configs = {}, {}
+        for task in self.models.tasks:
+            encoder, self.heads[task] = self._split(task)
+            configs[task] = getattr(encoder.model, "config", None)
+        self._objectives = objectives_of(configs)
         self.names = names_on_disk(self.pretrained)
 
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
@@ -126,9 +131,15 @@ class ImageClassification(Family):
             reader = reachable(AutoImageProcessor.from_pretrained, self.models.experts[task])
         return images.inputs_of(rows, reader)
 
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        """Of several labels or values, by the expert's `problem_type`; after `load`."""
+        return self._objectives
+
     def labels(self, task: str, rows: Rows) -> Tensor | None:
-        """Return class indices."""
-        return rows.labels(width(self.heads[task]), self.configs[task].label2id)
+        """Return class indices; of several labels or values (N, C)."""
+        read = rows.several if task in self.objectives else rows.labels
+        return read(width(self.heads[task]), self.configs[task].label2id)
 
     @property
     def variance_epsilon(self) -> float | None:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from fusion_tinting.families.family import Models
+from fusion_tinting.method.objectives import l1, sigmoid
 
 
 class Unreachable(FileNotFoundError):
@@ -64,6 +65,30 @@ def configurations(models: Models) -> dict[str, PreTrainedConfig]:
         name: reachable(partial(AutoConfig.from_pretrained, **models.config.get(name, {})), path)
         for name, path in models.paths.items()
     }
+
+
+def objective_of(config: object) -> str | None:
+    """Return the objective of a classifier whose outputs are no class distribution; None of one's that are.
+
+    A single output is a number to every objective.
+
+    Args:
+        config: of a classifier of transformers; `problem_type` says how it was trained.
+    """
+    problem = getattr(config, "problem_type", None)
+    if problem == "regression" and getattr(config, "num_labels", 1) > 1:
+        return l1.name
+    return sigmoid.name if problem == "multi_label_classification" else None
+
+
+def objectives_of(configs: Mapping[str, object]) -> dict[str, str]:
+    """Return task -> `objective_of`, where there is one.
+
+    Args:
+        configs: task -> configuration of its expert.
+    """
+    named = {task: objective_of(config) for task, config in configs.items()}
+    return {task: name for task, name in named.items() if name is not None}
 
 
 def require_one_architecture(base: PreTrainedConfig, experts: Mapping[str, PreTrainedConfig]) -> None:

@@ -1,8 +1,10 @@
 """The rows of a task's data, in which a host has said which column is what."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +152,38 @@ class Rows:
             for place, (value, hidden) in enumerate(zip(values, head.hidden(values), strict=True))
         ]
         return torch.tensor(indices, dtype=torch.float32 if outputs == 1 else torch.long)
+
+    def several(self, outputs: int, names: Mapping[str, int]) -> Tensor | None:
+        """Return several labels or values of each row, (N, outputs), float32.
+
+        Args:
+            outputs: how many the expert's head has.
+            names: class name -> index; a row may hold the names of its labels, or a number for each output;
+                where it has none, they are NaN.
+
+        Raises:
+            ValueError: no such column, or the row that holds something else.
+        """
+        values = self.values("label")
+        if values is None:
+            return None
+        called = self._class_names()  # then a row lists the classes that it has
+        rows = []
+        for place, value in enumerate(values):
+            given = [math.nan] * outputs if value is None else value
+            if called is not None and value:
+                given = [called[label] for label in value]
+            if isinstance(given, list) and all(isinstance(name, str) and name in names for name in given):
+                given = [float(index in {names[name] for name in given}) for index in range(outputs)]
+            numbers = isinstance(given, list) and all(isinstance(each, Real) for each in given)
+            if not numbers or len(given) != outputs:
+                raise ValueError(
+                    f"Row {place} of {self.where} has {value!r} in its column `{self.columns['label']}`: "
+                    f"expected {outputs} numbers, one for each output of its expert's head, or a list of "
+                    f"names among {list(names)}."
+                )
+            rows.append(given)
+        return torch.tensor(rows, dtype=torch.float32)
 
     def _index(self, head: Outputs, place: int, value: Any, order: list[int] | None) -> int | float:
         """Return the output for a row's label: numbers by the order of the data's named classes."""

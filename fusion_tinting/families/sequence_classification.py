@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.families.family import BY_FILE
-from fusion_tinting.families.loading import load_partly, require_complete
+from fusion_tinting.families.loading import load_partly, objectives_of, require_complete
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.families.texts import TextFamily, tokenized
 from fusion_tinting.run.experts import LoadedExperts
@@ -121,10 +121,16 @@ class SequenceClassification(Backbones):
         """Load a task's expert, whole."""
         return load(self.models.experts[task], self.auto, pad_token_id=self.tokenizer.pad_token_id)
 
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        """Of several labels or values, by the expert's `problem_type`."""
+        return objectives_of({task: self.configs[task] for task in self.models.tasks})
+
     def labels(self, task: str, rows: Rows) -> Tensor | None:
-        """Return class indices, or values of a head with one output."""
+        """Return class indices, or values of a head with one output; of several labels or values (N, C)."""
         config = self.configs[task]
-        return rows.labels(config.num_labels, config.label2id)
+        read = rows.several if task in self.objectives else rows.labels
+        return read(config.num_labels, config.label2id)
 
 
 def load(

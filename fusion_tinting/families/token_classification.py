@@ -62,6 +62,11 @@ class TokenClassification(sequences.SequenceClassification):
         encoder, head = sequences.split(model, pooled)
         return TokenEncoder(encoder.backbone), TokenHead(head.rest, head.pooler)
 
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        """None: transformers trains classifiers of words by their classes, whatever `problem_type` says."""
+        return {}
+
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return the tokens of texts, all of them padded to the task's longest."""
         items = self._items(rows)

@@ -79,16 +79,24 @@ def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
         yield _table("KL(expert ‖ merged), nats, on inputs kept aside", apart, ".4f")
     known = {task: inputs.labels for task, inputs in aside.items() if inputs.labels is not None}
     if labeled := [task for task, labels in known.items() if is_labeled(labels).any()]:
-        right = _values(report, labeled, lambda t, measured: 100 * score(measured.output, aside[t].labels))
-        titles = {task: _titled(task, known[task], task in classes) for task in labeled}
+        right = _values(report, labeled, lambda t, each: 100 * score(each.output, known[t], each.reads))
+        kinds = {task: _kind(measured) for task, measured in report["expert"].items()}
+        titles = {task: _titled(task, known[task], kinds[task]) for task in labeled}
         right = {way: {titles.get(t, t): value for t, value in each.items()} for way, each in right.items()}
         yield _table("Accuracy, %, on inputs kept aside", right)
 
 
-def _titled(task: str, labels: Tensor, is_class: bool) -> str:
+def _kind(measured: Measured) -> str | None:
+    """Return what is scored of a task, where it is not the accuracy of its class."""
+    if measured.reads is Reads.LABELS:
+        return "each label"
+    return "correlation" if measured.divergence is None else None
+
+
+def _titled(task: str, labels: Tensor, kind: str | None) -> str:
     """Return a task's name in the table of accuracies, with what is special about its row."""
     count, every = int(is_labeled(labels).sum()), len(labels)
-    notes = [] if is_class else ["correlation"]
+    notes = [] if kind is None else [kind]
     notes += [f"{count}/{every} labeled"] if labels.ndim == 1 and count < every else []
     return f"{task} ({', '.join(notes)})" if notes else task
 
@@ -98,16 +106,21 @@ def _values(report: Report, tasks: Iterable[str], measure: Callable[[str, Measur
     return {w: {t: float(measure(t, by_task[t])) for t in tasks} for w, by_task in report.items()}
 
 
-def score(output: Tensor, labels: Tensor) -> Tensor:
-    """Return the accuracy of class logits, or Pearson's correlation of single outputs with the labels.
+def score(output: Tensor, labels: Tensor, reads: Reads = Reads.ARG_MAX) -> Tensor:
+    """Return the accuracy of class logits, or of each label; or of values Pearson's correlation with them.
 
     Args:
         output: (N, C, ...), or (N, 1) for a single output.
-        labels: (N, ...); what is no label counts nowhere.
+        labels: (N, ...); what is no label counts nowhere. Of several labels or values (N, C).
+        reads: what the task's objective reads of the expert.
     """
     known = is_labeled(labels)
-    if _single(output):
-        return torch.corrcoef(torch.stack([output.flatten(), labels])[:, known])[0, 1]
+    if reads is Reads.LABELS:
+        return ((output > 0) == (labels > 0.5))[known].float().mean()
+    if _single(output) or reads is Reads.VALUES:
+        pairs = zip(output.flatten(1).T, labels.reshape(len(labels), -1).T, strict=True)
+        found = [torch.corrcoef(torch.stack(pair)[:, is_labeled(pair[1])])[0, 1] for pair in pairs]
+        return torch.stack(found).mean()
     return (output.argmax(1) == labels)[known].float().mean()
 
 
@@ -122,7 +135,7 @@ def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs
     agreed, apart, kept = [], [], []
     for ours, theirs in zip(outputs_of(model), outputs_of(expert), strict=True):
         agreed.append(agreement(ours, theirs, reads).cpu())
-        if not _single(theirs) and reads is not Reads.DIRECTION:
+        if not _single(theirs) and reads in (Reads.ARG_MAX, Reads.DISTRIBUTION):
             apart.append(divergence(ours, theirs).cpu())
         if inputs.labels is not None:
             kept.append(ours.cpu())

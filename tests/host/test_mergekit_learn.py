@@ -228,6 +228,26 @@ def test_hidden_labels_cost_the_report_alone(tmp_path):
     assert re.search(r"three \(\d+/20 labeled\)", scores) and not re.search(r"\btwo\b", scores)
 
 
+def test_several_labels_and_several_values_among_classifications(tmp_path):
+    """By the experts' own `problem_type`, as they were trained: `sigmoid` and `l1`."""
+    path = make_world(tmp_path, "roberta", AutoModelForMaskedLM)
+    content = yaml.safe_load(path.read_text())
+    kinds = {"three": "multi_label_classification", "five": "regression"}
+    for task, kind in kinds.items():
+        file = tmp_path / task / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "problem_type": kind}))
+    write_rows(tmp_path / "three.jsonl", [{"text": WORDS[0], "label": [1, 0, n % 2]} for n in range(6)])
+    write_rows(tmp_path / "five.jsonl", [{"text": WORDS[1], "label": [n, 2, n, 1, 0]} for n in range(6)])
+    for place in (1, 2):
+        content["models"][place]["labels"] = "label"
+    content["adapt"] |= {"sampler": "confidence_difference"}
+    output = invoke("learn", write_config(path, content), tmp_path / "run", "--quiet")
+    assert "three (each label)" in output and "five (correlation)" in output
+    objectives = json.loads((tmp_path / "run/tinting.json").read_text())["settings"]["objective"]
+    assert (objectives["three"], objectives["five"]) == ("sigmoid", "l1")
+    assert objectives["two"] == objectives["number"]
+
+
 def test_data_of_every_kind_and_keys_of_a_single_model(tmp_path):
     from datasets import Dataset
 

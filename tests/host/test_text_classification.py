@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torchmetrics.functional import classification, regression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, RobertaModel
 
+from fusion_tinting.fusionbench.taskpools.text_classification import LABEL_SCORES, fitting
 from fusion_tinting.fusionbench.taskpools.text_classification import SCORES as METRICS
 
 POOLS = ("modelpool=roberta-base_glue", "taskpool=roberta-base_glue")
@@ -85,6 +86,18 @@ def test_scores_agree_with_torchmetrics_and_of_one_answer_alone_nothing_is_told(
         == METRICS["spearman"].of(numbers, torch.ones(60))
         == 0
     )
+
+
+def test_scores_of_several_labels_agree_with_torchmetrics():
+    torch.manual_seed(0)
+    told, labels = torch.randint(2, (2, 60, 3))
+    right = classification.multilabel_accuracy(told, labels, num_labels=3, average="micro")
+    f1 = classification.multilabel_f1_score(told, labels, num_labels=3, average="micro")
+    assert LABEL_SCORES["label_accuracy"].of(labels, told) == pytest.approx(float(right), abs=1e-5)
+    assert LABEL_SCORES["label_f1"].of(labels, told) == pytest.approx(float(f1), abs=1e-5)
+    assert fitting(3, "sigmoid") == list(LABEL_SCORES)
+    assert fitting(3, "l1") == fitting(1, None) == ["pearson", "spearman"]
+    assert fitting(3, None) == ["accuracy", "matthews"]
 
 
 def test_without_a_step_the_pre_trained_and_the_experts_scores_come_out(hub, fuse):

@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
+from transformers import BertConfig, ViTConfig
 
+from fusion_tinting.families.loading import objective_of
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.mergekit.config import Data, Expert
 from fusion_tinting.mergekit.report import score
 from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.mergekit.show import by_block
+from fusion_tinting.method.objectives import Reads
 
 
 @pytest.fixture
@@ -47,6 +50,51 @@ def test_the_score_of_classes_is_accuracy_and_of_a_single_output_correlation():
     assert score(
         torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([5.0, 3.0, 1.0])
     ).item() == pytest.approx(-1)
+
+
+def test_the_score_of_several_labels_is_each_labels_own():
+    logits = torch.tensor([[2.0, -1.0, 1.0], [-3.0, 1.0, 1.0]])
+    labels = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    assert score(logits, labels, Reads.LABELS).item() == pytest.approx(5 / 6)
+
+
+def test_the_score_of_several_values_is_their_mean_correlation():
+    values = torch.tensor([[1.0, 1.0], [2.0, 4.0], [3.0, 9.0]])
+    assert score(values, values * torch.tensor([1.0, -2.0]), Reads.VALUES).item() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("problem", "outputs", "objective"),
+    [
+        ("multi_label_classification", 4, "sigmoid"),
+        ("multi_label_classification", 1, "sigmoid"),
+        ("regression", 3, "l1"),
+        ("regression", 1, None),  # a single output is a number to every objective
+        ("single_label_classification", 4, None),
+        (None, 4, None),
+    ],
+)
+def test_how_an_expert_was_trained_says_how_it_teaches(problem, outputs, objective):
+    for kind in (BertConfig, ViTConfig):
+        assert objective_of(kind(problem_type=problem, num_labels=outputs)) == objective
+
+
+def test_several_labels_are_numbers_or_names(rows):
+    names = {"cat": 0, "dog": 1, "owl": 2}
+    expected = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert rows([["cat", "owl"], [], ["dog"]]).several(3, names).tolist() == expected
+    assert rows(expected).several(3, names).tolist() == expected
+    assert rows([[0.5, 2], [1, 3.5]]).several(2, {}).tolist() == [[0.5, 2], [1, 3.5]]
+
+
+@pytest.mark.parametrize("bad", [[1, 0], ["cat", "bee"], 1, [1, 0, 1, 0]])
+def test_several_labels_that_the_head_does_not_have(rows, bad):
+    with pytest.raises(ValueError, match=r"Row 1 .*expected 3 numbers"):
+        rows([[1, 0, 0] if bad == 1 or isinstance(bad[0], int) else ["cat"], bad]).several(
+            3, {"cat": 0, "dog": 1, "owl": 2}
+        )
 
 
 def test_labels_are_places_or_names(rows):

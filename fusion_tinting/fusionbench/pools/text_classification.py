@@ -102,6 +102,8 @@ class TextClassifierPool(PoolFamily):
         if "label" not in dataset.column_names:
             raise unknown(f"column of labels in {where}", "label", dataset.column_names)
         feature, order, names = dataset.features["label"], list(range(config.num_labels)), config.label2id
+        if task in self.family.objectives:
+            return Rows(dataset, where, {"label": "label"}).several(config.num_labels, names), order
         if isinstance(feature, ClassLabel):
             order, names = texts.class_order(feature.names, config, where), {}
             dataset = dataset.cast_column("label", Value("int64"))  # in the data's own order

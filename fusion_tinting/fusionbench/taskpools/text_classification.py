@@ -1,7 +1,7 @@
 """A task pool for text classifiers, which FusionBench lacks: GLUE's metrics, tinted and plain models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from fusion_tinting.fusionbench.pools import PoolFamily, family_of, read_data
 from fusion_tinting.fusionbench.processes import FabricProcesses
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
+from fusion_tinting.method.objectives import l1, sigmoid
 from fusion_tinting.reporting.tables import ACCURACY, Metric
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
@@ -27,7 +28,8 @@ class Score(NamedTuple):
     """A metric and how it is computed.
 
     Attributes:
-        of: (labels (N,), predictions (N,): a class, or of a single output its value) -> the score.
+        of: (labels, predictions) -> the score: (N,) a class, or of a single output its value; of several
+            labels or values at once (N, C).
         outputs: whether it can be had of a head with so many outputs.
     """
 
@@ -37,8 +39,14 @@ class Score(NamedTuple):
 
 
 def _correlation(kind: Callable) -> Callable[[Tensor, Tensor], float]:
-    """Return a correlation that is 0 where all predictions are the same, and SciPy's is NaN."""
-    return lambda labels, values: 0.0 if len(values.unique()) == 1 else kind(labels, values).statistic
+    """Return a correlation, the mean over several values; 0 where predictions are all the same."""
+
+    def of(labels: Tensor, values: Tensor) -> float:
+        pairs = list(zip(labels.reshape(len(labels), -1).T, values.reshape(len(values), -1).T, strict=True))
+        found = [0.0 if len(v.unique()) == 1 else float(kind(k, v).statistic) for k, v in pairs]
+        return sum(found) / len(found)
+
+    return of
 
 
 SCORES = {
@@ -55,6 +63,32 @@ SCORES = {
     ),
 }
 """Name -> score; computed by the functions of scikit-learn and SciPy that GLUE's own script uses."""
+
+LABEL_SCORES = {
+    "label_accuracy": Score(
+        Metric("label_accuracy", "labels right %"),
+        lambda labels, told: 1 - metrics.hamming_loss(labels, told),
+        lambda _: True,
+    ),
+    "label_f1": Score(
+        Metric("label_f1", "micro F1 %"), partial(metrics.f1_score, average="micro"), lambda _: True
+    ),
+}
+"""The same of several labels at once."""
+ALL_SCORES = {**SCORES, **LABEL_SCORES}
+
+
+def fitting(outputs: int, objective: str | None) -> list[str]:
+    """Return the names of the scores that a task can have.
+
+    Args:
+        outputs: of its head.
+        objective: by which its expert teaches, where that is not the run's.
+    """
+    if objective == sigmoid.name:
+        return list(LABEL_SCORES)
+    counted = 1 if objective == l1.name else outputs
+    return [name for name, score in SCORES.items() if score.outputs(counted)]
 
 
 class _TextTaskPool(ScoredTaskPool):
@@ -82,11 +116,11 @@ class _TextTaskPool(ScoredTaskPool):
             if not named:
                 raise ValueError(
                     f"The task `{task}` has no metric. Name them, the one that counts first, in "
-                    f"`taskpool.metrics.{task}`: a list of {list(SCORES)}."
+                    f"`taskpool.metrics.{task}`: a list of {list(ALL_SCORES)}."
                 )
             for name in named:
-                if name not in SCORES:
-                    raise unknown(f"metric of `{task}`", name, SCORES)
+                if name not in ALL_SCORES:
+                    raise unknown(f"metric of `{task}`", name, ALL_SCORES)
             if task not in models.tasks:
                 raise ValueError(
                     f"The task pool evaluates `{task}`, for which the model pool has no expert, and so no "
@@ -94,9 +128,10 @@ class _TextTaskPool(ScoredTaskPool):
                 )
             outputs = models.family.configs[task].num_labels
             self._load(task, models)
-            if unfit := [name for name in named if not SCORES[name].outputs(outputs)]:
+            fit = fitting(outputs, models.family.objectives.get(task))
+            if unfit := [name for name in named if name not in fit]:
                 raise ValueError(
-                    f"`{task}` has a head with {outputs} output(s), which {unfit} do not measure."
+                    f"`{task}` has a head with {outputs} output(s), which {unfit} do not measure. {fit} do."
                 )
 
     def evaluate(self, model: nn.Module, *args: Any, **kwargs: Any) -> dict:
@@ -120,7 +155,7 @@ class _TextTaskPool(ScoredTaskPool):
         dataset = read_data(instantiate, self._test_datasets[task], where)
         labels, order = models.labels(task, dataset)
         unlabeled = models.family.inputs(task, models.rows(task, dataset, where))
-        kept = is_labeled(labels).nonzero().flatten()
+        kept = is_labeled(labels).reshape(len(labels), -1).all(1).nonzero().flatten()
         if len(kept) < len(labels):
             unlabeled, labels = unlabeled.subset(kept.tolist()), labels[kept]
         if RuntimeConstants.debug:  # fast_dev_run: one batch
@@ -128,11 +163,13 @@ class _TextTaskPool(ScoredTaskPool):
         self._inputs[task], self._meanings[task] = Inputs(unlabeled, labels), torch.tensor(order).argsort()
 
     def _scores(self, task: str, output: Tensor) -> dict[str, float]:
-        """Return metric -> value, of outputs of which the largest is taken, or of single values."""
-        labels = self._inputs[task].labels
-        single = output.shape[1] == 1
-        predicted = output[:, 0] if single else self._meanings[task][output.argmax(1)]
-        return {name: float(SCORES[name].of(labels, predicted)) for name in self.metrics[task]}
+        """Return metric -> value, of outputs of which the largest is taken, or of values or labels."""
+        labels, objective = self._inputs[task].labels, self._models.family.objectives.get(task)
+        if objective is None:
+            predicted = output[:, 0] if output.shape[1] == 1 else self._meanings[task][output.argmax(1)]
+        else:
+            predicted = (output > 0).float() if objective == sigmoid.name else output
+        return {name: float(ALL_SCORES[name].of(labels, predicted)) for name in self.metrics[task]}
 
 
 class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
@@ -145,7 +182,7 @@ class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
 
     Args:
         test_datasets: task -> data set.
-        metrics: task -> names of its metrics, of `SCORES`; the first one counts.
+        metrics: task -> names of its metrics, of `ALL_SCORES`; the first one counts.
         baselines: as `TintedEvaluation`.
     """
 
@@ -169,4 +206,4 @@ class TextClassificationTaskPool(TintedEvaluation, _TextTaskPool):
 
     def metric(self, task: str) -> Metric:
         """Return the first of a task's metrics."""
-        return SCORES[self.metrics[task][0]].metric
+        return ALL_SCORES[self.metrics[task][0]].metric
