@@ -15,7 +15,7 @@ from fusion_tinting.method.batch_norm import MergedBatchNorm, restore_statistics
 from fusion_tinting.method.content import content_hash, libraries_of, value_hash
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.task_vectors import TaskVectors
-from fusion_tinting.method.tints import Layer, make_tints, view
+from fusion_tinting.method.tints import Layer, make_tints, share_hooks, view
 
 
 class _Own(threading.local):
@@ -59,6 +59,7 @@ class TintedNetwork(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleList(heads[task] for task in self.tasks)
         self.tint_modules = tints
+        self._share_hooks()
         self._task: str | None = None
         self._own = _Own()
         self._splits = True
@@ -72,6 +73,14 @@ class TintedNetwork(nn.Module):
         """
         heads = dict(zip(self.tasks, self.heads, strict=True))
         self.tinted, self.tint_modules = layer, make_tints(layer, experts, heads)
+        self._share_hooks()
+
+    def _share_hooks(self) -> None:
+        if self.tinted is not None and self.tinted.in_head:
+            for head, tint in zip(self.heads, self.tint_modules, strict=True):
+                share_hooks(head.get_submodule(self.tinted.path), [tint])
+        elif self.tinted is not None:
+            share_hooks(self.encoder.get_submodule(self.tinted.path), self.tint_modules)
 
     def forward(self, inputs: Any, task: str | None = None) -> Tensor:
         """Return the logits of a task, shaped as its head's.

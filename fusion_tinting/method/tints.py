@@ -1,7 +1,7 @@
 """The tint φ_k: task k's own trainable copy of ONE layer, and the model with a tint in its place."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +16,11 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.method.blocks import blocks_of
 
 HEAD, AUTO = "head", "auto"
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+"""Where torch keeps the hooks of a module that see or change what it computes."""
 BOUND = {MethodType, partial}
 """What an instance may hold that runs with the instance, such as a `forward` of its own."""
 
@@ -133,6 +138,22 @@ def make_tints(
     for parameter in tints.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return tints
+
+
+def share_hooks(layer: nn.Module, tints: Iterable[nn.Module]) -> None:
+    """Let what is hooked to a layer, now or when it runs, see the tints that stand in for it.
+
+    Libraries hook models of their own accord, such as transformers where hidden states are asked for.
+
+    Args:
+        layer: of the shared encoder, or of a head.
+        tints: of that layer.
+    """
+    for tint in tints:
+        twins = dict(tint.named_modules())
+        for name, part in layer.named_modules():
+            if name in twins:
+                twins[name].__dict__.update({hooks: vars(part)[hooks] for hooks in HOOKS})
 
 
 @contextmanager

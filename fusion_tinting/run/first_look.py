@@ -17,6 +17,7 @@ from fusion_tinting.method.objectives import Reads, losses_of
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedNetwork
+from fusion_tinting.method.tints import HOOKS
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.samples import described
@@ -277,15 +278,19 @@ def _place(output: Tensor, channels: Tensor, axis: int) -> int | None:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave counters and caches that a model keeps as they were."""
+    """Leave counters and caches that a model keeps as they were, and its hooks."""
     kept = [
         (module, dict(vars(module)), [(b, b.clone()) for b in module._buffers.values() if b is not None])
         for module in model.modules()
     ]
     names = [dict(module._buffers) for module, _, _ in kept]
+    hooks = [(vars(module)[kind], dict(vars(module)[kind])) for module, _, _ in kept for kind in HOOKS]
     try:
         yield
     finally:
+        for held, kept_there in hooks:
+            held.clear()
+            held.update(kept_there)
         for (module, attributes, buffers), registered in zip(kept, names, strict=True):
             vars(module).clear()
             vars(module).update(attributes)

@@ -254,8 +254,9 @@ class Training:
         """Tell the caller of iterations; where that raises, a checkpoint is left."""
         try:
             if self.context.on_step is not None:
-                for seen in new:
-                    self.context.on_step(seen, self.history)
+                with torch.random.fork_rng(devices=[]):  # what it draws is no matter of the sampler's
+                    for seen in new:
+                        self.context.on_step(seen, self.history)
         except BaseException:
             if self.context.processes.count == 1:
                 self._write(new.stop)

@@ -297,3 +297,12 @@ def test_a_task_set_in_one_thread_is_not_anothers(world):
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(ask, ("cats", "dogs"))) == [(True, True), (True, True)]
     assert torch.equal(model(x), model(x, "owls"))
+
+
+def test_numbers_that_on_step_draws_are_no_matter_of_the_samplers(world):
+    def sampler(output, expert):
+        return torch.rand(len(output)) < 0.5
+
+    plain = world.tint(sampler=sampler)
+    for draw in (lambda *_: torch.rand(3), lambda *_: torch.manual_seed(9)):
+        assert torch.equal(world.tint(sampler=sampler, on_step=draw).history.values, plain.history.values)

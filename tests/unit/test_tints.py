@@ -150,6 +150,44 @@ def test_a_forward_of_the_instances_own_sees_the_tint(change):
     assert encoder.inner[1] is not tint
 
 
+class Hooking(nn.Module):
+    """Hooks its blocks when it runs for the first time, as transformers does for hidden states."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.hooked, self.seen = encoder, False, []
+
+    def forward(self, x):
+        if not self.hooked:
+            for block in self.encoder.blocks:
+                block.register_forward_hook(lambda _, __, output: self.note(output))
+            self.hooked = True
+        Hooking.seen_now = []
+        self.encoder(x)
+        return sum(Hooking.seen_now)
+
+    def note(self, output):
+        Hooking.seen_now.append(output)
+
+
+@pytest.mark.parametrize("layer", ["block:0", "block:-1"])
+def test_what_a_model_hooks_when_it_runs_sees_every_tint_once(world, layer):
+    world.pretrained = Hooking(world.pretrained)
+    world.experts = {task: Hooking(expert) for task, expert in world.experts.items()}
+    model, x = world.tint(layer=layer), torch.randn(2, 5)
+    for task in model.tasks:
+        model(x, task)
+        assert len(Hooking.seen_now) == 3
+        plain = model.encoder.encoder.stem(x)
+        total = 0
+        with view(model.encoder, model.layer, model.tints[task]) as seen:
+            for block in seen.encoder.blocks:
+                output = nn.functional.linear(plain, block.weight, block.bias)
+                total, plain = total + output, plain + output.tanh()
+        expected = model.heads[model.tasks.index(task)](total)
+        torch.testing.assert_close(model(x, task), expected)
+
+
 @pytest.mark.parametrize("layer", ["block:1", "stem", "head.last"])
 def test_threads_get_their_own_tasks(decoders, layer):
     model = decoders.tint(layer=layer)
