@@ -349,3 +349,47 @@ def test_an_artifact_of_a_newer_library_is_asked_and_not_compared(tmp_path, monk
     world.pretrained.last.scale = 1.1
     with pytest.raises(ValueError, match="answer the same input otherwise"):
         ft.TintedModel.load(tmp_path, **world.models())
+
+
+def test_an_artifact_with_a_hash_for_a_callable_loads(tmp_path):
+    world = make_world()
+    world.tint(run_dir=tmp_path)
+    path = tmp_path / "tinting.json"
+    manifest = json.loads(path.read_text())
+    for added in ("crc32", "precision", "contents", "answers"):
+        del manifest[added]  # as release 0.1.0 wrote it
+    manifest["settings"]["sampler"] = "own 1a2b3c4d"
+    path.write_text(json.dumps(manifest))
+    ft.TintedModel.load(tmp_path, **world.models())
+    with pytest.raises(ValueError, match="another run: settings"):
+        tint(world, tmp_path, sampler=ft.Named("own", ft.SAMPLERS["all"]))
+
+
+def test_a_prediction_that_its_expert_does_not_confirm_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSION_TINTING_CACHE", str(tmp_path))
+    world = scaled_world()
+    inputs = {task: ft.Unlabeled.of(batches) for task, batches in world.unlabeled.items()}
+    options = {"progress": False, "cache": True}
+    first = ft.predict_experts(world.experts, world.heads, inputs, **options)
+    monkeypatch.setattr(Scale, "forward", rescaled(Scale.forward))  # the hashes are the same
+    second = ft.predict_experts(world.experts, world.heads, inputs, **options)
+    for task in TASKS:
+        torch.testing.assert_close(
+            second[task], ft.predict(world.experts[task], world.heads[task], inputs[task])
+        )
+        assert not torch.allclose(second[task], first[task])
+
+
+def test_another_way_of_attention_or_place_on_disk_is_the_same_model():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    one = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=9), add_pooling_layer=False)
+    other = transformers.BertModel(
+        transformers.BertConfig(**sizes, vocab_size=9, attn_implementation="eager"), add_pooling_layer=False
+    )
+    other.load_state_dict(one.state_dict())
+    other.name_or_path = other.config.name_or_path = "elsewhere"
+    assert value_hash(one) == value_hash(other)
+    other.config.hidden_act = "relu"
+    assert value_hash(one) != value_hash(other)
