@@ -1,5 +1,6 @@
 """What the families share in loading a model of transformers."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -67,6 +68,13 @@ def configurations(models: Models) -> dict[str, PreTrainedConfig]:
     }
 
 
+COMPUTING = re.compile(
+    "^(?!.*(dropout|init)).*(^|_)(act|activation|heads?|eps|epsilon|theta|window|rope|patch|scale|scaling)(_|$)"
+    "|^(image_size|position_embedding_type)$"
+)
+"""Keys of a configuration that change what a model computes from the same tensors."""
+
+
 def objective_of(config: object) -> str | None:
     """Return the objective of a classifier whose outputs are no class distribution; None of one's that are.
 
@@ -92,21 +100,30 @@ def objectives_of(configs: Mapping[str, object]) -> dict[str, str]:
 
 
 def require_one_architecture(base: PreTrainedConfig, experts: Mapping[str, PreTrainedConfig]) -> None:
-    """Refuse experts of another architecture than the base's.
+    """Refuse experts of another architecture than the base's, or that compute otherwise with its tensors.
 
     Args:
         base: configuration of the pre-trained model.
         experts: task -> configuration of its expert.
 
     Raises:
-        ValueError: naming the expert and both architectures.
+        ValueError: naming the expert, and both architectures or what is configured otherwise.
     """
+    ours = base.to_dict()
     for task, expert in experts.items():
         if expert.model_type != base.model_type:
             raise ValueError(
                 f"The expert of `{task}`, `{expert.name_or_path}`, is of the architecture "
                 f"{expert.model_type}; the base `{base.name_or_path}` of {base.model_type}. "
                 "Only fine-tuned copies of one base can be merged."
+            )
+        theirs = expert.to_dict()
+        unlike = [k for k in ours if COMPUTING.search(k) and k in theirs and theirs[k] != ours[k]]
+        if unlike:
+            found = ", ".join(f"`{key}` {theirs[key]!r}, not {ours[key]!r}" for key in unlike[:3])
+            raise ValueError(
+                f"The expert of `{task}`, `{expert.name_or_path}`, is configured otherwise than the base "
+                f"`{base.name_or_path}`: {found}. With the base's it would not be what it is."
             )
 
 
@@ -127,7 +144,7 @@ def load_whole(auto: type, path: str) -> PreTrainedModel:
 
 
 def load_partly(
-    auto: type, path: str, safetensors: bool | None = True
+    auto: type, path: str, safetensors: bool | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
     """Return a model in float32, with dropout off, and the tensors that its checkpoint lacks.
 
@@ -138,11 +155,22 @@ def load_partly(
 
     Raises:
         FileNotFoundError: a model that cannot be reached.
+        ValueError: tensors of other shapes than the checkpoint's own configuration has, named.
     """
     load = partial(
-        auto.from_pretrained, dtype=torch.float32, use_safetensors=safetensors, output_loading_info=True
+        auto.from_pretrained,
+        dtype=torch.float32,
+        use_safetensors=safetensors,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     model, info = reachable(load, path)
+    if wrong := sorted(info["mismatched_keys"]):
+        name, found, wanted = wrong[0]
+        raise ValueError(
+            f"`{path}` holds {len(wrong)} tensor(s) of other shapes than its own configuration has: "
+            f"`{name}` is {tuple(found)}, not {tuple(wanted)}."
+        )
     return model.eval(), sorted(info["missing_keys"])
 
 

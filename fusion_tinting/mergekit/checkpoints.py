@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import click
@@ -27,6 +28,11 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 """Endings of files that hold tensors."""
+
+
+FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Data types that can be added up as they are: name in safetensors -> torch's. The scales of quantized
+tensors, of those in eight bits too, are elsewhere."""
 
 
 class Header(NamedTuple):
@@ -91,6 +97,26 @@ class Checkpoint:
         return {name: header.shape for name, header in self.headers().items()}
 
 
+def require_floating(checkpoint: Checkpoint) -> None:
+    """Refuse a model whose weights are not numbers that can be added up.
+
+    Args:
+        checkpoint: of the model.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    said = checkpoint.folder / "config.json"
+    told = said.is_file() and bool(read_json(said).get("quantization_config"))
+    quantized = [n for n, h in checkpoint.headers().items() if n.endswith("weight") and not h.floating]
+    if told or quantized:
+        what = f"its `{quantized[0]}` is in integers or eight bits" if quantized else f"`{said}` says so"
+        raise ValueError(
+            f"`{checkpoint.folder}` is quantized ({what}), so that its tensors cannot be added up. Merge "
+            "models in full or half precision, and quantize the result."
+        )
+
+
 def headers(path: Path) -> dict[str, Header]:
     """Return what a file of tensors holds.
 
@@ -102,10 +128,10 @@ def headers(path: Path) -> dict[str, Header]:
         raise FileNotFoundError(f"`{path}` is missing.")
     if path.suffix != ".safetensors":
         tensors = _pickled(path, stamp(path))
-        return {name: Header(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+        return {name: Header(tuple(t.shape), t.dtype in FLOATING.values()) for name, t in tensors.items()}
     with _reading(path), safe_open(path, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-        return {name: Header(tuple(p.get_shape()), "F" in p.get_dtype()) for name, p in parts.items()}
+        return {name: Header(tuple(p.get_shape()), p.get_dtype() in FLOATING) for name, p in parts.items()}
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -177,7 +203,8 @@ def _pickled(path: Path, written: tuple) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # of many kinds, for any byte may be wrong
         found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it asks for `{found[1]}`" if found else str(error).partition("\n")[0]
+        damaged = not isinstance(error, UnpicklingError)
+        why = f"it asks for `{found[1]}`" if found else str(error) if damaged else "it holds something else"
         raise ValueError(
             f"`{path}` is damaged or is no file of tensors alone, and was not loaded, for a pickle can run "
             f"code: {why}. Save the model as safetensors where it comes from."

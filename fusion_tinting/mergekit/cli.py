@@ -21,6 +21,9 @@ COMMANDS = {
 }
 """Name -> what `--help` says. Those of mergekit, with its options, are made in `hosted`."""
 
+LONG = 1000
+"""Characters of a message: some of other libraries list all that they know."""
+
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What this package and mergekit raise for a user's mistakes; anything else is ours, and shows where."""
 
@@ -84,7 +87,8 @@ def one_line(error: BaseException) -> str:
     if hasattr(error, "errors"):  # pydantic's
         parts = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors())
         return "; ".join(f"`{where}`: {what}" if where else what for where, what in parts)
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONG else f"{text[:LONG]} …"
 
 
 class UserPath(click.Path):

@@ -84,6 +84,9 @@ class TowerRun(MergedRun):
         shutil.copyfile(self._preprocessor, folder / PREPROCESSOR)
         write_head(folder / "head", *self._heads[task])
 
+    def _check_configurations(self) -> None:
+        """Leave what `require_tower` has seen to: experts may be towers alone, or whole CLIPs."""
+
     @staticmethod
     def _names_of(base: Checkpoint, expert: Checkpoint) -> ModelNames:
         return TowerNames(base.folder)

@@ -1,6 +1,6 @@
 """mergekit's own commands, with all their options, our merge method known, and their output checked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -16,9 +16,10 @@ from mergekit.scripts import merge_raw_pytorch, multimerge, run_yaml
 from fusion_tinting.mergekit import outputs, preflight, reading
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.clip_variants import run_of
-from fusion_tinting.mergekit.folders import MOVED, moves_of, now_at, require_empty
+from fusion_tinting.mergekit.folders import MOVED, moves_of, require_empty
 from fusion_tinting.mergekit.method import NAME, register
 from fusion_tinting.mergekit.writer import streamed
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest
 
@@ -33,7 +34,7 @@ def yaml_command() -> click.Command:
         options, out, moves = _options(given), _folder(out_path), moves_of(moved)
         config, text = reading.read(Path(config_file).expanduser(), moves=moves)
         require_empty(out, force)
-        _require_moved(config, moves)
+        _require_run(config)
         _merge(config, options, out, force, text)
 
     return _like(run_yaml.main, "yaml", run)
@@ -61,7 +62,7 @@ def multi_command() -> click.Command:
         pending = [name for name in TopologicalSorter(needs).static_order() if name not in kept]
         for name in pending:
             require_empty(out[name], force)
-            _require_moved(configs[name], moves)
+            _require_run(configs[name])
             if not needs[name]:
                 preflight.check(configs[name], options, out[name])
         for name in kept:
@@ -89,7 +90,7 @@ def pytorch_command() -> click.Command:
         path, kind = Path(config_path).expanduser(), merge_raw_pytorch.RawPyTorchMergeConfig
         config, _ = reading.read(path, kind, moves)
         require_empty(out, force)
-        _require_moved(config, moves)
+        _require_run(config)
         if tensor_union and tensor_intersection:
             raise click.UsageError("`--tensor-union` and `--tensor-intersection` exclude each other.")
         partial = tensor_intersection if tensor_union or tensor_intersection else None
@@ -122,14 +123,30 @@ def _writing(out: Path, force: bool) -> Iterator[None]:
         yield
 
 
-def _require_moved(config: MergeConfiguration, moves: Mapping[str, str]) -> None:
-    """Refuse models of a run that are not where they were, unless they are what they were."""
+def _require_run(config: Any) -> None:
+    """Refuse models that are not those that the recipe's λ were learned from.
+
+    The recipe's coefficients are a run's if its manifest is beside them. A look at paths and times tells
+    whether a model is the run's; where it does not, its content is compared.
+    """
     coefficients = (config.parameters or {}).get("coefficients")
-    run_dir = Path(coefficients).parent if isinstance(coefficients, str) else None
-    if moves and run_dir is not None and (run_dir / MANIFEST).is_file():
-        manifest = Manifest.read(run_dir)
-        ids = [entry.id for entry in (manifest.base, *manifest.experts.values()) if entry.id]
-        run_of(run_dir, {o: n for o, n in moves.items() if any(now_at(i, {o: n}) != i for i in ids)})
+    manifest_path = Path(coefficients).with_name(MANIFEST) if isinstance(coefficients, str) else None
+    if manifest_path is None or not manifest_path.is_file() or not config.models or not config.base_model:
+        return
+    manifest, now = Manifest.read(manifest_path.parent), {PRETRAINED: str(config.base_model)}
+    now |= {str((entry.parameters or {}).get("task")): str(entry.model) for entry in config.models}
+    was = {PRETRAINED: manifest.base.id, **{task: entry.id for task, entry in manifest.experts.items()}}
+    if any(model is None for model in was.values()) or not was.keys() <= now.keys():
+        return
+    folders = {name: str(Path(path).parent) if Path(path).is_file() else path for name, path in now.items()}
+    elsewhere = {was[name]: folders[name] for name in was if was[name] != folders[name]}
+    run_at = manifest_path.stat().st_mtime_ns
+    if elsewhere or any(_changed_after(Path(folder), run_at) for folder in folders.values()):
+        run_of(manifest_path.parent, elsewhere)
+
+
+def _changed_after(folder: Path, time: int) -> bool:
+    return any(path.stat().st_mtime_ns > time for pattern in WEIGHTS for path in folder.glob(pattern))
 
 
 def _folder(path: str) -> Path:

@@ -15,7 +15,7 @@ from fusion_tinting.families.family import BY_ARCHITECTURE, Family, Models
 from fusion_tinting.families.loading import reachable
 from fusion_tinting.families.rows import Inputs, Rows
 from fusion_tinting.mergekit import recipes, report
-from fusion_tinting.mergekit.checkpoints import Checkpoint
+from fusion_tinting.mergekit.checkpoints import Checkpoint, require_floating
 from fusion_tinting.mergekit.class_names import classes_of
 from fusion_tinting.mergekit.config import AUTO, FAMILIES, Config, read
 from fusion_tinting.mergekit.folders import absolute, require_other
@@ -26,7 +26,6 @@ from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
-from fusion_tinting.run.files import read_json
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import require_free
 from fusion_tinting.run.processes import Processes
@@ -124,22 +123,21 @@ def _loaded(config: Config, run_dir: Path) -> tuple[Family, dict[str, Inputs], d
 def _require_models(config: Config, run_dir: Path) -> None:
     """Refuse one model for two tasks, a run in a model's own folder, and files that are no whole model."""
     places = {task: absolute(expert.model) for task, expert in config.by_task.items()}
-    for place in places.values():
+    base = absolute(config.base_model)
+    for task, place in places.items():
+        if place == base:
+            raise ValueError(
+                f"The expert of `{task}` is the base itself, `{base}`: there is nothing to merge."
+            )
         same = [task for task in places if places[task] == place]
         if len(same) > 1:
             raise ValueError(
                 f"The tasks `{same[0]}` and `{same[1]}` have one expert, `{place}`. Name another."
             )
-    folders = [path for path in map(Path, (absolute(config.base_model), *places.values())) if path.is_dir()]
+    folders = [path for path in map(Path, (base, *places.values())) if path.is_dir()]
     require_other(run_dir, folders)
     for folder in folders:
-        said = folder / "config.json"
-        if said.is_file() and read_json(said).get("quantization_config"):
-            raise ValueError(
-                f"`{folder}` is quantized, so that its tensors cannot be added up. Merge models in full or "
-                "half precision, and quantize the result."
-            )
-        Checkpoint.open(str(folder))
+        require_floating(Checkpoint.open(str(folder)))
 
 
 def family_of(config: Config) -> type[Family]:
@@ -211,7 +209,10 @@ def _split_all(
 ) -> tuple[dict[str, Inputs], dict[str, Inputs]]:
     taught, aside = {}, {}
     for task, expert in config.by_task.items():
-        inputs = Inputs(family.inputs(task, rows[task]), family.labels(task, rows[task]))
+        try:
+            inputs = Inputs(family.inputs(task, rows[task]), family.labels(task, rows[task]))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The data {rows[task].where} is not in UTF-8: {error}") from error
         taught[task], aside[task] = _split(inputs, expert.data.aside, task)
     return taught, aside
 

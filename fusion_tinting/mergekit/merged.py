@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
+from fusion_tinting.errors import abbreviate
 from fusion_tinting.families.batch_norm import Form
+from fusion_tinting.families.loading import require_one_architecture
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.folders import now_at, require_used
 from fusion_tinting.mergekit.names import ModelNames
@@ -83,6 +86,7 @@ class MergedRun:
         self.shared = [name for name in self._rows if name not in tinted]
         self._paths = {t: tint_path(run_dir, t) for t in tasks} if manifest.layer is not None else {}
         self._tinted = {task: list(self._tint(task)) for task in self._paths}
+        self._check_configurations()
         self._check_shapes()
         self._check_content(manifest)
 
@@ -174,6 +178,12 @@ class MergedRun:
         tensors = tint_file(str(self._paths[task]))
         return {name: tensors[stored] for name, stored in self._names.of(tensors).items()}
 
+    def _check_configurations(self) -> None:
+        base, *experts = (
+            AutoConfig.from_pretrained(model.checkpoint.folder) for _, model, _ in self._models()
+        )
+        require_one_architecture(base, dict(zip(self.experts, experts, strict=True)))
+
     def _check_shapes(self) -> None:
         shapes = next(iter(self.experts.values())).shapes()
         wanted = {name: shapes.get(name) for name in self.shared}
@@ -189,6 +199,11 @@ class MergedRun:
             self._check_tint(task, names)
 
     def _check_content(self, manifest: Manifest) -> None:
+        if strange := [name for name in self._rows if name not in self._names.encoder]:
+            raise ValueError(
+                f"The expert `{next(iter(self.experts))}` is configured without {len(strange)} tensor(s) "
+                f"that were merged: {abbreviate(strange)}. {ADVICE}"
+            )
         names = {self._names.encoder[name]: name for name in self._rows}
         for who, model, key in self._models():
             entry = manifest.base if key is None else manifest.experts[key]

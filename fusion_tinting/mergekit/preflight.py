@@ -10,7 +10,8 @@ from mergekit.graph import Task
 from mergekit.options import MergeOptions
 from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_merge
 
-from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.families.loading import require_one_architecture
+from fusion_tinting.mergekit.checkpoints import Checkpoint, require_floating, require_same
 from fusion_tinting.mergekit.folders import require_other
 from fusion_tinting.mergekit.method import NAME, coefficient
 from fusion_tinting.mergekit.outputs import BY_NAME, LAYER, opened, vocabulary_may_change, when_loaded
@@ -38,10 +39,13 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
     require_other(out, (checkpoint.folder for checkpoint in checkpoints.values()))
     if config.merge_method != NAME:
         return
+    for checkpoint in checkpoints.values():
+        require_floating(checkpoint)
     models = sorted(checkpoints, key=lambda model: (model != config.base_model, str(model)))
     settings = {model: model.config(options.trust_remote_code) for model in models}
     if not options.allow_crimes:
         _require_one("architecture", {m: config_of.architectures for m, config_of in settings.items()})
+        require_one_architecture(settings[models[0]], {str(m): settings[m] for m in models[1:]})
     if config.models:
         layers = {m: getattr(config_of, "num_hidden_layers", None) for m, config_of in settings.items()}
         _require_one("number of layers", layers)
@@ -76,6 +80,8 @@ def check_files(
     require_other(out, (checkpoint.folder for checkpoint in files.values()))
     tasks = plan_flat_merge(config, str(out), intersection is False, bool(intersection), options)
     if config.merge_method == NAME:
+        for checkpoint in files.values():
+            require_floating(checkpoint)
         merges = merges_of(saved(tasks), files, partial=intersection is False)
         if intersection:
             merges = [merge for merge in merges if merge.has_coefficients]

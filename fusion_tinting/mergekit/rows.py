@@ -1,5 +1,6 @@
 """The rows of a task's file or data set, with the columns that `data` names."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from fusion_tinting.families.rows import Rows
 from fusion_tinting.mergekit.config import Data, Expert
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+OPTIONS = {".csv": {"keep_default_na": False, "na_values": [""]}}
+"""What is read otherwise than the readers do: in a CSV file `NA`, `null` and `None` are words."""
 COLUMNS = ("text", "text_pair", "target", "image", "label")
 
 
@@ -25,7 +28,7 @@ def rows_of(expert: Expert) -> Rows:
     data, where = expert.data, f"`{expert.data.path}` (task `{expert.task}`)"
     table = _table(data, where)
     if len(table) == 0:
-        raise ValueError(f"The data {where} is empty: expected at least two rows.")
+        raise ValueError(f"The data {where}, `{data.split}`, is empty: expected at least two rows.")
     columns = {key: name for key in COLUMNS if (name := getattr(data, key)) is not None}
     return Rows(table, where, columns, data.max_length, folder=Path(data.path).parent)
 
@@ -35,15 +38,30 @@ def _table(data: Data, where: str) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     path = Path(data.path)
-    if path.suffix in READERS and not path.is_file():
+    kind = path.suffix.lower()
+    if kind in READERS and not path.is_file():
         raise FileNotFoundError(f"There is no file {where}.")
-    if path.is_file() and path.suffix not in READERS:
-        raise unknown(f"kind of file of {where}", path.suffix, READERS)
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"The data {where} is empty: expected at least two rows.")
+    if path.is_file():
+        _check_file(data, kind, path, where)
     try:
-        if path.is_file():
-            return load_dataset(READERS[path.suffix], data_files=str(path), split=data.split)
-        return reachable(lambda name: load_dataset(name, data.name, split=data.split), data.path)
+        if not path.is_file():
+            return reachable(lambda name: load_dataset(name, data.name, split=data.split), data.path)
+        table = load_dataset(READERS[kind], data_files=str(path), split=data.split, **OPTIONS.get(kind, {}))
     except (ValueError, DatasetGenerationError) as error:
+        if "corresponds to no data" in str(error):
+            return ()
         raise ValueError(f"The data {where} cannot be read: {error.__cause__ or error}") from error
+    return table.filter(lambda row: bool(row["text"].strip())) if kind == ".txt" else table
+
+
+def _check_file(data: Data, kind: str, path: Path, where: str) -> None:
+    """Refuse a file of another kind, one that is empty, and what would be ignored or renamed in reading."""
+    if kind not in READERS:
+        raise unknown(f"kind of file of {where}", path.suffix, READERS)
+    if data.name is not None:
+        raise ValueError(f"`name: {data.name}` has no effect on a file, {where}: it is for data sets.")
+    if kind == ".csv":
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            header = next(csv.reader(file), [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise ValueError(f"The data {where} has two columns `{twice[0]}`.")
