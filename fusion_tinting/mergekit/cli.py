@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from fusion_tinting.errors import unknown
-from fusion_tinting.mergekit.folders import MOVED
+from fusion_tinting.mergekit import helping
+from fusion_tinting.mergekit.folders import FORCE, MOVED
 
 COMMANDS = {
     "learn": "Learn coefficients and tints from unlabeled inputs.",
@@ -45,6 +46,10 @@ class Lazy(click.Group):
         """Find the command, or say which one may be meant."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             raise click.UsageError(str(unknown("command", args[0], COMMANDS)), ctx)
+        if args and args[0] in helping.SCRIPTS and {"-h", "--help"} & {*args}:
+            quick = helping.command(args[0], [FORCE, MOVED])
+            if quick is not None:
+                return args[0], quick, args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -129,13 +134,12 @@ def learn(**given: Any) -> None:
 @click.argument("run_dir", type=FOLDER, metavar="RUN")
 @click.argument("out", type=FOLDER)
 @click.option("--task", "tasks", multiple=True, help="This one only; may be repeated.")
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
 def variants(**given: Any) -> None:
     """Write OUT/TASK, a complete checkpoint for `from_pretrained`, for every task of a run."""
     imported("variants").command(**given)
 
 
-variants.params.append(MOVED)
+variants.params += [FORCE, MOVED]
 
 
 @main.command("show")

@@ -8,6 +8,7 @@ import click
 
 from fusion_tinting.run.lock import LOCK
 
+FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
 MOVED = click.Option(
     ["--moved"],
     multiple=True,

@@ -16,7 +16,7 @@ from mergekit.scripts import merge_raw_pytorch, multimerge, run_yaml
 from fusion_tinting.mergekit import outputs, preflight, reading
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
 from fusion_tinting.mergekit.clip_variants import run_of
-from fusion_tinting.mergekit.folders import MOVED, moves_of, require_empty
+from fusion_tinting.mergekit.folders import FORCE, MOVED, moves_of, require_empty
 from fusion_tinting.mergekit.method import NAME, register
 from fusion_tinting.mergekit.writer import streamed
 from fusion_tinting.method.task_vectors import PRETRAINED
@@ -24,7 +24,6 @@ from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
-FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
 
 
 def yaml_command() -> click.Command:

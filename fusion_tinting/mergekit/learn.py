@@ -123,18 +123,13 @@ def _loaded(config: Config, run_dir: Path) -> tuple[Family, dict[str, Inputs], d
 def _require_models(config: Config, run_dir: Path) -> None:
     """Refuse one model for two tasks, a run in a model's own folder, and files that are no whole model."""
     places = {task: absolute(expert.model) for task, expert in config.by_task.items()}
-    base = absolute(config.base_model)
-    for task, place in places.items():
-        if place == base:
-            raise ValueError(
-                f"The expert of `{task}` is the base itself, `{base}`: there is nothing to merge."
-            )
+    for place in places.values():
         same = [task for task in places if places[task] == place]
         if len(same) > 1:
             raise ValueError(
                 f"The tasks `{same[0]}` and `{same[1]}` have one expert, `{place}`. Name another."
             )
-    folders = [path for path in map(Path, (base, *places.values())) if path.is_dir()]
+    folders = [path for path in map(Path, (absolute(config.base_model), *places.values())) if path.is_dir()]
     require_other(run_dir, folders)
     for folder in folders:
         require_floating(Checkpoint.open(str(folder)))

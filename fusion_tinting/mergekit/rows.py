@@ -58,6 +58,8 @@ def _check_file(data: Data, kind: str, path: Path, where: str) -> None:
     """Refuse a file of another kind, one that is empty, and what would be ignored or renamed in reading."""
     if kind not in READERS:
         raise unknown(f"kind of file of {where}", path.suffix, READERS)
+    if path.stat().st_size == 0:
+        raise ValueError(f"The data {where} is empty: expected at least two rows.")
     if data.name is not None:
         raise ValueError(f"`name: {data.name}` has no effect on a file, {where}: it is for data sets.")
     if kind == ".csv":

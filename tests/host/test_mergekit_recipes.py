@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 import yaml
@@ -13,7 +14,9 @@ from checkpoints import WORDS, classifier, expert, llama, masked_lm, tensors
 from click.testing import CliRunner
 from recipe_world import TASKS, make, write_coefficients
 
+from fusion_tinting.mergekit import helping, hosted
 from fusion_tinting.mergekit.cli import main
+from fusion_tinting.mergekit.folders import FORCE, MOVED
 from fusion_tinting.run.files import write_tensors
 
 COMMAND = Path(sys.executable).parent / "mergekit-tint"
@@ -46,16 +49,19 @@ def parameters(world, **more):
 
 
 @pytest.mark.quick
-def test_help_imports_nothing_heavy(tmp_path):
+@pytest.mark.parametrize("command", [None, "learn", "yaml", "multi", "pytorch", "variants", "show"])
+def test_help_imports_nothing_heavy(command):
     """Torch, transformers and mergekit cost seconds; they are for the commands."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    told = subprocess.run([COMMAND, "--help"], env=environment, capture_output=True, text=True, check=True)
+    arguments = [COMMAND, *filter(None, [command]), "--help"]
+    told = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     imported = {line.split("|")[-1].strip().split(".")[0] for line in told.stderr.splitlines()}
     assert "click" in imported
     assert not imported & {"torch", "transformers", "mergekit", "numpy", "datasets", "matplotlib"}
-    assert all(
-        f"\n  {name} " in told.stdout for name in ("learn", "yaml", "multi", "pytorch", "variants", "show")
+    names = (
+        ("learn", "yaml", "multi", "pytorch", "variants", "show") if command is None else ("-h, --help",)
     )
+    assert all(f"\n  {name} " in told.stdout for name in names)
 
 
 @pytest.mark.parametrize("command", ["yaml", "multi", "pytorch"])
@@ -70,6 +76,18 @@ def test_help_of_mergekits_commands_has_all_options(command):
         "--force",
     ):
         assert option in told.output
+
+
+@pytest.mark.parametrize("command", helping.SCRIPTS)
+def test_the_quick_help_has_every_option_and_argument_of_the_command(command):
+    quick, whole = helping.command(command, [FORCE, MOVED]), getattr(hosted, f"{command}_command")()
+
+    def names(found: click.Command) -> list[tuple]:
+        return sorted(
+            (p.param_type_name, p.name, *sorted((*p.opts, *p.secondary_opts))) for p in found.params
+        )
+
+    assert names(quick) == names(whole)
 
 
 @pytest.mark.quick
