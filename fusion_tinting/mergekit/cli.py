@@ -10,7 +10,6 @@ import click
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.mergekit import helping
-from fusion_tinting.mergekit.folders import FORCE, MOVED
 
 COMMANDS = {
     "learn": "Learn coefficients and tints from unlabeled inputs.",
@@ -22,6 +21,13 @@ COMMANDS = {
 }
 """Name -> what `--help` says. Those of mergekit, with its options, are made in `hosted`."""
 
+FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
+MOVED = click.Option(
+    ["--moved"],
+    multiple=True,
+    metavar="OLD=NEW",
+    help="A model, a run, or a folder of them, that is elsewhere now; may be repeated.",
+)
 LONG = 1000
 """Characters of a message: some of other libraries list all that they know."""
 

@@ -8,14 +8,6 @@ import click
 
 from fusion_tinting.run.lock import LOCK
 
-FORCE = click.Option(["--force"], is_flag=True, help="Write into a folder that is not empty.")
-MOVED = click.Option(
-    ["--moved"],
-    multiple=True,
-    metavar="OLD=NEW",
-    help="A model, a run, or a folder of them, that is elsewhere now; may be repeated.",
-)
-
 
 def absolute(model: str) -> str:
     """Local folders and files as absolute paths; anything else, such as a hub id, as it is.
@@ -23,8 +15,29 @@ def absolute(model: str) -> str:
     Args:
         model: as mergekit writes it, `model` or `model+lora`.
     """
+    whole = Path(model).expanduser()
+    if whole.exists():
+        return str(whole.resolve())
     parts = map(os.path.expanduser, model.split("+"))
     return "+".join(str(Path(part).resolve()) if Path(part).exists() else part for part in parts)
+
+
+def require_plain(path: str, characters: str) -> None:
+    """Refuse a path that mergekit would take for something else.
+
+    Args:
+        path: of a model, or a hub id.
+        characters: of which none may be in the path of one that is here.
+
+    Raises:
+        ValueError: naming the character.
+    """
+    found = [character for character in characters if character in path]
+    if found and Path(path).expanduser().exists():
+        raise ValueError(
+            f"mergekit cannot read `{path}`: there is a `{found[0]}` in the path, which it gives another "
+            "meaning. Rename the folder, or name a symbolic link to it."
+        )
 
 
 def moves_of(given: Iterable[str]) -> dict[str, str]:

@@ -15,8 +15,9 @@ from mergekit.scripts import merge_raw_pytorch, multimerge, run_yaml
 
 from fusion_tinting.mergekit import outputs, preflight, reading
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_same
+from fusion_tinting.mergekit.cli import FORCE, MOVED
 from fusion_tinting.mergekit.clip_variants import run_of
-from fusion_tinting.mergekit.folders import FORCE, MOVED, moves_of, require_empty
+from fusion_tinting.mergekit.folders import moves_of, require_empty
 from fusion_tinting.mergekit.method import NAME, register
 from fusion_tinting.mergekit.writer import streamed
 from fusion_tinting.method.task_vectors import PRETRAINED

@@ -12,7 +12,7 @@ from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_
 
 from fusion_tinting.families.loading import require_one_architecture
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_floating, require_same
-from fusion_tinting.mergekit.folders import require_other
+from fusion_tinting.mergekit.folders import require_other, require_plain
 from fusion_tinting.mergekit.method import NAME, coefficient
 from fusion_tinting.mergekit.outputs import BY_NAME, LAYER, opened, vocabulary_may_change, when_loaded
 from fusion_tinting.mergekit.plan import (
@@ -92,6 +92,7 @@ def check_files(
 
 
 def _file(path: str) -> Checkpoint:
+    require_plain(path, ' "+@')
     checkpoint = Checkpoint.open(path)
     if Path(path).is_file():
         return checkpoint

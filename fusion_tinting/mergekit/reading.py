@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.mergekit.documents import documents_of
-from fusion_tinting.mergekit.folders import absolute, now_at, require_used
+from fusion_tinting.mergekit.folders import absolute, now_at, require_plain, require_used
 from fusion_tinting.mergekit.method import NAME
 from fusion_tinting.mergekit.run_files import coefficient_file, tint_file
 
@@ -156,6 +156,7 @@ def _moved(documents: list[dict], moves: Mapping[str, str], fixed: tuple) -> lis
 
     def place(path: str) -> str:
         found.append(path)
+        require_plain(now_at(path, moves), "+@")
         return absolute("+".join(now_at(part, moves) for part in path.split("+")))
 
     documents = [_with_paths(recipe, place, fixed) for recipe in documents]

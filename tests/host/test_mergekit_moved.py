@@ -59,9 +59,9 @@ def test_an_expert_that_has_moved(run, tmp_path):
 
 def test_all_that_was_in_one_folder(run, tmp_path):
     """The run too: its recipe names its coefficients."""
-    (tmp_path / "zoo").rename(tmp_path / "new zoo")
-    moved = ("--moved", f"{tmp_path / 'zoo'}={tmp_path / 'new zoo'}")
-    recipe = tmp_path / "new zoo" / "run" / "recipe.yml"
+    (tmp_path / "zoo").rename(tmp_path / "new-zoo")
+    moved = ("--moved", f"{tmp_path / 'zoo'}={tmp_path / 'new-zoo'}")
+    recipe = tmp_path / "new-zoo" / "run" / "recipe.yml"
     assert "coefficients.safetensors` is missing" in merge(recipe, tmp_path / "refused").output
     result = merge(recipe, tmp_path / "out", *moved)
     assert result.exit_code == 0, result.output
@@ -70,7 +70,7 @@ def test_all_that_was_in_one_folder(run, tmp_path):
 
 
 def run_recipe_in_place(recipe: Path, tmp_path: Path) -> Path:
-    text = recipe.read_text().replace(str(tmp_path / "zoo"), str(tmp_path / "new zoo"))
+    text = recipe.read_text().replace(str(tmp_path / "zoo"), str(tmp_path / "new-zoo"))
     recipe.write_text(text)
     return recipe
 
@@ -78,6 +78,16 @@ def run_recipe_in_place(recipe: Path, tmp_path: Path) -> Path:
 def assert_same(found: dict, wanted: dict) -> None:
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["a b", "v1+v2", "at@home", 'a"b'])
+def test_a_path_that_mergekit_reads_otherwise(run, tmp_path, name):
+    new = tmp_path / name
+    shutil.copytree(run.experts["sst2"], new)
+    moved = ("--moved", f"{run.experts['sst2']}={new}")
+    refused = merge(run.folder / "recipe.yml", tmp_path / "out", *moved)
+    assert refused.exit_code == 1 and f"mergekit cannot read `{new}" in refused.output
+    run.variants(tmp_path / "out", *moved)
 
 
 def test_another_model_in_the_place_of_one_that_has_moved(run, tmp_path):

@@ -15,8 +15,7 @@ from click.testing import CliRunner
 from recipe_world import TASKS, make, write_coefficients
 
 from fusion_tinting.mergekit import helping, hosted
-from fusion_tinting.mergekit.cli import main
-from fusion_tinting.mergekit.folders import FORCE, MOVED
+from fusion_tinting.mergekit.cli import FORCE, MOVED, main
 from fusion_tinting.run.files import write_tensors
 
 COMMAND = Path(sys.executable).parent / "mergekit-tint"
