@@ -31,6 +31,7 @@ LOGITS = f"weight · z + bias, where z = normalize({PROJECTION} · pooler_output
 SAME = ("hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "patch_size")
 """What two towers must agree in beside the shapes of their tensors, which alone do not tell all of it."""
 
+WHOLE = {"clip": CLIPModel}
 CLIP = CLIPVisionModel.__module__
 """Where transformers keeps its classes of CLIP."""
 
@@ -135,8 +136,9 @@ class Clip(Family):
         """Refuse experts that are no vision tower of the base's architecture, or read images otherwise."""
         if self.models.load is None:
             base = reachable(AutoConfig.from_pretrained, self.models.base)
+            _require_kind(self.models.base, base.model_type, WHOLE)
             for path in self.models.experts.values():
-                require_tower(path, getattr(base, "vision_config", base))
+                require_tower(path, base.vision_config)
             images.require_read_alike(self.processor, self.models.experts)
 
     def load(self) -> None:
@@ -237,7 +239,7 @@ def load(path: str) -> CLIPModel:
         FileNotFoundError: a model that cannot be reached.
         ValueError: a model of another architecture, or tensors that the checkpoint lacks, named.
     """
-    return _loaded(path, {"clip": CLIPModel})
+    return _loaded(path, WHOLE)
 
 
 def load_tower(path: str) -> CLIPVisionModel:
@@ -312,10 +314,14 @@ def names_on_disk(encoder: CLIPImageEncoder, whole: CLIPModel | None = None) -> 
     return names
 
 
-def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionModel:
-    kind = reachable(AutoConfig.from_pretrained, path).model_type
+def _require_kind(path: str, kind: str, classes: Mapping[str, type]) -> None:
     if kind not in classes:
         raise ValueError(f"`{path}` is of the architecture `{kind}`. Expected {' or '.join(classes)}.")
+
+
+def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionModel:
+    kind = reachable(AutoConfig.from_pretrained, path).model_type
+    _require_kind(path, kind, classes)
     model, missing = load_partly(classes[kind], path, safetensors=None)
     require_complete(path, model, missing)
     return model.requires_grad_(False)
