@@ -105,8 +105,8 @@ class Seq2Seq(WholeModels):
 
     def check(self) -> None:
         """Refuse models of several architectures, and a tokenizer that is not theirs."""
-        super().check()
         require_known_tokens(self.tokenizer, self.configs[PRETRAINED])
+        super().check()
 
     def load(self) -> None:
         """Load the pre-trained model; a bias of the logits is merged where any model has one."""

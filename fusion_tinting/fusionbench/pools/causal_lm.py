@@ -31,8 +31,8 @@ class CausalLMFamily(PoolFamily):
 
     def check(self) -> None:
         """Refuse models of several architectures, and a tokenizer that is not theirs."""
-        super().check()
         texts.require_known_tokens(self.family.tokenizer, self.family.configs[PRETRAINED])
+        super().check()
 
     def rows(self, task: str, dataset: Any, where: str) -> Rows:
         """Return the rows of a data set, whose only column of strings is the text."""
