@@ -25,7 +25,11 @@ def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
     Args:
         vectors: θ₀ and the task vectors.
         lam: the effective coefficients, shape (L, K).
+
+    Raises:
+        ValueError: `lam` of another shape.
     """
+    lam = _rows(vectors, lam)
     base, deltas = vectors.views(vectors.base), vectors.views(vectors.deltas)
     return {
         name: base[name]
@@ -44,9 +48,12 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
         vectors: θ₀ and the task vectors.
         lam: the effective coefficients, shape (L, K).
         out: the buffer to fill, shape (P,); a new one by default.
+
+    Raises:
+        ValueError: `lam` of another shape.
     """
     out = torch.empty_like(vectors.base) if out is None else out
-    weights = lam * vectors.scales
+    weights = _rows(vectors, lam).to(vectors.base) * vectors.scales
     for place, _, start, stop, deltas in vectors.pieces():
         torch.addmv(vectors.base[start:stop], deltas.t(), weights[place], out=out[start:stop])
     vectors.rows.complete(out)
@@ -63,11 +70,18 @@ def merge_tensor(base: Tensor, experts: Iterable[Tensor], lams: Iterable[float])
         experts: θ_k,l of every expert, of the same shape; taken one at a time, so that they may be read
             then.
         lams: λ_lk of every expert.
+
+    Raises:
+        ValueError: an expert of another shape, or not as many as there are λ.
     """
     dtype = torch.promote_types(base.dtype, torch.float32)
     start = base.reshape(-1)
     total = start.to(dtype, copy=True)
     for expert, lam in zip(experts, lams, strict=True):
+        if expert.shape != base.shape:
+            raise ValueError(
+                f"An expert's tensor has shape {tuple(expert.shape)}; the base's has {tuple(base.shape)}."
+            )
         tensor = expert.reshape(-1)
         for first in range(0, len(total), ELEMENTS):
             piece = slice(first, first + ELEMENTS)
@@ -156,8 +170,27 @@ def load_merged(module: nn.Module, vectors: TaskVectors, lam: Tensor) -> nn.Modu
     Args:
         module: whose parameters `vectors` names.
         vectors: θ₀ and the task vectors.
-        lam: the effective coefficients, shape (L, K).
+        lam: the effective coefficients, shape (L, K); or (K,), or one number, for every tensor.
+
+    Raises:
+        ValueError: `lam` of another shape, or not finite.
     """
-    for name, tensor in vectors.views(merge(vectors, lam.to(vectors.base))).items():
+    if not lam.isfinite().all():
+        raise ValueError("`lam` must hold finite numbers.")
+    for name, tensor in vectors.views(merge(vectors, lam)).items():
         module.get_parameter(name).copy_(tensor)
     return module
+
+
+def _rows(vectors: TaskVectors, lam: Tensor) -> Tensor:
+    """Return λ with a row for each tensor and a column for each task."""
+    shape = len(vectors.slots), len(vectors.tasks)
+    if lam.shape == shape:
+        return lam
+    try:
+        return lam.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"`lam` must have shape {shape}, one row for each merged tensor and one column for each task. "
+            f"Found {tuple(lam.shape)}."
+        ) from None

@@ -172,7 +172,12 @@ def agreement(output: Tensor, expert: Tensor, reads: Reads = Reads.ARG_MAX) -> T
         output: of the tinted model, (B, ...).
         expert: of the expert, the same shape.
         reads: what the task's objective reads of the expert.
+
+    Raises:
+        ValueError: outputs of two shapes.
     """
+    if output.shape != expert.shape:
+        raise ValueError(f"Outputs of shape {tuple(output.shape)} and {tuple(expert.shape)} cannot agree.")
     if reads is Reads.LABELS:
         return _per_sample(((output > 0) == (expert > 0)).float())
     if reads is Reads.DIRECTION:

@@ -217,11 +217,15 @@ class TintedNetwork(nn.Module):
         Args:
             lam: coefficients of shape (L, K) or (K,); one number for all (Task Arithmetic; 0 is the
                 pre-trained model); or a task's name (its expert).
+
+        Raises:
+            ValueError: an unknown task, or `lam` of another shape or not finite.
         """
         if isinstance(lam, str):
+            if lam not in self.tasks:
+                raise unknown("task", lam, self.tasks)
             lam = torch.eye(len(self.tasks))[self.tasks.index(lam)]
-        lam = torch.as_tensor(lam, dtype=torch.float32).to(self.vectors.base.device)
-        lam = lam.expand(len(self.vectors.slots), len(self.tasks))
+        lam = torch.as_tensor(lam, dtype=torch.float32)
         encoder = load_merged(deepcopy(self.encoder), self.vectors, lam)
         heads = dict(zip(self.tasks, self.heads, strict=True))
         return type(self)(encoder, heads, nn.ModuleList(), layer=None, vectors=self.vectors)

@@ -193,8 +193,7 @@ def predict_experts(
             again, do not bear out.
 
     Raises:
-        ValueError: a file in the cache that is damaged or another's; predictions that are not finite.
-        OSError: the cache cannot be written.
+        ValueError: predictions that are not finite.
     """
     processes = processes or Processes()
     predictions: dict[str, Predictions] = {}

@@ -21,6 +21,7 @@ from fusion_tinting.method.tints import HOOKS
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.samples import described
+from fusion_tinting.run.surroundings import attributes_kept
 from fusion_tinting.run.top_predictions import dense
 from fusion_tinting.run.unlabeled import Unlabeled, to_device
 
@@ -280,20 +281,18 @@ def _place(output: Tensor, channels: Tensor, axis: int) -> int | None:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Leave counters and caches that a model keeps as they were, and its hooks."""
     kept = [
-        (module, dict(vars(module)), [(b, b.clone()) for b in module._buffers.values() if b is not None])
+        (module, dict(module._buffers), [(b, b.clone()) for b in module._buffers.values() if b is not None])
         for module in model.modules()
     ]
-    names = [dict(module._buffers) for module, _, _ in kept]
     hooks = [(vars(module)[kind], dict(vars(module)[kind])) for module, _, _ in kept for kind in HOOKS]
-    try:
-        yield
-    finally:
-        for held, kept_there in hooks:
-            held.clear()
-            held.update(kept_there)
-        for (module, attributes, buffers), registered in zip(kept, names, strict=True):
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.update(registered)
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    with attributes_kept(model):
+        try:
+            yield
+        finally:
+            for held, kept_there in hooks:
+                held.clear()
+                held.update(kept_there)
+            for module, registered, buffers in kept:
+                module._buffers.update(registered)
+                for buffer, before in buffers:
+                    buffer.copy_(before)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """For which there is an autocast."""
@@ -27,3 +28,21 @@ def undisturbed() -> Iterator[None]:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Leave a model's attributes as they were, such as the attention that it remembers of its last batch.
+
+    With those of a training step neither the model nor its other merges could be copied.
+
+    Args:
+        model: of whose modules they are.
+    """
+    kept = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)

@@ -21,7 +21,7 @@ from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
-from fusion_tinting.run.surroundings import undisturbed
+from fusion_tinting.run.surroundings import attributes_kept, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
 from fusion_tinting.run.unlabeled import Unlabeled, resident, to_device
@@ -105,6 +105,7 @@ def train(
     with (
         _ALONE if context.processes.count == 1 else nullcontext(),
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
+        attributes_kept(model),
         Adaptation(model, settings, context.processes) as adaptation,
         freed_memory_kept(size, device),
     ):

@@ -115,8 +115,13 @@ class Unlabeled:
 
         Args:
             indices: which, in order.
+
+        Raises:
+            ValueError: an index that no sample has.
         """
         indices = list(map(int, indices))
+        if wrong := [index for index in indices if not -len(self) <= index < len(self)]:
+            raise ValueError(f"There are {len(self)} samples, and none has the index {wrong[0]}.")
         version = None if self.version is None else _digest(f"{self.version} {indices}".encode())
         part = Unlabeled(Subset(self.dataset, indices), self.collate, self.num_workers, version, self.take)
         if self._cached is not None:  # one draw, where the data are augmented at random

@@ -137,7 +137,7 @@ def stop_halfway(run: Run, folder: str | Path) -> None:
 
 
 def _stop(step: int, _: Any) -> None:
-    if step == 3:
+    if step == 4:
         raise InterruptedError
 
 
@@ -459,9 +459,7 @@ def known(
 
 
 def named_sampler(name: str) -> Run:
-    sampler = limited(1.0)
-    sampler.name = name  # type: ignore[attr-defined]
-    return {"sampler": sampler}
+    return {"sampler": ft.Named(name, limited(1.0))}
 
 
 NAME = ("name",)

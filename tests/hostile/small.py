@@ -111,6 +111,6 @@ def tint(models: dict[str, Any], unlabeled: Any, **options: Any) -> ft.TintedMod
 def look(model: ft.TintedModel, probe: Any = None) -> dict[str, Any]:
     """Return what a result is: λ, and logits of a probe (by default vectors)."""
     probe = vectors(7) if probe is None else probe
-    with torch.no_grad():
-        found = {f"logits of {task}": model(probe, task).float() for task in model.tasks}
+    with torch.no_grad():  # a copy for each, which the model may change
+        found = {f"logits of {task}": model(deepcopy(probe), task).float() for task in model.tasks}
     return found | {"λ": torch.stack([row for _, row in sorted(model.coefficients.items())])}

@@ -210,3 +210,17 @@ class TestLeanTaskVectors:
         vectors = load_task_vectors(world.pretrained, world.experts, {"storage": "mmap"})
         with pytest.raises(ValueError, match="Found device `meta`"):
             vectors.to("meta")
+
+
+@pytest.mark.parametrize("merge", [ft.merge, ft.merge_reference])
+def test_coefficients_of_another_shape_are_refused(vectors, merge):
+    rows, tasks = len(vectors.slots), len(vectors.tasks)
+    for shape in ((tasks, rows), (rows + 1, tasks), (rows, tasks + 1), (rows,)):
+        with pytest.raises(ValueError, match=r"`lam` must have shape .*, one row for each merged tensor"):
+            merge(vectors, torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6,), (1,)])
+def test_an_experts_tensor_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="An expert's tensor has shape"):
+        ft.merge_tensor(torch.ones(2, 3), [torch.ones(shape)], [0.3])
