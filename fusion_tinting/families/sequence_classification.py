@@ -60,7 +60,7 @@ class TextHead(nn.Module):
         try:
             return self.rest(**features.inputs).logits
         finally:
-            stand_in.output = None
+            del stand_in.output  # or the head would be another than before its first use
 
 
 class _StandIn(nn.Module):

@@ -128,6 +128,15 @@ def test_an_expert_by_one_hot_coefficients_is_transformers_own(tmp_path, name, k
         torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
 
 
+def test_a_finished_run_is_known_when_it_is_started_again(tmp_path):
+    options = config.read(make_world(tmp_path, "roberta", AutoModelForMaskedLM))
+    first, _ = learn(options, tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "tinting.json").read_bytes()
+    again, _ = learn(options, tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "tinting.json").read_bytes() == before
+    assert all(torch.equal(first.coefficients[name], row) for name, row in again.coefficients.items())
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_recipes_reproduce_the_tinted_model(tmp_path, name):
     """Heads of 2, 3, 5 labels and of one number, over a masked language model: merged as files."""
