@@ -15,6 +15,7 @@ from fusion_tinting.families.family import BY_FILE
 from fusion_tinting.families.loading import load_partly, objectives_of, require_complete
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.families.texts import TextFamily, tokenized
+from fusion_tinting.method.tints import view
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -55,16 +56,17 @@ class TextHead(nn.Module):
         output = features.output
         if self.pooler is not None:
             output = type(output)(**{**output, "pooler_output": self.pooler(output.last_hidden_state)})
-        stand_in = getattr(self.rest, self.rest.base_model_prefix)
-        stand_in.output = output
-        try:
-            return self.rest(**features.inputs).logits
-        finally:
-            del stand_in.output  # or the head would be another than before its first use
+        with view(self.rest, self.rest.base_model_prefix, _StandIn(output)) as rest:
+            logits: Tensor = rest(**features.inputs).logits
+        return logits
 
 
 class _StandIn(nn.Module):
-    output: Any = None
+    """Gives what it was made with; within a head, nothing."""
+
+    def __init__(self, output: Any = None):
+        super().__init__()
+        self.output = output
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return self.output

@@ -1,5 +1,7 @@
 """A base as it was published, without the classifier's prefix, or with another head of its own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import (
@@ -54,3 +56,24 @@ def test_the_backbone_of_any_base_is_merged_and_its_head_left(tmp_path, name, ki
     assert merged.keys() == backbone.keys() == family.experts["task"].backbone.state_dict().keys()
     assert all(torch.equal(tensor, backbone[name]) for name, tensor in merged.items())
     assert any(len(tensor) == 5 for tensor in family.heads["task"].parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_threads_that_ask_one_head_get_their_own_answers(tmp_path, name, kind):
+    torch.manual_seed(0)
+    config = type(CONFIGS[name])(**CONFIGS[name].to_diff_dict(), num_labels=3)
+    KINDS[kind].from_config(config).save_pretrained(tmp_path)
+    family = family_class(kind)(Models(str(tmp_path), {"task": str(tmp_path)}, reader=Tokenizer()))
+    family.load()
+    extra = {"words": torch.arange(4)[None]} if kind == "token_classification" else {}
+    tokens = [torch.full((1, 4), token) for token in range(1, 9)]
+    head = family.heads["task"].eval().requires_grad_(False)
+    features = [
+        family.pretrained(input_ids=ids, attention_mask=torch.ones_like(ids), **extra) for ids in tokens
+    ]
+    alone = [head(one) for one in features]
+    with ThreadPoolExecutor(16) as threads:
+        together = list(threads.map(head, features * 200))
+    assert all(torch.equal(logits, alone[place % 8]) for place, logits in enumerate(together))
+    assert len({tuple(logits.flatten().tolist()) for logits in alone}) == 8
