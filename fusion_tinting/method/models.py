@@ -46,6 +46,9 @@ FACTOR = re.compile(r"(^|[._])lora_(a|b|up|down|embedding_a|embedding_b)\b", re.
 class PlainModels(Mapping[str, nn.Module]):
     """Models of which each is a `plain_model` when it is asked for; each is checked once.
 
+    One that is loaded each time it is asked for must be the same each time: the error names a tensor that
+    is not, such as one that no checkpoint holds and that is drawn anew.
+
     Args:
         what: how an error calls one, such as `The expert`.
         models: task -> model; may load on access.
@@ -59,7 +62,7 @@ class PlainModels(Mapping[str, nn.Module]):
         form: Callable[[nn.Module], nn.Module] = lambda model: model,
     ):
         self._what, self._models, self._form = what, models, form
-        self._checked: set[str] = set()
+        self._checked: dict[str, dict[str, list[float]]] = {}
 
     @property
     def in_memory(self) -> bool:
@@ -67,9 +70,16 @@ class PlainModels(Mapping[str, nn.Module]):
         return isinstance(self._models, dict)
 
     def __getitem__(self, task: str) -> nn.Module:
+        what = f"{self._what} `{task}`"
         make = _unwrapped if task in self._checked else plain_model
-        model = make(f"{self._what} `{task}`", self._models[task])
-        self._checked.add(task)
+        model = make(what, self._models[task])
+        ends = _ends(model)
+        for name, before in self._checked.setdefault(task, ends).items():
+            if ends.get(name) != before:
+                raise ValueError(
+                    f"{what} is another each time it is loaded: `{name}` has changed. Load it once; or see "
+                    "whether its checkpoint lacks that tensor, so that it is drawn at random."
+                )
         return self._form(model)
 
     def __iter__(self) -> Iterator[str]:
@@ -77,6 +87,14 @@ class PlainModels(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return len(self._models)
+
+
+def _ends(model: nn.Module) -> dict[str, list[float]]:
+    """Return the first and the last number of every floating-point parameter."""
+    tensors = {
+        name: p.detach().reshape(-1) for name, p in model.named_parameters() if p.is_floating_point()
+    }
+    return {name: flat[[0, -1]].nan_to_num().tolist() for name, flat in tensors.items() if len(flat)}
 
 
 def plain_model(what: str, model: nn.Module) -> nn.Module:

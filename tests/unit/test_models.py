@@ -805,3 +805,34 @@ def test_an_adapter_that_was_put_into_a_model_is_named(world, peft, where):
     else:
         world.experts["dogs"] = Within(peft.get_peft_model(world.experts["dogs"], config))
         refused(world, "^The expert `dogs` holds at `tower` a PeftModel: layers of an adapter")
+
+
+# Models that are loaded each time they are asked for.
+
+
+class Loaded(dict):
+    """Loads a copy each time, whose last tensor no checkpoint holds."""
+
+    def __init__(self, models, draw):
+        super().__init__(models)
+        self.draw = draw
+
+    def __getitem__(self, task):
+        model = deepcopy(super().__getitem__(task))
+        self.draw(list(model.parameters())[-1].data)
+        return model
+
+
+@pytest.mark.parametrize("which", ["experts", "heads"])
+def test_a_model_that_is_another_each_time_it_is_loaded_is_named(world, which):
+    models, count = getattr(world, which), iter(range(100))
+    for draw in (torch.Tensor.normal_, torch.Tensor.uniform_, lambda t: t.add_(0.1 * next(count))):
+        setattr(world, which, Loaded(models, draw))
+        refused(world, rf"`{TASKS[0]}` is another each time .* has changed")
+
+
+@pytest.mark.parametrize("which", ["experts", "heads"])
+def test_a_model_that_is_loaded_each_time_is_tinted_as_one_that_is_kept(world, which):
+    expected = outputs(make_world().tint())
+    setattr(world, which, Loaded(getattr(world, which), lambda tensor: None))
+    assert torch.equal(outputs(world.tint()), expected)
