@@ -53,6 +53,7 @@ def test_a_probe_of_maps_solves_what_is_linear_in_each_place(probes):
 def test_the_command_writes_scores_beside_the_experts(cache, probes, tmp_path, monkeypatch, capsys, pool):
     path = tmp_path / "probes.json"
     monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or FusionBench asks the terminal, which is captured
+    monkeypatch.setattr(probes.dense_probes, "STEPS", 60)
     monkeypatch.setattr(sys, "argv", ["probes.py", pool, "--zoos", "0", "--json", str(path)])
     probes.BENCHMARK.main()
     outcome = json.loads(path.read_text())["pools"][pool]
