@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,8 +180,9 @@ def keys(path: Path) -> list[str]:
     return list(load_file(path))
 
 
-def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path):
+def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path, monkeypatch):
     """The bars: average < Task Arithmetic < tinted, which keeps 97 % of what the experts know."""
+    monkeypatch.setattr(texts, "RECIPE", replace(texts.RECIPE, workers=0))  # another would import all anew
     texts.make(tmp_path / "demo", progress=False)
     options = config.read(tmp_path / "demo/config.yml")
     model, aside = learn(options, tmp_path / "run", progress=False)
