@@ -1,36 +1,64 @@
-"""FusionBench's command in processes that start in a moment: forked from one that has imported it."""
+"""Processes that start in a moment: forked from one that has imported FusionBench and what it needs."""
 
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["fusion_tinting.fusionbench", "fusion_bench.scripts.cli", "fusion_bench.taskpool.clip_vision.taskpool"]
+    [
+        "fusion_tinting.fusionbench",
+        "fusion_bench.scripts.cli",
+        "fusion_bench.taskpool.clip_vision.taskpool",
+        "fusion_tinting.mini.pictures.clip",
+    ]
 )
 
 
-def start(arguments: list[str], folder: Path, environment: dict[str, str]):
-    """Start `fusion_bench` with these arguments in a folder; return the process, and its output's pipe."""
+def start(
+    function: Callable[..., None], *arguments: object, folder: Path, environment: dict[str, str]
+) -> tuple[BaseProcess, Connection]:
+    """Call a module's function in a process of its own, in a folder; return it, and its output's pipe."""
     receiver, sender = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=fusion_bench, args=(arguments, folder, environment, sender))
+    process = SERVER.Process(target=begin, args=(function, arguments, folder, environment, sender))
     process.start()
     sender.close()
     return process, receiver
 
 
-def fusion_bench(
-    arguments: list[str], folder: Path, environment: dict[str, str], output: Connection
+def begin(
+    function: Callable[..., None],
+    arguments: tuple,
+    folder: Path,
+    environment: dict[str, str],
+    output: Connection,
 ) -> None:
-    """The command, within a process that was forked."""
+    """Call it, within the process."""
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.update(environment)
     os.chdir(folder)
+    function(*arguments)
+
+
+def end(process: BaseProcess, output: Connection, seconds: float) -> str:
+    """Wait for a process, which must do well; return what it has written."""
+    process.join(seconds)
+    process.kill()  # or its output would have no end; one that has ended does not mind
+    with os.fdopen(os.dup(output.fileno())) as lines:
+        said = lines.read()
+    assert process.exitcode == 0, said
+    return said
+
+
+def fusion_bench(*arguments: str) -> None:
+    """FusionBench's command."""
     sys.argv = ["fusion_bench", *arguments]
     from fusion_bench.scripts.cli import _hydra_main
 

@@ -20,7 +20,9 @@ def timed(runs_own, clock, command: list[str], folder: Path, environment: dict) 
     if "method=model_tinting" in command:
         return runs_own(command, folder, environment)
     clock, begin = clock(), time.perf_counter()
-    process, output = forked.start(command[1:], folder, environment)
+    process, output = forked.start(
+        forked.fusion_bench, *command[1:], folder=folder, environment=environment
+    )
     with (
         open(folder / "log.txt", "w", encoding="utf-8") as log,
         os.fdopen(os.dup(output.fileno())) as lines,

@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import torch
 from lightning import Fabric
@@ -15,9 +13,9 @@ import fusion_tinting as ft
 from fusion_tinting.fusionbench.processes import FabricProcesses
 
 
-def main(rank: str, ranks: str, folder: str, cases: str) -> None:
-    """Adapt once for each case, and write what this process ended with to `<folder>/<case>-<rank>`."""
-    store = distributed.FileStore(f"{folder}/store", int(ranks))
+def adapt(rank: str, ranks: str, cases: str) -> None:
+    """Adapt once for each case, and write what this process ended with to `<case>-<rank>`."""
+    store = distributed.FileStore("store", int(ranks))
     distributed.init_process_group("gloo", rank=int(rank), world_size=int(ranks), store=store)
     os.environ |= {"LOCAL_RANK": rank, "WORLD_SIZE": ranks}  # as Lightning's launcher starts processes
     fabric = Fabric(accelerator="cpu", devices=int(ranks), strategy="ddp")
@@ -25,7 +23,7 @@ def main(rank: str, ranks: str, folder: str, cases: str) -> None:
     processes = {"torch": ft.DistributedProcesses(), "fabric": FabricProcesses(fabric)}
     for number, (host, options) in enumerate(json.loads(cases)):
         tinted = make_world().tint(**options, processes=processes[host])
-        save_file(tensors_of(tinted), Path(folder) / f"{number}-{rank}.safetensors")
+        save_file(tensors_of(tinted), f"{number}-{rank}.safetensors")
     distributed.barrier()
     distributed.destroy_process_group()  # or one that ends first can abort the other
 
@@ -40,7 +38,3 @@ def tensors_of(tinted: ft.TintedModel) -> dict[str, torch.Tensor]:
     tensors |= {f"expert.{name}": p.data for name, p in tinted.remerged("dogs").merged.named_parameters()}
     tensors |= {"history": tinted.history.values, "held": torch.tensor(tinted.vectors.deltas.shape[1])}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,14 +1,13 @@
 """The mini benchmark: deterministic, disjoint, loadable, and safe to interrupt or to build twice."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import combinations
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 import numpy as np
 import psutil
 import pytest
@@ -25,28 +24,15 @@ from fusion_tinting.mini.zoo import UNFINISHED
 
 MICRO = recipe.find("clip-micro_3")
 MORE_TASKS = dict(list(TASKS.items())[8:])
-BUILD = """
-from dataclasses import replace
-from fusion_tinting import mini
-from fusion_tinting.mini import recipe
-
-print(mini.build(1, recipe=replace(recipe.find("clip-micro_3"), workers=1)))
-"""
 
 
-def start_build(cache: Path) -> subprocess.Popen:
-    """A plain script, without a main guard, that builds a micro zoo by a worker, in a cache of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", BUILD],
-        env={
-            **os.environ,
-            "FUSION_TINTING_CACHE": str(cache),
-            "PYTHONPATH": str(Path(mini.__file__).parents[2]),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start_build(cache: Path):
+    """A process that builds a micro zoo by a worker, in a cache of its own; and what it writes."""
+    return forked.start(build, folder=cache, environment={"FUSION_TINTING_CACHE": str(cache)})
+
+
+def build() -> None:
+    print(mini.build(1, recipe=replace(MICRO, workers=1)))
 
 
 def wait_until(condition) -> None:
@@ -56,7 +42,7 @@ def wait_until(condition) -> None:
         time.sleep(0.05)
 
 
-def workers_of(program: subprocess.Popen) -> list[psutil.Process]:
+def workers_of(program: BaseProcess) -> list[psutil.Process]:
     """The processes that joblib has started for a program."""
     children = psutil.Process(program.pid).children()
     return [child for child in children if "LokyProcess" in " ".join(child.cmdline())]
@@ -242,23 +228,22 @@ def test_a_second_call_finds_the_zoo(micro):
 
 
 def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_path):
-    killed = start_build(tmp_path)
+    killed, _ = start_build(tmp_path)
     unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{UNFINISHED}"
     wait_until((unfinished / "pretrained").exists)
     (worker,) = workers_of(killed)
-    assert killed.poll() is None
+    assert killed.is_alive()
     killed.kill()
-    killed.communicate()
+    killed.join()
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     first_part = (unfinished / "pretrained" / "model.safetensors").stat().st_mtime_ns
     folder = Path(str(unfinished).removesuffix(UNFINISHED))
     assert not folder.exists()
 
-    outputs = [
-        builder.communicate(timeout=600) for builder in (start_build(tmp_path), start_build(tmp_path))
-    ]
-    assert {Path(out.strip()) for out, _ in outputs} == {folder}
-    assert sum("Building" in err for _, err in outputs) == 1
+    builders = [start_build(tmp_path), start_build(tmp_path)]
+    outputs = [forked.end(*builder, seconds=600) for builder in builders]
+    assert {Path(said.split()[-1]) for said in outputs} == {folder}
+    assert sum("Building" in said for said in outputs) == 1
     assert not list(tmp_path.rglob("*" + UNFINISHED))
     assert (folder / "pretrained" / "model.safetensors").stat().st_mtime_ns == first_part
 

@@ -1,16 +1,15 @@
 """Two processes of torch.distributed against one: the work shared out, and the task vectors too."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+from processes_of_a_group import adapt
 from safetensors.torch import load_file
 from world import make_world
 
-SCRIPT = Path(__file__).with_name("processes_of_a_group.py")
 CASES = [
     ("torch", "joint", "memory", "fp32"),
     ("torch", "joint", "sharded", "fp32"),
@@ -35,11 +34,9 @@ def together(tmp_path_factory) -> Path:
     """What each of two processes ended with in every case: `<number of the case>-<rank>.safetensors`."""
     folder = tmp_path_factory.mktemp("group")
     cases = json.dumps([(host, options(*settings)) for host, *settings in CASES])
-    commands = [[sys.executable, SCRIPT, str(rank), "2", folder, cases] for rank in (0, 1)]
-    started = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    started = [forked.start(adapt, str(rank), "2", cases, folder=folder, environment={}) for rank in (0, 1)]
+    for process, output in started:
+        forked.end(process, output, seconds=120)
     return folder
 
 
