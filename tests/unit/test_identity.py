@@ -219,7 +219,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), SAME, ids=lambda settings: str(settings))
+@pytest.mark.parametrize(("one", "other"), SAME, ids=lambda settings: "-".join(settings) or "none")
 def test_settings_that_mean_the_same_are_the_same_run(one, other, tmp_path):
     assert tint(make_world(), tmp_path, **one)
     recognized(make_world(), tmp_path, **other)
@@ -236,7 +236,7 @@ DIFFERENT = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), DIFFERENT, ids=lambda settings: str(settings))
+@pytest.mark.parametrize(("one", "other"), DIFFERENT, ids=lambda settings: "-".join(settings) or "none")
 def test_settings_that_mean_something_else_are_another_run(one, other, tmp_path):
     tint(make_world(), tmp_path, **one)
     for _ in range(2):
