@@ -7,7 +7,6 @@ Accuracy on `test`, mean of the tasks, of Task Arithmetic at two λ and of a hea
 """
 
 import argparse
-import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from statistics import mean
@@ -39,22 +38,27 @@ class World:
         self.test = {
             task: (self.family.unlabeled(task, "test"), labels_of(self.family, task)) for task in self.tasks
         }
+        # Of the experts as they are, whatever is done to statistics where they are merged.
+        self.predictions = ft.predict_experts(
+            self.family.experts, self.family.heads, self.inputs, progress=False
+        )
 
     def scores(self, way: "Way") -> dict[str, float]:
         """Return the mean accuracy in percent of every model that has its statistics this way."""
         pretrained = way.changed(self.family.pretrained)
-        experts = LoadedExperts(self.tasks, lambda task: way.changed(self.family.experts[task]))
-        models = {"experts": experts, "heads": self.family.heads}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The buffer")  # that they are not merged is what is studied
-            way.prepare(self, pretrained, models)
-            untrained = ft.TintedModel.untrained(pretrained, layer=None, **models)
-            scores = {f"λ = {lam}": self.accuracy(untrained.remerged(lam)) for lam in LAMBDAS}
-            tinted = ft.tint(
-                pretrained, **models, unlabeled=self.inputs, sampler="all", steps=self.steps, progress=False
-            )
+        way.prepare(self, pretrained)
+        untrained = self.untrained(way, pretrained, layer=None)
+        scores = {f"λ = {lam}": self.accuracy(untrained.remerged(lam)) for lam in LAMBDAS}
+        settings = ft.Settings(sampler="all", steps=self.steps)
+        tinted = self.untrained(way, pretrained)
+        ft.adapt(tinted, self.inputs, self.predictions, settings, progress=False)
         way.finish(self, tinted)
         return {**scores, "tinted": self.accuracy(tinted)}
+
+    def untrained(self, way: "Way", pretrained: nn.Module, layer: str | None = "head") -> ft.TintedModel:
+        """Return where adaptation starts from these statistics."""
+        experts = LoadedExperts(self.tasks, lambda task: way.expert(self.family.experts[task], pretrained))
+        return ft.TintedModel.untrained(pretrained, experts, self.family.heads, layer)
 
     def accuracy(self, model: ft.TintedModel) -> float:
         """Return the mean accuracy over the tasks, in percent."""
@@ -78,11 +82,19 @@ class Way:
         """Return a copy of an encoder that has its statistics this way."""
         return deepcopy(encoder)
 
-    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+    def prepare(self, world: World, pretrained: nn.Module) -> None:
         """Change the pre-trained model's statistics before anything is merged."""
+
+    def expert(self, encoder: nn.Module, pretrained: nn.Module) -> nn.Module:
+        """Return a copy of an expert as it is merged around the changed pre-trained model."""
+        return self.changed(encoder)
 
     def finish(self, world: World, tinted: ft.TintedModel) -> None:
         """Change the tinted model's statistics after adaptation."""
+
+
+class FixedBatchNorm(nn.BatchNorm2d):
+    """A batch norm of a class of its own, whose statistics `fusion_tinting` leaves as they are."""
 
 
 class Pretrained(Way):
@@ -90,17 +102,28 @@ class Pretrained(Way):
 
     def changed(self, encoder: nn.Module) -> nn.Module:
         """Return a copy of an encoder with statistics that are not merged."""
-        return restore_statistics(deepcopy(encoder)).requires_grad_(False)
+        encoder = restore_statistics(deepcopy(encoder)).requires_grad_(False)
+        for module in encoder.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = FixedBatchNorm
+        return encoder
+
+    def expert(self, encoder: nn.Module, pretrained: nn.Module) -> nn.Module:
+        """Return a copy of an expert with the pre-trained model's statistics."""
+        expert = self.changed(encoder)
+        for name, buffer in expert.named_buffers():
+            buffer.copy_(pretrained.get_buffer(name))
+        return expert
 
 
 class Average(Pretrained):
     """The mean of the experts' statistics."""
 
-    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+    def prepare(self, world: World, pretrained: nn.Module) -> None:
         """Put the mean into the pre-trained model."""
+        experts = [self.changed(world.family.experts[task]) for task in world.tasks]
         for name, buffer in pretrained.named_buffers():
-            each = [models["experts"][task].get_buffer(name) for task in world.tasks]
-            buffer.copy_(sum(each) / len(each))
+            buffer.copy_(sum(expert.get_buffer(name) for expert in experts) / len(experts))
 
 
 class Recomputed(Pretrained):
@@ -109,9 +132,9 @@ class Recomputed(Pretrained):
     def __init__(self, again: bool = False):
         self.again = again
 
-    def prepare(self, world: World, pretrained: nn.Module, models: dict) -> None:
+    def prepare(self, world: World, pretrained: nn.Module) -> None:
         """Put the statistics of the merged model into the pre-trained model."""
-        merged = ft.TintedModel.untrained(pretrained, layer=None, **models).remerged(LAMBDAS[0]).encoder
+        merged = world.untrained(self, pretrained, layer=None).remerged(LAMBDAS[0]).encoder
         update_bn(world.mixed(), merged)
         for name, buffer in pretrained.named_buffers():
             buffer.copy_(merged.get_buffer(name))
