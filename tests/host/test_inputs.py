@@ -146,13 +146,13 @@ def test_own_tasks_have_their_class_names_in_the_yaml(fuse):
 
 DATA = "{_target_: datasets.load_dataset, path: nobody/data}"
 GONE = {
-    "modelpool.models.mini-digits=nobody/nothing": "`nobody/nothing` (the model `mini-digits`)",
+    "modelpool.models.mini-digits=nobody/nothing": "`nobody/nothing`",
     "modelpool.models._pretrained_=./no/such/folder": "`./no/such/folder` (the model `_pretrained_`)",
     "modelpool.processor=nobody/nothing": "`nobody/nothing` (of the model pool)",
     "taskpool.processor=nobody/nothing": "`nobody/nothing`",
     "taskpool.clip_model=nobody/nothing": "`nobody/nothing` (the task pool's `clip_model`)",
     f"+modelpool.test_datasets.mini-digits={DATA}": "The test split of `mini-digits`",
-    f"+taskpool.test_datasets.mini-digits={DATA}": "the test set of `mini-digits`",
+    f"+taskpool.test_datasets.mini-digits={DATA}": "The test set of `mini-digits`",
 }
 
 
@@ -203,7 +203,7 @@ def text_pool(names: dict[str, int]) -> TextClassifierPool:
     pool = TextClassifierPool(None)
     config = BertConfig(label2id=names, id2label={place: name for name, place in names.items()})
     tokenizer = SimpleNamespace(model_max_length=16)
-    pool.__dict__["family"] = SimpleNamespace(configs={"task": config}, tokenizer=tokenizer)
+    pool.__dict__["family"] = SimpleNamespace(configs={"task": config}, tokenizer=tokenizer, objectives={})
     return pool
 
 

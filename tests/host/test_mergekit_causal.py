@@ -250,7 +250,7 @@ def _another_vocabulary(world, config):
 
 
 def _tokens_that_the_model_does_not_know(world, config):
-    for path in world.experts.values():
+    for path in (world.base, *world.experts.values()):
         make_tokenizer(("zebra", *WORDS)).save_pretrained(path)
     (world.folder / "news.txt").write_text("on on on\n" * 40)
     return "has a token 25; the base knows 25"

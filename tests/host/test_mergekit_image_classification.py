@@ -221,7 +221,7 @@ def _other_classes(world: World) -> str:
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config))
     draw(world.folder / "images" / "tools" / "..", ["tools/hoe", "tools/pen"])
-    return "expected a class from 0 to 1"
+    return "head calls its classes"
 
 
 @pytest.mark.parametrize(
