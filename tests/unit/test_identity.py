@@ -136,7 +136,7 @@ def test_models_are_compared_whole(change, place, tmp_path):
     world.tint(run_dir=tmp_path, **SHORT)
     for scale in scales(world, place):
         change(scale)
-    alone = r"|expert `dogs` has (another|the hooks)"  # which cannot be merged
+    alone = r"|expert `dogs` has (another|the hooks|`scale`|the class)"  # which cannot be merged
     refused(rf"contents\.|another head of `dogs`|heads\.dogs{alone}", world, tmp_path, **SHORT)
 
 
@@ -346,7 +346,8 @@ def test_an_artifact_of_a_newer_library_is_asked_and_not_compared(tmp_path, monk
     path.write_text(json.dumps(manifest))
     world.experts["cats"].last.added_by_the_library = True
     ft.TintedModel.load(tmp_path, **world.models())
-    world.pretrained.last.scale = 1.1
+    for scale in scales(world, "all encoders"):
+        scale.scale = 1.1
     with pytest.raises(ValueError, match="answer the same input otherwise"):
         ft.TintedModel.load(tmp_path, **world.models())
 
