@@ -1,6 +1,7 @@
 """For every test: one thread, no network, and no file in the user's own cache."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,9 @@ import pytest
 # as fast as two for models as small as the tests'.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run behind it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path, config):
