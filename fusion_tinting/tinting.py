@@ -163,6 +163,8 @@ def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:
     if not isinstance(options.init, str):
         return options.init
     path = path_of("init", options.init)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no run `{path}`, which `init` names; a number has no quotes.")
     columns, rows = read_coefficients(path)
     if missing := [task for task in tasks if task not in columns]:
         raise ValueError(f"`init={path}` has no λ for the tasks {missing}. It has those of {columns}.")

@@ -12,7 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from fusion_tinting.families.family import BY_ARCHITECTURE
 from fusion_tinting.families.loading import load_whole
 from fusion_tinting.families.rows import Rows
-from fusion_tinting.families.texts import TextFamily
+from fusion_tinting.families.texts import TextFamily, readable
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tints import AUTO, HEAD, find_layer
 from fusion_tinting.run.experts import LoadedExperts
@@ -163,8 +163,7 @@ def inputs_of(tokenizer: Any, texts: Sequence[str], config: PreTrainedConfig, ma
         raise ValueError(
             f"The tokenizer of the experts has a token {highest}; the base knows {config.vocab_size}."
         )
-    length = min(max_length, getattr(config, "max_position_embeddings", max_length))
-    return Unlabeled(blocks_of(tokens, length, tokenizer.eos_token_id))
+    return Unlabeled(blocks_of(tokens, readable(config, max_length), tokenizer.eos_token_id))
 
 
 def names_on_disk(model: PreTrainedModel) -> dict[str, str]:

@@ -19,6 +19,7 @@ from fusion_tinting.families.batch_norm import (
     restore_statistics,
 )
 from fusion_tinting.families.family import BY_FILE, Family
+from fusion_tinting.families.labels import names_of
 from fusion_tinting.families.loading import (
     configurations,
     load_partly,
@@ -139,7 +140,7 @@ class ImageClassification(Family):
     def labels(self, task: str, rows: Rows) -> Tensor | None:
         """Return class indices; of several labels or values (N, C)."""
         read = rows.several if task in self.objectives else rows.labels
-        return read(width(self.heads[task]), self.configs[task].label2id)
+        return read(width(self.heads[task]), names_of(self.configs[task]))
 
     @property
     def variance_epsilon(self) -> float | None:

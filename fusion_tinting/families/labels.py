@@ -105,6 +105,18 @@ class Outputs:
         return f"expected a class from 0 to {self.count - 1} or one of {list(self.names)}"
 
 
+def names_of(config: Any) -> dict[str, int]:
+    """Return class name -> output of a classifier by `label2id`, or by `id2label` where that names none.
+
+    Args:
+        config: of a classifier of transformers.
+    """
+    told = config.label2id or {}
+    return (
+        dict(told) if not Outputs(len(told), told).unnamed else {n: i for i, n in config.id2label.items()}
+    )
+
+
 def is_labeled(labels: Tensor) -> Tensor:
     """Return which entries of labels are labels.
 

@@ -24,7 +24,7 @@ from fusion_tinting.families.causal_lm import WholeModels, names_on_disk
 from fusion_tinting.families.family import BY_FILE
 from fusion_tinting.families.loading import load_whole
 from fusion_tinting.families.rows import Rows
-from fusion_tinting.families.texts import digest, require_known_tokens, tokenized
+from fusion_tinting.families.texts import digest, readable, require_known_tokens, tokenized
 from fusion_tinting.method.objectives import PADDING
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tints import HEAD
@@ -133,8 +133,8 @@ class Seq2Seq(WholeModels):
 
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return the tokens of the texts that are answered, and of the targets where there are any."""
-        config, length = self.configs[PRETRAINED], rows.max_length
-        length = min(length, getattr(config, "max_position_embeddings", length))
+        config = self.configs[PRETRAINED]
+        length = readable(config, rows.max_length)
         asked = tokenized(self.tokenizer, [rows.texts("text")], length, rows.where)
         texts = rows.texts("target")
         if texts is None:

@@ -12,9 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.families.family import BY_FILE
+from fusion_tinting.families.labels import names_of
 from fusion_tinting.families.loading import load_partly, objectives_of, require_complete
 from fusion_tinting.families.rows import Rows
-from fusion_tinting.families.texts import TextFamily, tokenized
+from fusion_tinting.families.texts import TextFamily, readable, tokenized
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tints import view
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.unlabeled import Unlabeled
@@ -82,7 +84,8 @@ class Backbones(TextFamily):
         """Return the tokens of texts, or of pairs; batches are padded to their longest."""
         columns = [rows.texts("text"), rows.texts("text_pair")]
         given = [column for column in columns if column is not None]
-        return tokenized(self.tokenizer, given, rows.max_length, rows.where)
+        length = readable(self.configs[PRETRAINED], rows.max_length)
+        return tokenized(self.tokenizer, given, length, rows.where)
 
     @staticmethod
     def parameter_of(name: str, prefix: str) -> str:
@@ -132,7 +135,7 @@ class SequenceClassification(Backbones):
         """Return class indices, or values of a head with one output; of several labels or values (N, C)."""
         config = self.configs[task]
         read = rows.several if task in self.objectives else rows.labels
-        return read(config.num_labels, config.label2id)
+        return read(config.num_labels, names_of(config))
 
 
 def load(

@@ -12,11 +12,20 @@ from transformers import PreTrainedConfig
 
 from fusion_tinting.families import tokenizers
 from fusion_tinting.families.family import Family
-from fusion_tinting.families.labels import Outputs, unlike
+from fusion_tinting.families.labels import Outputs, names_of, unlike
 from fusion_tinting.families.loading import configurations, require_one_architecture
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
+
+UNLIMITED = 1 << 20
+"""Tokens of a text, where neither tokenizer nor model knows a limit."""
+
+COUNTED_FROM_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Architectures whose first position is the one behind the padding token's number."""
 
 
 class TintedText(TintedModel):
@@ -128,9 +137,10 @@ def class_order(names: Sequence[str], config: PreTrainedConfig, where: str) -> l
             f"The head of `{config.name_or_path}` has {config.num_labels} output(s); {where} has the "
             f"{len(names)} classes {list(names)}. The expert was fine-tuned on another task."
         )
-    order = Outputs(config.num_labels, config.label2id).order(names)
+    called = names_of(config)
+    order = Outputs(config.num_labels, called).order(names)
     if order is None:
-        raise unlike(f"`{config.name_or_path}`", config.label2id, where, names)
+        raise unlike(f"`{config.name_or_path}`", called, where, names)
     return order
 
 
@@ -146,12 +156,29 @@ def require_fitting(tokenizer: Any, config: PreTrainedConfig) -> None:
     """
     require_known_tokens(tokenizer, config)
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and tokenizer.model_max_length > positions:
+    if _positions(config) < UNLIMITED > tokenizer.model_max_length > positions:
         raise ValueError(
             f"The tokenizer `{tokenizer.name_or_path}` cuts texts at {tokenizer.model_max_length:.3g} "
             f"tokens, the model `{config.name_or_path}` has {positions} positions. Give the tokenizer a "
             "`model_max_length`."
         )
+
+
+def readable(config: PreTrainedConfig, max_length: int) -> int:
+    """Return how many tokens of a text are read: those asked for, or a model's positions if they are fewer.
+
+    Args:
+        config: of the model.
+        max_length: that is asked for; transformers writes 1e30 where nobody has said it.
+    """
+    return min(int(max_length), _positions(config))
+
+
+def _positions(config: PreTrainedConfig) -> int:
+    positions = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    if positions < 0 or not getattr(config, "position_biased_input", True):  # XLNet, DeBERTa: relative ones
+        return UNLIMITED
+    return positions - config.pad_token_id - 1 if config.model_type in COUNTED_FROM_PADDING else positions
 
 
 def require_known_tokens(tokenizer: Any, config: PreTrainedConfig) -> None:

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from fusion_tinting.families import sequence_classification as sequences
+from fusion_tinting.families.labels import names_of
 from fusion_tinting.families.rows import NO_LABEL, Rows
 from fusion_tinting.families.sequence_classification import Features, TextEncoder, TextHead
-from fusion_tinting.families.texts import digest
+from fusion_tinting.families.texts import digest, readable
 from fusion_tinting.method.objectives import PADDING
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.unlabeled import Unlabeled
 
 NO_WORD = -1
@@ -78,7 +80,7 @@ class TokenClassification(sequences.SequenceClassification):
 
     def labels(self, task: str, rows: Rows) -> Tensor | None:
         """Return class indices (N, T), `NO_LABEL` where no word begins."""
-        tags = rows.tags(self.configs[task].num_labels, self.configs[task].label2id)
+        tags = rows.tags(self.configs[task].num_labels, names_of(self.configs[task]))
         if tags is None:
             return None
         pairs = zip(self._items(rows), tags, strict=True)
@@ -88,7 +90,7 @@ class TokenClassification(sequences.SequenceClassification):
 
     def _items(self, rows: Rows) -> list[dict[str, list[int]]]:
         """Return the tokens of each text; and `words`, each word's number at its first token, T of them."""
-        texts, length = rows.words(), rows.max_length
+        texts, length = rows.words(), readable(self.configs[PRETRAINED], rows.max_length)
         split = isinstance(texts[0], list)
         tokens = self.tokenizer(texts, truncation=True, max_length=length, is_split_into_words=split)
         items = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]

@@ -1,5 +1,6 @@
 """What can be seen to fail before a model is loaded, whatever the kind of models."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from fusion_bench import BaseModelPool, BaseTaskPool
 
 from fusion_tinting.fusionbench.pools import SPLITS, PoolFamily
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
-from fusion_tinting.run.files import require_no_file
+from fusion_tinting.run.files import require_no_file, require_no_folder
 
 OURS = {
     "clip": ("clip.TintedCLIPVisionModelTaskPool", "clip-vit-b32_TA8"),
@@ -51,9 +52,15 @@ def split(pool: BaseModelPool, name: str) -> None:
 
 
 def save_path(program: Any) -> None:
-    """Refuse a `merged_model_save_path` that is a file: a tinted model is saved as a folder."""
+    """Refuse paths that what is saved in the end cannot have: a tinted model is a folder, a report a file.
+
+    FusionBench 0.2.33 cannot write a report whose path names no folder; such a path gets one.
+    """
     if path := getattr(program, "merged_model_save_path", None):
         require_no_file(Path(path))
+    if path := getattr(program, "report_save_path", None):
+        require_no_folder(Path(path))
+        program.report_save_path = str(path) if os.path.dirname(path) else f"./{path}"
 
 
 def taskpool(pool: BaseTaskPool | None, models: PoolFamily) -> None:

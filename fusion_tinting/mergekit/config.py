@@ -84,7 +84,7 @@ class Data(_Part):
         classes: names of the classes, in the order of the labels, where neither model nor data set knows
             them; a list, a text file with one a line, or `fusion_bench:<task>`, FusionBench's own.
         template: turns a class name, which stands for its `{}`, into a prompt; or several, to be averaged.
-        max_length: tokens of an input.
+        max_length: tokens of an input; what is longer, or than the model can read, is cut.
     """
 
     path: Place = ""

@@ -80,17 +80,22 @@ def tables(report: Report, aside: Mapping[str, Inputs]) -> Iterator[Table]:
     known = {task: inputs.labels for task, inputs in aside.items() if inputs.labels is not None}
     if labeled := [task for task, labels in known.items() if is_labeled(labels).any()]:
         right = _values(report, labeled, lambda t, each: 100 * score(each.output, known[t], each.reads))
-        kinds = {task: _kind(measured) for task, measured in report["expert"].items()}
+        kinds = {task: _kind(report["expert"][task], known[task]) for task in labeled}
         titles = {task: _titled(task, known[task], kinds[task]) for task in labeled}
         right = {way: {titles.get(t, t): value for t, value in each.items()} for way, each in right.items()}
         yield _table("Accuracy, %, on inputs kept aside", right)
 
 
-def _kind(measured: Measured) -> str | None:
+def _kind(measured: Measured, labels: Tensor) -> str | None:
     """Return what is scored of a task, where it is not the accuracy of its class."""
-    if measured.reads is Reads.LABELS:
-        return "each label"
-    return "correlation" if measured.divergence is None else None
+    if _of_classes(measured.output, labels):
+        return None
+    return "each label" if measured.reads is Reads.LABELS else "correlation"
+
+
+def _of_classes(output: Tensor, labels: Tensor) -> bool:
+    """Return whether labels are classes, whatever objective the outputs were taught by."""
+    return not _single(output) and labels.shape != output.shape
 
 
 def _titled(task: str, labels: Tensor, kind: str | None) -> str:
@@ -115,13 +120,13 @@ def score(output: Tensor, labels: Tensor, reads: Reads = Reads.ARG_MAX) -> Tenso
         reads: what the task's objective reads of the expert.
     """
     known = is_labeled(labels)
+    if _of_classes(output, labels):
+        return (output.argmax(1) == labels)[known].float().mean()
     if reads is Reads.LABELS:
         return ((output > 0) == (labels > 0.5))[known].float().mean()
-    if _single(output) or reads is Reads.VALUES:
-        pairs = zip(output.flatten(1).T, labels.reshape(len(labels), -1).T, strict=True)
-        found = [torch.corrcoef(torch.stack(pair)[:, is_labeled(pair[1])])[0, 1] for pair in pairs]
-        return torch.stack(found).mean()
-    return (output.argmax(1) == labels)[known].float().mean()
+    pairs = zip(output.flatten(1).T, labels.reshape(len(labels), -1).T, strict=True)
+    found = [torch.corrcoef(torch.stack(pair)[:, is_labeled(pair[1])])[0, 1] for pair in pairs]
+    return torch.stack(found).mean()
 
 
 def _measured(model: TintedModel, expert: TintedModel, task: str, inputs: Inputs, reads: Reads) -> Measured:

@@ -10,8 +10,12 @@ from fusion_tinting.families.rows import Rows
 from fusion_tinting.mergekit.config import Data, Expert
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-OPTIONS = {".csv": {"keep_default_na": False, "na_values": [""]}}
-"""What is read otherwise than the readers do: in a CSV file `NA`, `null` and `None` are words."""
+OPTIONS = {
+    ".csv": {"keep_default_na": False, "na_values": [""]},
+    ".txt": {"encoding": "utf-8-sig"},
+}
+"""What is read otherwise than the readers do: in CSV files `NA`, `null` and `None` are words, and a byte
+order mark is no text."""
 COLUMNS = ("text", "text_pair", "target", "image", "label")
 
 
@@ -64,6 +68,12 @@ def _check_file(data: Data, kind: str, path: Path, where: str) -> None:
         raise ValueError(f"`name: {data.name}` has no effect on a file, {where}: it is for data sets.")
     if kind == ".csv":
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            header = next(csv.reader(file), [])
+            lines = filter(None, csv.reader(file))
+            header, first = next(lines, []), next(lines, [])
         if twice := [name for name in header if header.count(name) > 1]:
             raise ValueError(f"The data {where} has two columns `{twice[0]}`.")
+        if len(first) > len(header):  # of which pandas would take the first for the row's name
+            raise ValueError(
+                f"The data {where} has the columns {header}, but {len(first)} values in its first row: "
+                f"{first}. Put quotes around a text with a comma, and no comma at the end of a line."
+            )

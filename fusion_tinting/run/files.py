@@ -250,7 +250,9 @@ def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"`{path}` is missing.")
+        raise FileNotFoundError(
+            f"`{path}` is {'a folder; expected a file' if path.is_dir() else 'missing'}."
+        )
     try:
         with safe_open(path, "pt") as file:
             yield file

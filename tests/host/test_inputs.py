@@ -1,5 +1,7 @@
 """What FusionBench's host is given: pools of other kinds, own tasks, odd images and texts, no hub."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ from transformers import BertConfig, CLIPVisionModel
 from fusion_tinting import mini
 from fusion_tinting.families.labels import NO_LABEL
 from fusion_tinting.fusionbench import checks
-from fusion_tinting.fusionbench.pools import PoolFamily
+from fusion_tinting.fusionbench.pools import PoolFamily, read_data
 from fusion_tinting.fusionbench.pools.text_classification import TextClassifierPool
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
 
@@ -99,10 +101,11 @@ def test_images_are_read_alike_where_they_teach_and_where_they_are_scored(fuse, 
         if place % 2:
             return {**row, "image": torch.tensor(colors).permute(2, 0, 1) / 255}
         clear = np.dstack([colors, np.full(colors.shape[:2], 255, np.uint8)])
-        return {**row, "image": clear.astype(np.uint16) * 257}
+        return {**row, "image": clear.astype(np.uint16) * 257, "label": float(row["label"])}
 
     change_rows(monkeypatch, change)
-    assert fuse(*SHORT, *ALONE, "method.run_dir=other")["report"] == plain
+    again = fuse(*SHORT, *ALONE, "method.run_dir=other", "report_save_path=mine.json")["report"]
+    assert again == json.loads(Path("mine.json").read_text()) == plain
 
 
 def test_an_image_that_cannot_be_read_is_named_and_a_hidden_label_before_anything_is_loaded(
@@ -111,6 +114,8 @@ def test_an_image_that_cannot_be_read_is_named_and_a_hidden_label_before_anythin
     change_rows(monkeypatch, lambda place, row: {**row, "image": row["image"] if place != 5 else None})
     with pytest.raises(ValueError, match="Row 5 of the test split of `mini-digits` has no readable image"):
         fuse(*SHORT, *ALONE)
+    with pytest.raises(ValueError, match="drop_last` would leave test images out"):
+        fuse(*SHORT, *ALONE, "+taskpool.dataloader_kwargs.drop_last=true")
     monkeypatch.setattr("fusion_bench.modelpool.CLIPVisionModelPool.load_model", None)
     for label in (-1, 10, None, "seven"):
         change_rows(monkeypatch, lambda place, row, label=label: {**row, "label": label})
@@ -228,3 +233,18 @@ def test_columns_of_labels_and_ids_are_no_texts():
     table = {"premise": ["a"], "hypothesis": ["b"], "category": ["c"], "prompt_id": ["d"]}
     columns = pool.rows("task", Dataset.from_dict(table), "here").columns
     assert columns == {"text": "premise", "text_pair": "hypothesis", "label": "label"}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"train": [1], "test": [2]}, r"has the parts \['train', 'test'\]: say with `split`"),
+        (None, "returned nothing"),
+        (iter([1]), "is a stream"),
+        ([], "is empty"),
+    ],
+)
+def test_data_that_are_no_rows(found, message):
+    with pytest.raises(ValueError, match=f"he test set of `a` .*{message}"):
+        read_data(lambda _: found, None, "the test set of `a`")

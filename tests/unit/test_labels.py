@@ -6,10 +6,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import List as Column
+from transformers import BertConfig
 
-from fusion_tinting.families.labels import NO_LABEL
+from fusion_tinting.families.labels import NO_LABEL, names_of
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.mergekit.report import score
+from fusion_tinting.method.objectives import Reads
 
 pytestmark = pytest.mark.quick
 
@@ -114,3 +116,19 @@ def test_the_report_counts_what_has_a_label_alone():
     assert score(logits, torch.tensor([NO_LABEL, 1, 0])) == 0.5
     values = torch.tensor([[1.0], [2.0], [9.0], [3.0]])
     assert math.isclose(score(values, torch.tensor([1.0, 2.0, float("nan"), 3.0])), 1, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("reads", [Reads.VALUES, Reads.LABELS, Reads.ARG_MAX])
+def test_classes_are_scored_as_classes_whatever_was_learned(reads):
+    logits = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]])
+    assert score(logits, torch.tensor([0, 1, NO_LABEL]), reads) == 1
+    tags = torch.stack([logits, logits.roll(1, 1)], -1)  # of two words a text
+    assert score(tags, torch.tensor([[0, 1], [0, NO_LABEL], [1, NO_LABEL]]), reads) == 0.75
+
+
+@pytest.mark.parametrize("other", [None, {"LABEL_0": 0, "LABEL_1": 1}, {"0": 0, "1": 1}])
+def test_a_head_whose_names_stand_in_id2label_alone_has_them(other):
+    config = BertConfig(id2label={0: "positive", 1: "negative"}, label2id=other)
+    assert names_of(config) == {"positive": 0, "negative": 1}
+    told = BertConfig(id2label={0: "neg", 1: "pos"}, label2id={"bad": 0, "good": 1})  # what a user has said
+    assert names_of(told) == {"bad": 0, "good": 1}

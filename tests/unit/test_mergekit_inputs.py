@@ -72,6 +72,12 @@ def test_lines_without_text_are_no_rows(tmp_path):
     assert texts_of(tmp_path / "a.txt", "one\n\n  \ntwo\r\n") == ["one", "two"]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path, name):
+    text = {"a.csv": "text\none\n", "a.jsonl": '{"text": "one"}\n'}.get(name, "one\n")
+    assert texts_of(tmp_path / name, b"\xef\xbb\xbf" + text.encode()) == ["one"]
+
+
 @pytest.mark.parametrize("ending", [".JSONL", ".Csv", ".TXT"])
 def test_endings_of_any_case(tmp_path, ending):
     text = {".jsonl": '{"text": "a"}\n{"text": "b"}\n', ".csv": "text\na\nb\n"}.get(
@@ -91,6 +97,8 @@ BAD_DATA = {
         {},
         "two columns `text`",
     ),
+    "a comma in a text": ("rows.csv", "text,label\nthe good, the bad,1\n", {}, "3 values in its first row"),
+    "a comma at the end": ("rows.csv", "\ntext\nthe good,\nbad,\n", {}, "no comma at the end of a line"),
     "the name of a data set's part": (
         "rows.jsonl",
         '{"text": "a"}\n',

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from fusion_tinting.families import tokenizers
+from fusion_tinting.families import texts, tokenizers
 from fusion_tinting.method.task_vectors import PRETRAINED
 
 pytestmark = pytest.mark.quick
@@ -84,3 +84,19 @@ def test_a_base_may_lack_what_was_added_and_models_without_tokenizer_say_nothing
     bare.mkdir()
     tokenizers.require_alike(used, {PRETRAINED: base})
     tokenizers.require_alike(used, {PRETRAINED: str(bare), "two": str(bare), "one": one})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "most"),
+    [
+        ("bert", {"max_position_embeddings": 40}, 40),
+        ("roberta", {"max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ("mpnet", {"max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ("xlnet", {}, None),  # positions that are relative
+        ("deberta-v2", {"max_position_embeddings": 40, "position_biased_input": False}, None),
+    ],
+)
+def test_a_text_is_cut_where_the_positions_of_its_model_end(kind, given, most):
+    config = AutoConfig.for_model(kind, vocab_size=50, **given)
+    assert texts.readable(config, 30) == 30 and texts.readable(config, 60) == (most or 60)
+    assert 10**5 < texts.readable(config, 10**30) < 10**9 if most is None else True

@@ -92,6 +92,10 @@ def read_data(load: Callable[[Any], Any], name: Any, called: str) -> Any:
         dataset = loaded(load, name, called[0].upper() + called[1:])
     except ValueError as error:
         raise ValueError(f"{called} cannot be read: {' '.join(str(error).split())}") from error
+    if isinstance(dataset, Mapping):
+        raise ValueError(f"{called} has the parts {list(dataset)}: say with `split` which one is meant.")
+    if dataset is None:
+        raise ValueError(f"{called} cannot be read: the function that loads it returned nothing.")
     if not hasattr(dataset, "__len__"):
         raise ValueError(f"{called} is a stream: expected a data set with a length (`streaming: false`).")
     if len(dataset) == 0:

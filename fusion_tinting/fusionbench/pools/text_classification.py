@@ -9,6 +9,7 @@ from torch import Tensor
 from fusion_tinting.errors import unknown
 from fusion_tinting.families import texts
 from fusion_tinting.families.family import Models
+from fusion_tinting.families.labels import names_of
 from fusion_tinting.families.rows import Rows
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.method.task_vectors import PRETRAINED
@@ -101,7 +102,7 @@ class TextClassifierPool(PoolFamily):
         where, config = f"the test data of `{task}`", self.family.configs[task]
         if "label" not in dataset.column_names:
             raise unknown(f"column of labels in {where}", "label", dataset.column_names)
-        feature, order, names = dataset.features["label"], list(range(config.num_labels)), config.label2id
+        feature, order, names = dataset.features["label"], list(range(config.num_labels)), names_of(config)
         if task in self.family.objectives:
             return Rows(dataset, where, {"label": "label"}).several(config.num_labels, names), order
         if isinstance(feature, ClassLabel):

@@ -31,7 +31,7 @@ class ReadImages(Dataset):
     def __getitem__(self, place: int) -> dict:
         with naming(place, self.where):
             row = _row(self.table[place])
-            return {**row, "image": rgb(row["image"])}
+            return {**row, "image": rgb(row["image"]), "label": int(row["label"])}
 
 
 class TestImages:
@@ -42,6 +42,11 @@ class TestImages:
         super().setup()
         for task, images in self.test_datasets.items():
             images.dataset = ReadImages(images.dataset, f"the test set of `{task}`")
+
+    @property
+    def loader_options(self) -> Mapping:
+        """The stock class's options of its loaders."""
+        return self._dataloader_kwargs
 
     def classes(self, task: str) -> int:
         """Return the number of a task's classes."""
@@ -54,15 +59,30 @@ class TestImages:
             models: the model pool's.
 
         Raises:
-            ValueError: a test set without images or labels, or with a label that its task does not have.
+            ValueError: a test set without images or labels, with a label that its task does not have, or
+                that would not be scored whole.
             FileNotFoundError: a test set that cannot be reached.
         """
+        require_whole(self.loader_options)
         for task, dataset in self._test_datasets.items():
             if isinstance(dataset, (DictConfig, dict)):
                 dataset = read_data(instantiate, dataset, f"the test set of `{task}`")
             self._test_datasets = {**self._test_datasets, task: dataset}
             require_scored(dataset, self.classes(task), task)
             require_own_order(dataset, task)
+
+
+def require_whole(options: Mapping) -> None:
+    """Refuse loaders that leave the last images of a test set out.
+
+    Args:
+        options: of the task pool's loaders.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if options.get("drop_last"):
+        raise ValueError("`taskpool.dataloader_kwargs.drop_last` would leave test images out: drop it.")
 
 
 def require_scored(dataset: Any, classes: int, task: str) -> None:
@@ -111,11 +131,6 @@ class ImagesInMemory(TestImages):
     def __init__(self, *args: Any, in_memory: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.in_memory = in_memory
-
-    @property
-    def loader_options(self) -> Mapping:
-        """The stock class's options of its loaders."""
-        return self._dataloader_kwargs
 
     def setup(self) -> None:
         """As the stock class; called on first use."""

@@ -16,6 +16,7 @@ from fusion_tinting.families.nyuv2_scenes import Scenes
 from fusion_tinting.fusionbench.pools import PoolFamily
 from fusion_tinting.fusionbench.pools.nyuv2 import decoder_head
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.fusionbench.taskpools.images import require_whole
 from fusion_tinting.fusionbench.taskpools.scored import ScoredTaskPool
 from fusion_tinting.reporting.tables import Metric
 from fusion_tinting.run.tinted_model import TintedModel
@@ -94,7 +95,8 @@ class TintedNYUv2TaskPool(TintedEvaluation, NYUv2Evaluation):
     scored: ClassVar[str] = "dense"
 
     def check(self, models: PoolFamily) -> None:
-        """Refuse targets that are not there."""
+        """Refuse targets that are not there, and loaders that leave some out."""
+        require_whole(self._dataloader_kwargs)
         for task in self.tasks:
             self.load_test_dataset(task)
 
