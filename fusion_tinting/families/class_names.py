@@ -21,7 +21,7 @@ def read_names(given: Sequence[str] | str, where: str) -> list[str]:
         path = Path(given).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"There is no file `{path}` with the class names of {where}.")
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
         given = [line for line in lines if line]
     names = list(given)
     if not names:

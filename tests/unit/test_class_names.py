@@ -10,7 +10,7 @@ pytestmark = pytest.mark.quick
 
 
 def test_names_are_a_list_or_the_lines_of_a_file(tmp_path):
-    (tmp_path / "names.txt").write_text("wild cat\n\n dog \n")
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfwild cat\n\n dog \n")
     assert read_names(str(tmp_path / "names.txt"), "here") == ["wild cat", "dog"]
     assert read_names(["wild cat", "dog"], "here") == ["wild cat", "dog"]
     with pytest.raises(FileNotFoundError, match="class names of here"):
