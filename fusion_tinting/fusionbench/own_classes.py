@@ -5,6 +5,7 @@ from typing import Any
 
 from fusion_bench.tasks.clip_classification import CLIPTemplateFactory
 
+from fusion_tinting.errors import require_mappings
 from fusion_tinting.families.class_names import prompt_makers, read_names
 from fusion_tinting.families.labels import Outputs
 
@@ -45,6 +46,7 @@ def name_classes(class_names: Given, templates: Given) -> None:
         ValueError: see `OwnClasses`.
         FileNotFoundError: no such file.
     """
+    require_mappings(class_names=class_names, templates=templates)
     if nameless := [task for task in templates if task not in class_names]:
         raise ValueError(f"`templates` has the tasks {nameless}, which `class_names` lacks.")
     for task, given in class_names.items():

@@ -17,6 +17,7 @@ from fusion_tinting.fusionbench import checks
 from fusion_tinting.fusionbench.pools import PoolFamily, read_data
 from fusion_tinting.fusionbench.pools.text_classification import TextClassifierPool
 from fusion_tinting.fusionbench.taskpools import TintedEvaluation
+from fusion_tinting.fusionbench.taskpools.text_classification import SCORES, TextClassificationTaskPool
 
 
 class Kind(PoolFamily):
@@ -248,3 +249,9 @@ def test_columns_of_labels_and_ids_are_no_texts():
 def test_data_that_are_no_rows(found, message):
     with pytest.raises(ValueError, match=f"he test set of `a` .*{message}"):
         read_data(lambda _: found, None, "the test set of `a`")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("named", ["accuracy", ["accuracy"]])
+def test_one_metric_may_stand_without_brackets(named):
+    assert TextClassificationTaskPool({}, {"a": named}).metric("a") == SCORES["accuracy"].metric

@@ -52,3 +52,6 @@ def test_fusionbench_knows_the_classes_of_own_tasks_and_keeps_its_own():
         name_classes({"mnist": ["a", "b"]}, {})
     with pytest.raises(ValueError, match=r"`templates` has the tasks \['my-cars'\]"):
         name_classes({"my-pets": ["cat", "dog"]}, {"my-cars": "a {}"})
+    for names, templates, named in ((["cat", "dog"], {}, "class_names"), ({}, "a {}", "templates")):
+        with pytest.raises(ValueError, match=f"`{named}` must map each task to its own"):
+            name_classes(names, templates)

@@ -98,7 +98,7 @@ class _TextTaskPool(ScoredTaskPool):
 
     def __init__(self, test_datasets: Mapping, metrics: Mapping[str, Sequence[str]], **kwargs: Any):
         super().__init__(test_datasets, **kwargs)
-        self.metrics = metrics
+        self.metrics = {task: [one] if isinstance(one, str) else one for task, one in metrics.items()}
         self._inputs: dict[str, Inputs] = {}
         self._meanings: dict[str, Tensor] = {}
 
