@@ -64,7 +64,7 @@ def require_mappings(**entries: object) -> None:
         ValueError: naming it.
     """
     for name, entry in entries.items():
-        if not isinstance(entry, Mapping):
+        if not (isinstance(entry, Mapping) or hasattr(entry, "keys")):  # a `ModuleDict` has them
             found = type(entry).__name__
             raise ValueError(f"`{name}` must map each task to its own, `{{task: ...}}`. Found a {found}.")
 

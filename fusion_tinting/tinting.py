@@ -199,6 +199,11 @@ def _visited(
     options: Settings,
 ) -> Unlabeled:
     """Return the samples that the schedule will visit: all, or as many as there are places in it."""
+    if inputs is not None and not callable(inputs):
+        raise ValueError(
+            "`inputs` must be a function, from a batch to what the encoder takes. Found "
+            f"{described(inputs)}."
+        )
     try:
         unlabeled = Unlabeled.of(source, encoder, inputs)
         unlabeled.first(2)

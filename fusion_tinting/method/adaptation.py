@@ -16,6 +16,7 @@ from torch import Tensor
 from fusion_tinting.method.averaging import Average
 from fusion_tinting.method.coefficients import Coefficients
 from fusion_tinting.method.merging import MergedWeights, coefficient_gradient
+from fusion_tinting.method.models import caching, renew
 from fusion_tinting.method.objectives import agreement, losses_of
 from fusion_tinting.method.optimizers import Optimizers
 from fusion_tinting.method.sampling import kept_by
@@ -92,7 +93,7 @@ class Adaptation:
         device, joint = processes.device, settings.update == "joint"
         self.within = processes.alone() if joint else processes  # those who share one batch
         self.tasks: list[str] = processes.share(model.tasks) if joint else model.tasks
-        self.model = model.to(device)
+        self.model, self.caching = model.to(device), caching(model)
         self.vectors = model.vectors = model.vectors.to(device)
         if isinstance(settings.init, str):
             raise ValueError(f"`init={settings.init}` is a folder: `fusion_tinting.tint` reads such.")
@@ -168,6 +169,7 @@ class Adaptation:
         Returns:
             Task -> whether a sample was kept, a boolean on the device.
         """
+        renew(self.caching)
         with self.processes.autocast():
             outputs = self.model.together({task: lesson.inputs for task, lesson in lessons.items()})
         losses, taught = [], {}
@@ -209,7 +211,7 @@ class Adaptation:
         for task, kept in taught.items():
             for parameter in self.model.tints[task].parameters() if self.model.tints else ():
                 if parameter.grad is not None:
-                    parameter.grad = self.within.sum(parameter.grad)
+                    parameter.grad = self.within.sum(parameter.grad.to_dense())
             self.optimizers.step_tint(task, kept)
         lam = self.coefficients()
         self.merged.write(lam)
@@ -237,6 +239,7 @@ class Adaptation:
             task: whose tint.
             inputs: a batch, on the device.
         """
+        renew(self.caching)
         with self.processes.autocast():
             self.model(inputs, task).sum().backward()
         self.merged.take_gradients()

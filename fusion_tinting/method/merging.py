@@ -13,10 +13,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fusion_tinting.method.models import caching, renew
 from fusion_tinting.method.task_vectors import TaskVectors
 
 ELEMENTS = 1 << 18
 """Elements that `merge_tensor` converts at a time; they stay in the processor's cache."""
+ROUNDING = 1e-5
+"""By what share of its largest number a merged tensor may differ that another device has merged."""
 
 
 def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
@@ -157,7 +160,7 @@ class MergedWeights:
 
     def take_gradients(self) -> dict[str, Tensor]:
         """Return tensor name -> the gradient accumulated since the last call, for those that have one."""
-        taken = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        taken = {n: p.grad.to_dense() for n, p in self._parameters.items() if p.grad is not None}
         for name in taken:
             self._parameters[name].grad = None
         return taken
@@ -179,7 +182,31 @@ def load_merged(module: nn.Module, vectors: TaskVectors, lam: Tensor) -> nn.Modu
         raise ValueError("`lam` must hold finite numbers.")
     for name, tensor in vectors.views(merge(vectors, lam)).items():
         module.get_parameter(name).copy_(tensor)
+    renew(caching(module))
     return module
+
+
+@torch.no_grad()
+def unlike(module: nn.Module, vectors: TaskVectors, rows: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors of `module` that are not those of θ(λ), but for rounding.
+
+    Args:
+        module: whose parameters `vectors` names.
+        vectors: θ₀ and the task vectors.
+        rows: tensor name -> its K values of λ.
+    """
+    found = []
+    lam = torch.stack([rows[name] for name in vectors.slots]).to(vectors.base) * vectors.scales
+    for place, name, start, stop, deltas in vectors.pieces():
+        first, merged = (
+            vectors.slots[name][0],
+            torch.addmv(vectors.base[start:stop], deltas.t(), lam[place]),
+        )
+        own = module.get_parameter(name).reshape(-1)[start - first : stop - first].to(merged)
+        allowed = ROUNDING * torch.cat([own, merged]).abs().sum() / max(1, len(own))
+        if not ((own - merged).abs() <= torch.maximum(ROUNDING * merged.abs(), allowed)).all():
+            found += [name] if name not in found else []
+    return found
 
 
 def _rows(vectors: TaskVectors, lam: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from types import MethodType
@@ -129,6 +129,28 @@ def copied(model: nn.Module) -> nn.Module:
         model: whose structure is going to be changed.
     """
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def caching(model: nn.Module) -> list[nn.Module]:
+    """Return modules that may keep, until `train` is called, what they have computed from their weights.
+
+    LeViT, TinyViT and EfficientFormer do so with their attention biases.
+
+    Args:
+        model: of which they are parts.
+    """
+    return [module for module in model.modules() if type(module).train is not nn.Module.train]
+
+
+def renew(modules: Iterable[nn.Module]) -> None:
+    """Let modules forget what they have computed from weights that are others now.
+
+    Args:
+        modules: from `caching`; in `eval` mode, as afterward.
+    """
+    for module in modules:
+        module.train()
+        module.eval()
 
 
 def require_module(what: str, value: object) -> None:

@@ -6,6 +6,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
+from torch import Tensor
+
 UNNAMED = "without a name"
 
 
@@ -36,6 +38,27 @@ class Named:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         return self.function(*args, **kwargs)
+
+
+def returned_by(what: str, function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Return what a function of the user's makes of tensors that others read after it.
+
+    Args:
+        what: the function is, for the error.
+        function: the callable.
+        *tensors: its arguments.
+
+    Raises:
+        ValueError: it has changed them.
+    """
+    before = [tensor._version for tensor in tensors]
+    returned = function(*tensors)
+    if before != [tensor._version for tensor in tensors]:
+        raise ValueError(
+            f"The {what} changes the outputs that it is given, which others read after it. Let it compute "
+            "new ones: `expert / 2`, not `expert /= 2`."
+        )
+    return returned
 
 
 def require_name(name: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusion_tinting.errors import require_rows, unknown
-from fusion_tinting.method.named import require_name
+from fusion_tinting.method.named import require_name, returned_by
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -138,9 +138,10 @@ def losses_of(objective: Objective, output: Tensor, expert: Tensor) -> Tensor:
         expert: of the expert, the same shape.
 
     Raises:
-        ValueError: it returns something else, or losses through which no gradient flows.
+        ValueError: it returns something else, losses through which no gradient flows, or changes what it is
+            given.
     """
-    losses = objective(output, expert)
+    losses: Tensor = returned_by("objective", objective, output, expert)
     require_rows(losses, len(output), "objective", "one loss per sample")
     if output.requires_grad and not losses.requires_grad:
         raise ValueError(

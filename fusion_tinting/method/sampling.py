@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion_tinting.errors import require_rows, unknown
+from fusion_tinting.method.named import returned_by
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -104,9 +105,9 @@ def kept_by(sampler: Sampler, logits: Tensor, expert: Tensor) -> Tensor:
         expert: of the expert, the same shape.
 
     Raises:
-        ValueError: it returns something else.
+        ValueError: it returns something else, or changes what it is given.
     """
-    keep = sampler(logits, expert)
+    keep: Tensor = returned_by("sampler", sampler, logits, expert)
     boolean = getattr(keep, "dtype", None) == torch.bool
     require_rows(keep, len(logits), "sampler", "a boolean mask", boolean)
     return keep

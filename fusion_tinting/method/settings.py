@@ -2,10 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from os import PathLike, fspath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +75,18 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "lr",
+            "lr_coefficients",
+            "lr_tints",
+            "average",
+            "clamp",
+            "seed",
+            "init",
+        ):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.layer is not None and not isinstance(self.layer, str):
             raise ValueError(f"`layer` must be a layer's name or None. Found {self.layer!r}.")
         if self.layer is None and self.lr_tints:
@@ -157,6 +171,11 @@ class Settings:
         low, high = (0.0, 1.0) if self.clamp else (-math.inf, math.inf)
         if isinstance(self.init, str):
             return  # a folder, which `tint` reads; see `run.artifact`
+        if isinstance(self.init, (Tensor, Sequence)):
+            raise ValueError(
+                "`init` must be one number, `{task: number}`, the λ of an earlier run as `{tensor name: "
+                f"tensor (K,)}}`, or that run's folder. Found {self.init!r}."
+            )
         values = self.init.items() if isinstance(self.init, Mapping) else [("", self.init)]
         for name, value in values:
             where = f"`init` of `{name}`" if name else "`init`"
@@ -176,6 +195,17 @@ def reads_in(settings: Mapping[str, Any], task: str) -> Reads:
     if name in OBJECTIVES:
         return OBJECTIVES[name].reads
     return next((reads for reads in Reads if str(name).endswith(READS + reads.value)), Reads.EVERYTHING)
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's and PyTorch's single numbers as Python's, and a path as a string."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return (
+        value.item() if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0 else value
+    )
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from functools import cached_property
 from itertools import chain
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.batch_norm import MergedBatchNorm, restore_statistics
 from fusion_tinting.method.content import content_hash, libraries_of, value_hash
-from fusion_tinting.method.merging import load_merged
+from fusion_tinting.method.merging import load_merged, unlike
 from fusion_tinting.method.task_vectors import TaskVectors
 from fusion_tinting.method.tints import Layer, make_tints, share_hooks, view
 
@@ -186,9 +187,35 @@ class TintedNetwork(nn.Module):
             tensor.data = tensor.to(dtypes.get(name, tensor.dtype))
         return restore_statistics(encoder)
 
-    @property
+    @cached_property
     def head_hashes(self) -> dict[str, str]:
-        """Task -> content hash of its original head."""
+        """Task -> content hash of its original head, as it was when this was first asked."""
+        return self._hashes_of_heads()
+
+    def require_as_learned(self, coefficients: Mapping[str, Tensor]) -> None:
+        """Refuse a model that λ, tints and the models that it was made of would not make again.
+
+        Args:
+            coefficients: tensor name -> its K values of λ.
+
+        Raises:
+            ValueError: a tensor of the shared encoder, or a head, was changed.
+        """
+        now = self._hashes_of_heads()
+        changed = [
+            f"the head of `{task}`" for task, hash_ in self.head_hashes.items() if now[task] != hash_
+        ]
+        if not self.vectors.rows.shared:  # or other processes would have to take part
+            names = unlike(self.encoder, self.vectors, coefficients)
+            changed += [f"`{name}` of the shared encoder, or its λ," for name in names]
+        if changed:
+            raise ValueError(
+                f"This model is not what it was learned to be: {changed[0]} was changed, converted or "
+                "loaded from elsewhere. An artifact holds λ and the tints alone: save what `tint` or "
+                "`load` returned, or keep this model's `state_dict()`."
+            )
+
+    def _hashes_of_heads(self) -> dict[str, str]:
         return {t: content_hash(h.state_dict()) for t, h in zip(self.tasks, self.heads, strict=True)}
 
     @property

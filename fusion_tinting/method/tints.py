@@ -207,7 +207,10 @@ def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:
         raise unknown(f"submodule of the head of `{task}`", part, trainable)
     if not any(True for _ in modules[part].parameters()):
         what = f"The layer `{part}` of the head" if part else "The head"
-        raise ValueError(f"{what} of `{task}` has no parameters, so it cannot be tinted.")
+        raise ValueError(
+            f"{what} of `{task}` has no parameters, so it cannot be tinted. Set `layer`: the name of a "
+            "submodule, `auto`, or None for λ alone."
+        )
     module: nn.Module = modules[part]
     return module
 

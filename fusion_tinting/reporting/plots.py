@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fusion_tinting.run.files import possibly, write_atomically
+from fusion_tinting.run.files import path_of, possibly, write_atomically
 from fusion_tinting.run.history import History
 from fusion_tinting.run.manifest import MANIFEST
 from fusion_tinting.run.tinted_model import TintedModel
@@ -31,24 +31,32 @@ PANELS = (
 
 
 def write_pictures(model: TintedModel, run_dir: str | Path) -> None:
-    """Write `curves.png` (if there is a history) and `coefficients.png` into the folder of a finished run.
+    """Write `curves.png` (if there is a history) and `coefficients.png` into a folder, such as a run's.
 
     A picture that is there and no older than the run's manifest is left as it is. Call it after `tint` has
     returned, in one process. A picture that cannot be written is a warning.
 
     Args:
         model: the tinted model that the run has made, new or loaded.
-        run_dir: the run's folder.
+        run_dir: the folder.
+
+    Raises:
+        ValueError: a model of no run.
     """
+    if not model.coefficients:
+        raise ValueError(
+            "This model has no λ to draw: it comes from `untrained` or `remerged`, and of no run."
+        )
     drawings = {"coefficients.png": lambda: coefficient_map(model.coefficients, model.tasks)}
     history = model.history
     if history is not None and len(history):
         drawings["curves.png"] = lambda: curves(history)
-    run_dir = Path(run_dir).expanduser()
-    finished = (run_dir / MANIFEST).stat().st_mtime_ns
+    run_dir = path_of("run_dir", run_dir)
+    manifest = run_dir / MANIFEST
     for name, draw in drawings.items():
         path = run_dir / name
-        if not path.is_file() or path.stat().st_mtime_ns < finished:
+        there = path.is_file() and manifest.is_file()
+        if not there or path.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
             possibly(save, draw(), path)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_tinting.errors import abbreviate
-from fusion_tinting.method.models import PlainModels
+from fusion_tinting.method.merging import load_merged
+from fusion_tinting.method.models import PlainModels, caching, renew
 from fusion_tinting.method.objectives import Reads, losses_of
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.settings import Settings
@@ -59,13 +60,13 @@ def first_look(
     with torch.random.fork_rng(devices=[]), _unchanged(model):
         for task, inputs in unlabeled.items():
             try:
+                inputs.require_repeatable()
                 look = _Look(model, task, inputs, settings, processes)
                 look.require_output()
                 if not isinstance(experts, PlainModels) or experts.in_memory:  # or each would be loaded
                     look.require_same(experts[task], heads[task])
                 if settings.steps:
                     look.require_gradients()
-                inputs.require_repeatable()
             except ValueError as error:
                 raise ValueError(f"Task `{task}`: {error}") from error
 
@@ -90,6 +91,7 @@ class _Look:
 
     def _ask(self, count: int) -> Tensor:
         inputs = self.inputs.first(count)
+        renew(caching(self.model))
         try:
             with self.processes.autocast():
                 output: Tensor = self.model(to_device(inputs, self.processes.device), self.task)
@@ -186,6 +188,25 @@ class _Look:
             raise ValueError(
                 f"The expert's output is {tuple(theirs.shape)} for one sample, the tinted model's "
                 f"{tuple(self.output.shape)}. They must be equal: do both models have one configuration?"
+            )
+        self._require_merges_to(theirs.to(self.output))
+
+    @torch.no_grad()
+    def _require_merges_to(self, theirs: Tensor) -> None:
+        """Refuse models that differ in more than what is merged: θ₀ + τ must answer as the expert does."""
+        model, place = self.model, self.model.tasks.index(self.task)
+        try:
+            load_merged(model.encoder, model.vectors, torch.eye(len(model.tasks))[place])
+            apart = _apart(self._ask(1), theirs)
+        finally:
+            for name, tensor in model.vectors.views(model.vectors.base).items():
+                model.encoder.get_parameter(name).copy_(tensor)
+        if apart > CLOSE:
+            raise ValueError(
+                "With λ = 1 for this task alone the encoder answers otherwise than its expert, by "
+                f"{apart:.0%}: the models differ in more than parameters. Is there a plain tensor, a list "
+                "or a function of another value in one, or something computed from its weights and kept? "
+                "Make it equal, a parameter, or empty."
             )
 
     def require_gradients(self) -> None:

@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from fusion_tinting.method.models import caching, renew
+
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """For which there is an autocast."""
 
@@ -14,12 +16,14 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 def undisturbed() -> Iterator[None]:
     """Compute as PyTorch does where nothing was set: float32, on the CPU unless said, and with gradients.
 
-    Another default dtype or device, autocast, `no_grad` and `inference_mode` count again afterward.
+    Another default dtype or device, autocast, `no_grad` and `inference_mode` count again afterward, and the
+    random generator is where it was.
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # a user's sampler or data set may draw
         for device in filter(torch.is_autocast_enabled, DEVICES):
             stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
@@ -46,3 +50,4 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         for module, attributes in kept:
             vars(module).clear()
             vars(module).update(attributes)
+        renew(caching(model))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusion_tinting.errors import same_tasks
 from fusion_tinting.method.batch_norm import with_merged_statistics
 from fusion_tinting.method.merging import load_merged
-from fusion_tinting.method.models import PlainModels, plain_model
+from fusion_tinting.method.models import PlainModels, caching, plain_model, renew
 from fusion_tinting.method.objectives import Reads
 from fusion_tinting.method.settings import Settings, reads_in
 from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
@@ -144,8 +144,15 @@ class TintedModel(TintedNetwork):
             run_dir: the folder.
 
         Raises:
+            ValueError: a model of no run, or one that was changed since: `load` would return another.
             OSError: no room, or a run works there now.
         """
+        if self.coefficients.keys() != self.vectors.slots.keys():
+            raise ValueError(
+                "This model has no λ to save: it comes from `untrained` or `remerged`, and of no run. Save "
+                "what `tint`, `adapt` or `load` returned."
+            )
+        self.require_as_learned(self.coefficients)
         coefficients = {self.info.on_disk(name): row for name, row in self.coefficients.items()}
         tints = {
             task: {self._name_in_tint(name): tensor for name, tensor in tint.state_dict().items()}
@@ -213,6 +220,7 @@ class TintedModel(TintedNetwork):
         load_merged(self.encoder, self.vectors, torch.stack(list(self.coefficients.values())))
         for task, tint in self.tints.items():
             self._load_tint(tint, artifact.tints[task], tint_path(run_dir, task))
+        renew(caching(self))
         manifest.check_files(run_dir)
         self.history = artifact.history
         return self.requires_grad_(False)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -414,3 +415,58 @@ def test_remerged_models_are_the_named_ones(world):
         torch.testing.assert_close(tinted.remerged(0.0)(x, task=task), expected)
         expected = world.heads[task](world.experts[task].eval()(x))
         torch.testing.assert_close(tinted.remerged(task)(x, task=task), expected)
+
+
+def _other_head(tinted):
+    tinted.heads[1].bias.data += 1
+
+
+def _other_coefficients(tinted):
+    tinted.coefficients["norm.bias"] += 0.1
+
+
+def _other_weights(tinted):
+    tinted.merged.stem.weight.data += 1e-3
+
+
+def _state_of_another(tinted):
+    tinted.load_state_dict(make_world().tint(layer="block:1", seed=5, steps=2).state_dict())
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_other_head, "the head of `dogs`"),
+        (_other_coefficients, "`norm.bias`"),
+        (_other_weights, "`stem.weight`"),
+        (_state_of_another, "of the shared encoder"),
+        (lambda tinted: tinted.half(), "the head of `cats`"),
+        (lambda tinted: tinted.coefficients.clear(), "no λ to save"),
+    ],
+)
+def test_a_model_that_its_artifact_would_not_make_again_is_not_saved(world, tmp_path, change, named):
+    tinted = world.tint(layer="block:1")
+    change(tinted)
+    with pytest.raises(ValueError, match=named):
+        tinted.save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.quick
+def test_another_merge_and_a_model_of_no_run_are_not_saved(world, tmp_path):
+    for model in (world.tint().remerged(0.3), ft.TintedModel.untrained(**world.models())):
+        with pytest.raises(ValueError, match="of no run"):
+            model.save(tmp_path)
+        with pytest.raises(ValueError, match="of no run"):
+            ft.write_pictures(model, tmp_path)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_loaded_model_and_a_copy_are_saved_again(world, tmp_path, dtype):
+    tinted = world.tint(run_dir=tmp_path / "1", layer="block:1", task_vectors={"dtype": dtype})
+    ft.TintedModel.load(tmp_path / "1", **world.models()).save(tmp_path / "2")
+    deepcopy(tinted).save(tmp_path / "3")
+    same(tinted, ft.TintedModel.load(tmp_path / "2", **world.models()))
+    same(tinted, ft.TintedModel.load(tmp_path / "3", **world.models()))

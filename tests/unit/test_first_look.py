@@ -1,5 +1,7 @@
 """What the first samples tell before any work: outputs, gradients, layers, and functions of the user's."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -270,3 +272,97 @@ def test_of_labels_and_values_every_sample_is_kept(world, objective):
     assert torch.equal(
         by_confidence.history.values, world.tint(objective=objective, sampler="all").history.values
     )
+
+
+class Holding(Encoder):
+    """Multiplies by what it holds."""
+
+    held = None
+
+    def forward(self, x):
+        held = self.held
+        if callable(held):
+            return held(super().forward(x))
+        if isinstance(held, (list, dict)):
+            held = held[0]
+        return super().forward(x) * (1 if held is None else held)
+
+
+def times(factor):
+    return lambda x: x * factor
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tensor(1.0), torch.tensor(3.0)),
+        ([1.0], [3.0]),
+        ({0: 1.0}, {0: 3.0}),
+        (times(1), times(3)),
+        (partial(torch.mul, other=1), partial(torch.mul, other=3)),
+        (None, torch.tensor(3.0)),
+    ],
+    ids=["tensor", "list", "dict", "closure", "partial", "none"],
+)
+def test_what_an_expert_alone_holds_otherwise_is_found_by_what_it_answers(unasked, one, other):
+    world = with_encoder(Holding)
+    for model in (world.pretrained, *world.experts.values()):
+        model.held = one
+    world.experts["dogs"].held = other
+    with pytest.raises(ValueError, match="Task `dogs`: With λ = 1"):
+        world.tint()
+
+
+class Keeping(Encoder):
+    """Keeps what it has computed from its weights, for good."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = self.stem.weight.detach().clone()
+        return super().forward(x) + x @ self.kept.T
+
+
+@pytest.mark.parametrize("rate", [None, 0])
+@pytest.mark.parametrize("used", [True, False])
+def test_what_is_computed_from_weights_and_kept_for_good_is_refused(unasked, used, rate):
+    world = with_encoder(Keeping)
+    if used:
+        for model in (world.pretrained, *world.experts.values()):
+            model.eval()(torch.randn(2, 5))
+    with pytest.raises(ValueError, match="computed from its weights and kept"):
+        world.tint(lr_coefficients=rate)
+
+
+def test_data_that_are_augmented_at_random_are_not_taken_for_a_model_that_draws(unasked, world):
+    class Augmented(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, place):
+            return torch.full((5,), float(place)) + torch.randn(5)
+
+    world.unlabeled["cats"] = Augmented()
+    with pytest.raises(ValueError, match="Task `cats`: A sample that is read twice"):
+        world.tint()
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("sampler", lambda output, expert: expert.zero_().sum(1) == 0),
+        ("sampler", lambda output, expert: output.clamp_(max=0).sum(1) <= 0),
+        ("objective", lambda output, expert: (output - expert.div_(2)).abs().sum(1)),
+    ],
+)
+def test_a_function_that_changes_what_it_is_given_is_refused(unasked, world, name, function):
+    for task in world.heads:
+        world.heads[task] = nn.Linear(6, 3)
+    with pytest.raises(ValueError, match=f"The {name} changes the outputs"):
+        world.tint(**{name: function})
+
+
+def test_inputs_that_is_no_function_is_said_to_be_that(unasked, world):
+    with pytest.raises(ValueError, match="`inputs` must be a function"):
+        world.tint(inputs="x")

@@ -97,3 +97,8 @@ def test_a_disk_too_full_for_curves_does_not_either(world, tmp_path, monkeypatch
     again = world.tint(run_dir=tmp_path)
     assert again.history is None
     assert all(again.coefficients[name].equal(row) for name, row in model.coefficients.items())
+
+
+def test_a_model_without_a_folder_is_drawn_into_any(world, tmp_path):
+    write_pictures(world.tint(), tmp_path / "new")
+    assert written(tmp_path / "new") == list(PICTURES)

@@ -1,5 +1,6 @@
 """`init`: one value, one for each task, or the λ of an earlier run; beyond [0, 1] where `clamp` is off."""
 
+import numpy as np
 import pytest
 import torch
 from world import TASKS, make_world
@@ -93,3 +94,22 @@ def test_rows_that_differ_within_a_group_are_refused():
     assert ft.Coefficients(list(rows), ["x", "y"], init=rows)().shape == (2, 2)
     with pytest.raises(ValueError, match="granularity=task"):
         ft.Coefficients(list(rows), ["x", "y"], init=rows, granularity="task")
+
+
+def test_numbers_of_numpy_and_pytorch_and_a_path_are_taken(world, tmp_path):
+    as_numbers = world.tint(run_dir=tmp_path, steps=3, lr=0.5, batch_size=4, init=0.25)
+    others = world.tint(
+        run_dir=tmp_path,
+        steps=np.int64(3),
+        lr=np.float32(0.5),
+        batch_size=torch.tensor(4),
+        init={task: np.float16(0.25) for task in TASKS},
+    )
+    assert torch.equal(rows(as_numbers), rows(others))
+    assert torch.equal(rows(world.tint(steps=0, init=tmp_path)), rows(as_numbers))
+
+
+@pytest.mark.parametrize("start", [[0.1, 0.2, 0.3], torch.tensor([0.1, 0.2, 0.3]), (0.3,)])
+def test_values_without_the_names_of_their_tasks_are_refused(world, start):
+    with pytest.raises(ValueError, match=r"`init` must be one number, `\{task: number\}`"):
+        world.tint(init=start)
