@@ -44,9 +44,7 @@ def write_pictures(model: TintedModel, run_dir: str | Path) -> None:
         ValueError: a model of no run.
     """
     if not model.coefficients:
-        raise ValueError(
-            "This model has no λ to draw: it comes from `untrained` or `remerged`, and of no run."
-        )
+        raise ValueError("This model has no λ to draw: it comes from `remerged`, and of no run.")
     drawings = {"coefficients.png": lambda: coefficient_map(model.coefficients, model.tasks)}
     history = model.history
     if history is not None and len(history):

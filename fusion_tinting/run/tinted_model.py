@@ -116,7 +116,9 @@ class TintedModel(TintedNetwork):
         encoder = deepcopy(pretrained).float().requires_grad_(False).eval()
         copies = {task: deepcopy(heads[task]).float().requires_grad_(False).eval() for task in experts}
         tints = make_tints(tinted, experts, heads)
-        return cls(encoder, copies, tints, layer=tinted, vectors=vectors)
+        model = cls(encoder, copies, tints, layer=tinted, vectors=vectors)
+        model.coefficients = {name: torch.zeros(len(copies)) for name in vectors.slots}  # θ₀
+        return model
 
     def reads(self, task: str) -> Reads:
         """Return what a task's output is, as its objective reads it.
@@ -149,8 +151,8 @@ class TintedModel(TintedNetwork):
         """
         if self.coefficients.keys() != self.vectors.slots.keys():
             raise ValueError(
-                "This model has no λ to save: it comes from `untrained` or `remerged`, and of no run. Save "
-                "what `tint`, `adapt` or `load` returned."
+                "This model has no λ to save: it comes from `remerged`, and of no run. Save what `tint`, "
+                "`adapt` or `load` returned."
             )
         self.require_as_learned(self.coefficients)
         coefficients = {self.info.on_disk(name): row for name, row in self.coefficients.items()}

@@ -454,12 +454,15 @@ def test_a_model_that_its_artifact_would_not_make_again_is_not_saved(world, tmp_
 
 
 @pytest.mark.quick
-def test_another_merge_and_a_model_of_no_run_are_not_saved(world, tmp_path):
-    for model in (world.tint().remerged(0.3), ft.TintedModel.untrained(**world.models())):
-        with pytest.raises(ValueError, match="of no run"):
-            model.save(tmp_path)
-        with pytest.raises(ValueError, match="of no run"):
-            ft.write_pictures(model, tmp_path)
+def test_another_merge_is_not_saved_and_a_model_that_nothing_has_trained_is(world, tmp_path):
+    model = world.tint().remerged(0.3)
+    with pytest.raises(ValueError, match="of no run"):
+        model.save(tmp_path)
+    with pytest.raises(ValueError, match="of no run"):
+        ft.write_pictures(model, tmp_path)
+    untrained = ft.TintedModel.untrained(**world.models(), layer="block:1")
+    untrained.save(tmp_path)
+    same(untrained, ft.TintedModel.load(tmp_path, **world.models()))
 
 
 @pytest.mark.quick
