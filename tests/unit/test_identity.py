@@ -136,7 +136,8 @@ def test_models_are_compared_whole(change, place, tmp_path):
     world.tint(run_dir=tmp_path, **SHORT)
     for scale in scales(world, place):
         change(scale)
-    alone = r"|expert `dogs` has (another|the hooks|`scale`|the class)"  # which cannot be merged
+    # which cannot be merged
+    alone = r"|expert `dogs` has (another|the hooks|`scale`|the class)|dogs`: With λ = 1"
     refused(rf"contents\.|another head of `dogs`|heads\.dogs{alone}", world, tmp_path, **SHORT)
 
 
@@ -156,8 +157,9 @@ def test_equal_models_are_recognized(change, tmp_path):
 
 def test_another_factor_in_the_same_code_is_another_forward(tmp_path):
     one, other = scaled_world(), scaled_world()
-    set_forward(2)(one.experts["cats"].last)
-    set_forward(3)(other.experts["cats"].last)
+    for world, factor in ((one, 2), (other, 3)):
+        for scale in scales(world, "all encoders"):
+            set_forward(factor)(scale)
     one.tint(run_dir=tmp_path, **SHORT)
     with pytest.raises(ValueError, match=r"contents\.models\.cats is .*`forward` of it"):
         other.tint(run_dir=tmp_path, **SHORT)
