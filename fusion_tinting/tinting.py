@@ -28,13 +28,14 @@ from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.samples import described
 from fusion_tinting.run.storage import refuse_device
-from fusion_tinting.run.surroundings import undisturbed
+from fusion_tinting.run.surroundings import one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel, plain_models
 from fusion_tinting.run.top_predictions import classes_kept
 from fusion_tinting.run.training import train
 from fusion_tinting.run.unlabeled import Unlabeled
 
 
+@one_at_a_time
 @undisturbed()
 def tint(
     pretrained: nn.Module,

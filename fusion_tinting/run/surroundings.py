@@ -1,7 +1,10 @@
 """What surrounds a call in the caller's program, and must not change what comes of it."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +13,28 @@ from fusion_tinting.method.models import caching, renew
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """For which there is an autocast."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ALONE = threading.RLock()
+"""Of several threads one trains at a time: the random generator, and how many threads compute, are the
+process's."""
+
+
+def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that a second thread of a process enters when the first one has left it.
+
+    Args:
+        function: with `processes` among its keyword arguments. Several wait for each other: all enter.
+    """
+
+    @wraps(function)
+    def entered(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ALONE if getattr(kwargs.get("processes"), "count", 1) == 1 else nullcontext():
+            return function(*args, **kwargs)
+
+    return entered
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The loop around the iterations: lessons in order, figures, progress, checkpoints."""
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
-from fusion_tinting.run.surroundings import attributes_kept, undisturbed
+from fusion_tinting.run.surroundings import ALONE, attributes_kept, one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
 from fusion_tinting.run.unlabeled import Unlabeled, resident, to_device
@@ -30,13 +29,10 @@ LOOK = 10
 """Iterations between two looks at a GPU's figures, each of which waits for it; a divisor of
 `checkpoint.EVERY`. On a CPU nothing waits, and every iteration is looked at."""
 
-_ALONE = threading.RLock()
-"""Of several threads one trains at a time: the random generator, and how many threads compute, are the
-process's."""
-
 M = TypeVar("M", bound=TintedModel)
 
 
+@one_at_a_time
 @undisturbed()
 def adapt(
     model: M,
@@ -103,7 +99,7 @@ def train(
     context = context.known(model, settings, unlabeled, model.info.split)
     size, device = model.vectors.base.numel(), context.processes.device
     with (
-        _ALONE if context.processes.count == 1 else nullcontext(),
+        ALONE if context.processes.count == 1 else nullcontext(),
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         attributes_kept(model),
         Adaptation(model, settings, context.processes) as adaptation,
