@@ -14,8 +14,6 @@ from world import TASKS, World, make_world
 
 import fusion_tinting as ft
 
-pytestmark = pytest.mark.quick
-
 
 def refused(world: World, message: str, **settings) -> None:
     """Assert that a run is refused in one line."""

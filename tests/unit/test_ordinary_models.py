@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import fusion_tinting as ft
 
-pytestmark = pytest.mark.quick
-
 
 def rows(model) -> torch.Tensor:
     return torch.stack(list(model.coefficients.values()))
