@@ -21,6 +21,7 @@ from fusion_tinting.run.experts import LoadedExperts, predict
 from fusion_tinting.run.files import read_json, write_record
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.surroundings import one_at_a_time
 from fusion_tinting.run.tinted_model import OneTask, TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
 from fusion_tinting.run.training import train
@@ -43,6 +44,7 @@ class _Part:
     predictions: Predictions
 
 
+@one_at_a_time
 def choose_layer(
     model: TintedModel,
     unlabeled: Mapping[str, Unlabeled],

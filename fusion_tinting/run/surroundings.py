@@ -17,7 +17,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ALONE = threading.RLock()
+_ALONE = threading.RLock()
 """Of several threads one trains at a time: the random generator, and how many threads compute, are the
 process's."""
 
@@ -31,7 +31,7 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def entered(*args: P.args, **kwargs: P.kwargs) -> R:
-        with ALONE if getattr(kwargs.get("processes"), "count", 1) == 1 else nullcontext():
+        with _ALONE if getattr(kwargs.get("processes"), "count", 1) == 1 else nullcontext():
             return function(*args, **kwargs)
 
     return entered

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
-from fusion_tinting.run.surroundings import ALONE, attributes_kept, one_at_a_time, undisturbed
+from fusion_tinting.run.surroundings import attributes_kept, one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
 from fusion_tinting.run.unlabeled import Unlabeled, resident, to_device
@@ -99,7 +98,6 @@ def train(
     context = context.known(model, settings, unlabeled, model.info.split)
     size, device = model.vectors.base.numel(), context.processes.device
     with (
-        ALONE if context.processes.count == 1 else nullcontext(),
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         attributes_kept(model),
         Adaptation(model, settings, context.processes) as adaptation,
