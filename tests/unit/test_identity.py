@@ -384,7 +384,8 @@ def test_a_prediction_that_its_expert_does_not_confirm_is_not_believed(tmp_path,
 
 
 def test_another_way_of_attention_or_place_on_disk_is_the_same_model():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     torch.manual_seed(0)
     one = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=9), add_pooling_layer=False)

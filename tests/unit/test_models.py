@@ -1,5 +1,6 @@
 """Models as people have them: right out of their wrappers, or refused in one line before any work."""
 
+import importlib
 import threading
 import types
 from contextlib import contextmanager
@@ -757,7 +758,7 @@ def test_an_error_leaves_the_surroundings_as_they_were(world):
 
 @pytest.fixture(scope="module")
 def peft():
-    return pytest.importorskip("peft")
+    return importlib.import_module("peft")  # which mergekit brings; late, for it takes seconds
 
 
 def adapted(peft, expert: nn.Module, kind: str) -> nn.Module:
