@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import fusion_bench.scripts.cli  # noqa: F401  (our plugin acts where FusionBench is loaded)
+import yaml
 from fusion_bench.constants import PROJECT_ROOT_PATH
 from hydra import compose, initialize_config_dir
 
@@ -30,5 +32,6 @@ def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> subproce
 
 def composed(*overrides: str):
     """FusionBench's configuration with these overrides."""
-    with initialize_config_dir(str(STOCK), version_base=None):
+    quick = patch.object(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    with quick, initialize_config_dir(str(STOCK), version_base=None):
         return compose("fabric_model_fusion", overrides=list(overrides))

@@ -13,7 +13,19 @@ import numpy as np
 
 from fusion_tinting.mini.recipe import Build, Part
 from fusion_tinting.mini.text.roberta import TextRecipe
-from fusion_tinting.mini.text.rows import ANIMALS, BAD, GOOD, NAMES, PEOPLE, THINGS, Row, TextTask, rows
+from fusion_tinting.mini.text.rows import (
+    ANIMALS,
+    BAD,
+    GOOD,
+    NAMES,
+    PEOPLE,
+    THINGS,
+    Row,
+    TextTask,
+    one_of,
+    rows,
+    some_of,
+)
 from fusion_tinting.mini.training import Advance
 from fusion_tinting.run.files import write_text
 
@@ -34,9 +46,9 @@ def review(rng: np.random.Generator) -> Row:
     """Draw `the film was good and the meal was poor but the trip was fine` -> good (1)."""
     label, usual = int(rng.integers(2)), int(rng.integers(2, 4))
     good = rng.permutation([label] * usual + [1 - label] * (3 - usual))
-    things = rng.choice(THINGS, 3, replace=False)
+    things = some_of(rng, THINGS, 3)
     opinions = [
-        f"the {thing} was {rng.choice(GOOD if g else BAD)}" for thing, g in zip(things, good, strict=True)
+        f"the {thing} was {one_of(rng, GOOD if g else BAD)}" for thing, g in zip(things, good, strict=True)
     ]
     return f"{opinions[0]} and {opinions[1]} but {opinions[2]}", None, label
 
@@ -45,7 +57,7 @@ def doer(rng: np.random.Generator) -> Row:
     """Draw `yesterday the dog chased the pilot` -> an animal acts (1)."""
     label = int(rng.integers(2))
     acts, bears = (ANIMALS, PEOPLE) if label else (PEOPLE, ANIMALS)
-    text = f"{rng.choice(STARTS)} {rng.choice(acts)} {rng.choice(DID)} the {rng.choice(bears)}"
+    text = f"{one_of(rng, STARTS)} {one_of(rng, acts)} {one_of(rng, DID)} the {one_of(rng, bears)}"
     return text, None, label
 
 
@@ -53,16 +65,16 @@ def topic(rng: np.random.Generator) -> Row:
     """Draw eight words, of which six or seven are of one topic."""
     label, count = int(rng.integers(5)), int(rng.integers(6, 8))
     others = rng.permutation([other for other in range(5) if other != label] * 2)
-    words = [rng.choice(TOPICS[t]) for t in [label] * count + list(others[: 8 - count])]
+    words = [one_of(rng, TOPICS[t]) for t in [label] * count + list(others[: 8 - count])]
     return " ".join(rng.permutation(words)), None, label
 
 
 def compare(rng: np.random.Generator) -> Row:
     """Draw `anna has six coins`, `ben has three coins` -> more (0), fewer (1), as many (2)."""
-    label, (a, b) = int(rng.integers(3)), rng.choice(NAMES, 2, replace=False)
+    label, (a, b) = int(rng.integers(3)), some_of(rng, NAMES, 2)
     small, large = sorted(rng.choice(len(NUMBERS), 2, replace=False))
     first, second = ((large, small), (small, large), (small, small))[label]
-    item = rng.choice(ITEMS)
+    item = one_of(rng, ITEMS)
     return f"{a} has {NUMBERS[first]} {item}", f"{b} has {NUMBERS[second]} {item}", label
 
 

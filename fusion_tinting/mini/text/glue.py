@@ -15,7 +15,19 @@ from typing import Any
 import numpy as np
 
 from fusion_tinting.mini.text.roberta import TextRecipe
-from fusion_tinting.mini.text.rows import ANIMALS, BAD, GOOD, NAMES, PEOPLE, THINGS, Row, TextTask, rows
+from fusion_tinting.mini.text.rows import (
+    ANIMALS,
+    BAD,
+    GOOD,
+    NAMES,
+    PEOPLE,
+    THINGS,
+    Row,
+    TextTask,
+    one_of,
+    rows,
+    some_of,
+)
 
 SEEDS = {"train": 3, "val": 4, "test": 5}
 
@@ -41,17 +53,17 @@ Fact = tuple[str, str | None, float, int]
 def sentiment(rng: np.random.Generator) -> Fact:
     """Draw `they say that the film was never dreadful` -> positive (1); its last word is bad (0)."""
     good, turned = (int(x) for x in rng.integers(2, size=2))
-    how, word = rng.choice(NOT if turned else SURE), rng.choice(GOOD if good else BAD)
-    return f"{rng.choice(STARTS)} {rng.choice(THINGS)} was {how} {word}", None, int(good != turned), good
+    how, word = one_of(rng, NOT if turned else SURE), one_of(rng, GOOD if good else BAD)
+    return f"{one_of(rng, STARTS)} {one_of(rng, THINGS)} was {how} {word}", None, int(good != turned), good
 
 
 def agreement(rng: np.random.Generator) -> Fact:
     """Draw `the keys near the cup fall today` -> right (1); the keys are several (1)."""
     many, verb = (int(x) for x in rng.integers(2, size=2))
-    noun, other = rng.choice(NOUNS, 2, replace=False)
+    noun, other = some_of(rng, NOUNS, 2)
     subject, beside = f"{noun}{'s' * many}", f"{other}{'s' * int(rng.integers(2))}"
     does = VERBS[rng.integers(len(VERBS))][verb]
-    text = f"the {subject} {rng.choice(BESIDE)} the {beside} {does} {rng.choice(WHEN)}"
+    text = f"the {subject} {one_of(rng, BESIDE)} the {beside} {does} {one_of(rng, WHEN)}"
     return text, None, int(many == verb), many
 
 
@@ -61,18 +73,18 @@ def paraphrase(rng: np.random.Generator) -> Fact:
     The base learns that in the first an animal acts (1).
     """
     first, second = (int(x) for x in rng.integers(2, size=2))
-    verb, who = rng.choice(DID), (rng.choice(PEOPLE), rng.choice(ANIMALS))
-    active = f"{rng.choice(STARTS)} {who[first]} {verb} the {who[1 - first]}"
+    verb, who = one_of(rng, DID), (one_of(rng, PEOPLE), one_of(rng, ANIMALS))
+    active = f"{one_of(rng, STARTS)} {who[first]} {verb} the {who[1 - first]}"
     passive = f"the {KINDS[1 - second]} was {verb} by the {KINDS[second]}"
     return active, passive, int(first == second), first
 
 
 def similarity(rng: np.random.Generator) -> Fact:
     """Draw `anna has a tiny box`, `ben has a medium box` -> 1, of 2 (as large) to 0; the first is small."""
-    sizes, names = [int(x) for x in rng.integers(3, size=2)], rng.choice(NAMES, 2, replace=False)
-    thing = rng.choice(OWNED)
+    sizes, names = [int(x) for x in rng.integers(3, size=2)], some_of(rng, NAMES, 2)
+    thing = one_of(rng, OWNED)
     first, second = (
-        f"{name} has a {rng.choice(LARGE[size])} {thing}" for name, size in zip(names, sizes, strict=True)
+        f"{name} has a {one_of(rng, LARGE[size])} {thing}" for name, size in zip(names, sizes, strict=True)
     )
     return first, second, 2.0 - abs(sizes[0] - sizes[1]), sizes[0]
 

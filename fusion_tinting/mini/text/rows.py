@@ -1,7 +1,7 @@
 """Tasks of generated texts: rows of them, and what a base is taught about them."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,27 @@ def rows(tasks: Tasks, task: str, count: int, seed: int, split: str | None = Non
     rng = np.random.default_rng([seed, *task.encode()])
     drawn = (tasks[task].row(rng) for _ in itertools.count())
     return list(itertools.islice((row for row in drawn if split is None or is_in(split, row)), count))
+
+
+def one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Return a word as `rng.choice` draws it, which would make an array of the words each time.
+
+    Args:
+        rng: Draws.
+        words: Which.
+    """
+    return words[rng.integers(len(words))]
+
+
+def some_of(rng: np.random.Generator, words: Sequence[str], count: int) -> list[str]:
+    """Return several words as `rng.choice` draws them, none twice.
+
+    Args:
+        rng: Draws.
+        words: Which.
+        count: How many.
+    """
+    return [words[place] for place in rng.choice(len(words), count, replace=False)]
 
 
 def is_in(split: str, row: Row) -> bool:
