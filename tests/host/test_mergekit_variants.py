@@ -138,7 +138,6 @@ def test_the_command_reproduces_the_tinted_model(heads, tmp_path):
     heads.assert_reproduced(tmp_path / "out")
 
 
-@pytest.mark.quick
 def test_a_tinted_block_is_reproduced(blocks, tmp_path):
     blocks.variants(tmp_path / "out")
     blocks.assert_reproduced(tmp_path / "out")

@@ -1,12 +1,12 @@
 """What a run leaves behind: loading, resuming, and every way the folder can be wrong."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -67,16 +67,20 @@ def test_the_folder_reads_without_our_code(world, tmp_path):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("update", ["sequential", "joint"])
 @pytest.mark.parametrize(
-    ("average", "every", "killed"),
-    [(False, 4, 5), (True, 8, 8)],  # the second while the mean is being taken
+    ("layer", "update", "average"),
+    [
+        ("head", "sequential", False),
+        ("head", "joint", True),
+        ("block:1", "sequential", True),
+        ("block:1", "joint", False),
+        (None, "sequential", True),
+        (None, "joint", False),
+    ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    world, tmp_path, monkeypatch, layer, update, average, every, killed
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, monkeypatch, layer, update, average):
     options = {"layer": layer, "update": update, "steps": 9, "average": average}
+    every, killed = (8, 8) if average else (4, 5)  # the first while the mean is being taken
     whole = world.tint(**options)
     monkeypatch.setattr(checkpoint, "EVERY", every)
 
@@ -97,41 +101,51 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert torch.equal(whole.history.values, resumed.history.values)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of a world as it comes."""
+    folder = tmp_path_factory.mktemp("finished")
+    return make_world().tint(run_dir=folder), folder
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    """That run, in a folder of the test's own."""
+    return shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
+
+
 @pytest.mark.quick
-def test_a_finished_run_is_loaded_and_not_repeated(world, tmp_path):
-    first = world.tint(run_dir=tmp_path)
+def test_a_finished_run_is_loaded_and_not_repeated(finished, world, run_dir):
+    first, tmp_path = finished[0], run_dir
     steps = []
     again = world.tint(run_dir=tmp_path, on_step=lambda *_: steps.append(1))
     assert steps == []
     same(first, again)
 
 
-CHILD = """
-import sys
-sys.path.insert(0, {folder!r})
-import torch
-from world import make_world
-from fusion_tinting.run import checkpoint
-checkpoint.EVERY = 1000
-def tell(step, history):
-    if step == 3:
-        print("running", flush=True)
-make_world().tint(steps=20000, run_dir={run!r}, on_step=tell)
-"""
+LONG = 5000
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
-    code = CHILD.format(folder=str(Path(__file__).parent), run=str(tmp_path))
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "running\n"
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode != 0
+def run_long(world, folder, errors, running):
+    """Tint in a process of its own, whose errors go to a file; say when it is under way."""
+    sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115
+    world.tint(steps=LONG, run_dir=folder, on_step=lambda step, _: running.set() if step == 3 else None)
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_continues(world, tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(checkpoint, "EVERY", 1000)
+    context, log = multiprocessing.get_context("fork"), tmp_path_factory.mktemp("log") / "errors"
+    running = context.Event()
+    child = context.Process(target=run_long, args=(world, tmp_path, log, running))
+    child.start()
+    assert running.wait(60)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    assert child.exitcode
+    errors = log.read_text()
     assert "KeyboardInterrupt: Stopped after iteration" in errors
     state = load_file(tmp_path / "checkpoint" / "state.safetensors")
-    assert state["history"].shape == (20000, 3, 4)
+    assert state["history"].shape == (LONG, 3, 4)
     done = int((state["history"][:, 0, 3] != 0).sum())
     assert done >= 4
     assert f"iteration {done};" in errors
@@ -146,24 +160,22 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
         ({"info": ft.RunInfo(split="val")}, "settings.split is None there and 'val' here"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(world, tmp_path, change, message):
-    world.tint(run_dir=tmp_path)
+def test_a_folder_of_another_run_is_refused(world, run_dir, change, message):
     with pytest.raises(ValueError, match=message):
-        world.tint(run_dir=tmp_path, **change)
-    (tmp_path / "tinting.json").unlink()  # only the checkpoint is left
+        world.tint(run_dir=run_dir, **change)
+    (run_dir / "tinting.json").unlink()  # only the checkpoint is left
     with pytest.raises(ValueError, match=message):
-        world.tint(run_dir=tmp_path, **change)
+        world.tint(run_dir=run_dir, **change)
 
 
-def test_an_artifact_of_other_experts_is_refused(world, tmp_path):
-    world.tint(run_dir=tmp_path)
+def test_an_artifact_of_other_experts_is_refused(world, run_dir):
     other = make_world(seed=1)
     world.experts["dogs"] = other.experts["dogs"]
     with pytest.raises(ValueError, match=r"learned from another expert `dogs`: its tensors have sha256"):
-        ft.TintedModel.load(tmp_path, **world.models())
+        ft.TintedModel.load(run_dir, **world.models())
     world.pretrained = other.pretrained
     with pytest.raises(ValueError, match="learned from another pre-trained model"):
-        ft.TintedModel.load(tmp_path, **world.models())
+        ft.TintedModel.load(run_dir, **world.models())
 
 
 def test_other_heads_and_other_data_are_another_run(world, tmp_path):
@@ -189,25 +201,23 @@ def test_two_functions_of_one_name_are_two_samplers(world, tmp_path):
         world.tint(run_dir=tmp_path, sampler=sampler(0.0))
 
 
-def test_a_checkpoint_of_another_run_is_refused_before_the_experts_are_asked(world, tmp_path, monkeypatch):
-    world.tint(run_dir=tmp_path)
-    (tmp_path / "tinting.json").unlink()
+def test_a_checkpoint_of_another_run_is_refused_before_the_experts_are_asked(world, run_dir, monkeypatch):
+    (run_dir / "tinting.json").unlink()
     monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
     with pytest.raises(ValueError, match=r"settings.steps is 4 there and 5 here"):
-        world.tint(run_dir=tmp_path, steps=5)
+        world.tint(run_dir=run_dir, steps=5)
 
 
 @pytest.mark.parametrize("kept", [7, 8, 0.99, None])
-def test_curves_cut_short_are_noticed(world, tmp_path, kept):
-    world.tint(run_dir=tmp_path)
-    path = tmp_path / "curves.csv"
+def test_curves_cut_short_are_noticed(world, run_dir, kept):
+    path = run_dir / "curves.csv"
     lines = path.read_bytes().splitlines(keepends=True)
     whole = b"".join(lines)
     path.write_bytes(
         {None: b"\xff\xfe", 0.99: whole[: int(0.99 * len(whole))]}.get(kept) or b"".join(lines[:kept])
     )
     with pytest.raises(ValueError, match=r"curves.csv` is cut short or damaged: expected 4 iterations"):
-        ft.TintedModel.load(tmp_path, **world.models())
+        ft.TintedModel.load(run_dir, **world.models())
 
 
 @pytest.mark.quick
@@ -217,18 +227,16 @@ def test_plots_are_there(world, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_other_tasks_are_refused(world, tmp_path):
-    world.tint(run_dir=tmp_path)
+def test_other_tasks_are_refused(world, run_dir):
     del world.experts["owls"], world.heads["owls"]
     with pytest.raises(ValueError, match=r"none for \['owls'\]"):
-        ft.TintedModel.load(tmp_path, **world.models())
+        ft.TintedModel.load(run_dir, **world.models())
 
 
 class TestDamage:
     @pytest.fixture(autouse=True)
-    def run(self, world, tmp_path):
-        self.world, self.run_dir = world, tmp_path
-        world.tint(run_dir=tmp_path)
+    def run(self, world, run_dir):
+        self.world, self.run_dir = world, run_dir
 
     def refused(self, message, error=ValueError):
         with pytest.raises(error, match=message):

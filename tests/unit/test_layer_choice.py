@@ -14,15 +14,14 @@ from fusion_tinting.method.tints import resolve_layer, tintable
 from fusion_tinting.run import layer_choice
 from fusion_tinting.run.layer_choice import SHARE, choose_layer
 
-pytestmark = pytest.mark.quick
-
-OPTIONS = {"layer": "auto", "steps": 60, "update": "joint"}
+OPTIONS = {"layer": "auto", "steps": 30, "update": "joint"}
 
 
 def stop(*_, **__):
     raise RuntimeError("killed after the choice")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("count", [2, 3, 7, 14, 26])
 @pytest.mark.parametrize("steps", [40, 500, 2000])
 def test_it_takes_a_third_of_the_iterations_or_one_for_each_layer(count, steps):
@@ -32,6 +31,7 @@ def test_it_takes_a_third_of_the_iterations_or_one_for_each_layer(count, steps):
     assert sum(layers * each for layers, each in rounds) <= max(SHARE * steps, count)
 
 
+@pytest.mark.quick
 def test_every_layer_is_tried_and_the_one_that_agrees_most_is_tinted(world):
     tinted = world.tint(**OPTIONS)
     trials = tinted.info.layer_choice
@@ -54,7 +54,7 @@ def test_a_layer_in_which_the_experts_differ_most_is_found():
         world.experts[task] = deepcopy(world.pretrained)
         world.experts[task].blocks[1] = block
         block.weight.data.mul_(8)
-    assert world.tint(**{**OPTIONS, "steps": 300}).layer == "blocks.1"
+    assert world.tint(**{**OPTIONS, "steps": 120}).layer == "blocks.1"
 
 
 def test_the_order_of_the_tasks_does_not_matter(world):
@@ -86,6 +86,7 @@ def test_a_run_that_is_continued_or_loaded_keeps_its_choice(world, tmp_path, mon
         assert torch.equal(model(x, "dogs"), whole(x, "dogs"))
 
 
+@pytest.mark.quick
 def test_the_choice_of_another_run_is_refused(world, tmp_path, monkeypatch):
     monkeypatch.setattr(tinting, "train", stop)
     with pytest.raises(RuntimeError, match="killed"):
@@ -94,12 +95,14 @@ def test_the_choice_of_another_run_is_refused(world, tmp_path, monkeypatch):
         world.tint(**OPTIONS, run_dir=tmp_path, seed=1)
 
 
+@pytest.mark.quick
 def test_a_single_input_is_not_enough(world):
     world.unlabeled["cats"] = [torch.randn(1, 5)]
     with pytest.raises(ValueError, match="`cats` has a single input"):
         world.tint(**OPTIONS)
 
 
+@pytest.mark.quick
 def test_the_model_given_is_not_changed(world):
     model = ft.TintedModel.untrained(world.pretrained, world.experts, world.heads, None)
     before = deepcopy(model.state_dict())
