@@ -1,4 +1,4 @@
-"""Processes that start in a moment: forked from one that has imported FusionBench and what it needs."""
+"""Processes that start in a moment: forked from the test's own, which has imported what they need."""
 
 import multiprocessing
 import os
@@ -8,23 +8,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "fusion_tinting.fusionbench",
-        "fusion_bench.scripts.cli",
-        "fusion_bench.taskpool.clip_vision.taskpool",
-        "fusion_tinting.mini.pictures.clip",
-    ]
-)
+FORK = multiprocessing.get_context("fork")
 
 
 def start(
     function: Callable[..., None], *arguments: object, folder: Path, environment: dict[str, str]
 ) -> tuple[BaseProcess, Connection]:
     """Call a module's function in a process of its own, in a folder; return it, and its output's pipe."""
-    receiver, sender = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=begin, args=(function, arguments, folder, environment, sender))
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=begin, args=(function, arguments, folder, environment, sender))
     process.start()
     sender.close()
     return process, receiver
@@ -41,7 +33,7 @@ def begin(
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
     os.environ.update(environment)
     os.chdir(folder)
     function(*arguments)

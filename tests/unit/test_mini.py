@@ -26,13 +26,13 @@ MICRO = recipe.find("clip-micro_3")
 MORE_TASKS = dict(list(TASKS.items())[8:])
 
 
-def start_build(cache: Path):
-    """A process that builds a micro zoo by a worker, in a cache of its own; and what it writes."""
-    return forked.start(build, folder=cache, environment={"FUSION_TINTING_CACHE": str(cache)})
+def start_build(cache: Path, workers: int):
+    """A process that builds a micro zoo, in a cache of its own; and what it writes."""
+    return forked.start(build, workers, folder=cache, environment={"FUSION_TINTING_CACHE": str(cache)})
 
 
-def build() -> None:
-    print(mini.build(1, recipe=replace(MICRO, workers=1)))
+def build(workers: int) -> None:
+    print(mini.build(1, recipe=replace(MICRO, workers=workers)))
 
 
 def wait_until(condition) -> None:
@@ -228,7 +228,7 @@ def test_a_second_call_finds_the_zoo(micro):
 
 
 def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_path):
-    killed, _ = start_build(tmp_path)
+    killed, _ = start_build(tmp_path, workers=1)
     unfinished = tmp_path / "mini" / f"{MICRO.name}-{MICRO.fingerprint()}-seed1{UNFINISHED}"
     wait_until((unfinished / "pretrained").exists)
     (worker,) = workers_of(killed)
@@ -240,7 +240,7 @@ def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_pat
     folder = Path(str(unfinished).removesuffix(UNFINISHED))
     assert not folder.exists()
 
-    builders = [start_build(tmp_path), start_build(tmp_path)]
+    builders = [start_build(tmp_path, workers=0), start_build(tmp_path, workers=0)]
     outputs = [forked.end(*builder, seconds=600) for builder in builders]
     assert {Path(said.split()[-1]) for said in outputs} == {folder}
     assert sum("Building" in said for said in outputs) == 1
