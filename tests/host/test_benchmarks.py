@@ -42,7 +42,7 @@ def test_every_file_beside_the_readme_is_a_command(name, monkeypatch, capsys):
 
 
 def test_a_command_finds_its_helpers_from_any_folder(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--jobs", "none"]
+    command = [sys.executable, str(BENCHMARKS / "families.py"), "--jobs", "none"]
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "invalid int value: 'none'" in refused.stderr

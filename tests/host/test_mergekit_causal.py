@@ -333,11 +333,11 @@ def zoo(tmp_path_factory) -> World:
     )  # fmt: skip
     torch.manual_seed(0)
     base = LlamaForCausalLM(config)
-    styles.train(base, STYLES, steps=150, lr=1e-2)
+    styles.train(base, STYLES, steps=80, lr=1e-2)
     save(base, tokenizer, folder / "base")
     for style in STYLES:
         model = LlamaForCausalLM.from_pretrained(folder / "base")
-        styles.train(model, (style,), steps=100, lr=3e-3)
+        styles.train(model, (style,), steps=60, lr=3e-3)
         save(model, tokenizer, folder / style)
         lines = [" ".join(WORDS[i] for i in row) for row in styles.words(style, 200, 15).tolist()]
         (folder / f"{style}.txt").write_text("\n".join(lines))
@@ -347,7 +347,7 @@ def zoo(tmp_path_factory) -> World:
 @pytest.mark.parametrize("layer", ["head", "block:-1"])
 def test_the_divergence_from_the_experts_is_halved_at_least(zoo, tmp_path, layer):
     """KL(expert ‖ merged) on texts that did not teach, against Task Arithmetic."""
-    config = read(zoo.config(layer=layer, steps=60, batch_size=16))
+    config = read(zoo.config(layer=layer, steps=40, batch_size=16))
     model, aside = learn(config, tmp_path / "run", progress=False)
     arithmetic = model.remerged(model.info.settings["init"])
 

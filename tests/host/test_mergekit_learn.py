@@ -32,6 +32,7 @@ from fusion_tinting.mini import texts
 from fusion_tinting.reporting.tables import Table
 
 MERGEKIT_TINT = str(Path(sys.executable).parent / "mergekit-tint")
+FEW = {"two": 2, "number": 1}
 LABELS = {"two": 2, "three": 3, "five": 5, "number": 1}
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 MASKED = {
@@ -69,7 +70,7 @@ def refused(*arguments) -> str:
     return result.output[result.output.index("Error: ") :]
 
 
-def make_world(folder: Path, name: str, kind: type, labels=LABELS) -> Path:
+def make_world(folder: Path, name: str, kind: type, labels=FEW) -> Path:
     """A base, experts with noise on every tensor, texts of unlike lengths; the path of a configuration."""
     tokenizer, architecture = make_tokenizer(), {**MASKED, **CAUSAL}[name]
     architecture.update(
@@ -111,7 +112,7 @@ def test_an_expert_by_one_hot_coefficients_is_transformers_own(tmp_path, name, k
     model, aside = learn(options, tmp_path / "run", progress=False)
     assert model.layer == "head"
     assert len(model.history) == 2
-    for task, count in LABELS.items():
+    for task, count in FEW.items():
         theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / task).eval()
         every = range(len(aside[task].unlabeled))
         (batch,) = aside[task].unlabeled.batches([every])  # texts of unlike lengths, padded
@@ -138,16 +139,18 @@ def test_a_finished_run_is_known_when_it_is_started_again(tmp_path):
     assert all(torch.equal(first.coefficients[name], row) for name, row in again.coefficients.items())
 
 
-@pytest.mark.parametrize("name", MASKED)
-def test_recipes_reproduce_the_tinted_model(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "labels"), [(name, LABELS if name == "roberta" else FEW) for name in MASKED], ids=MASKED
+)
+def test_recipes_reproduce_the_tinted_model(tmp_path, name, labels):
     """Heads of 2, 3, 5 labels and of one number, over a masked language model: merged as files."""
-    options = config.read(make_world(tmp_path, name, AutoModelForMaskedLM))
+    options = config.read(make_world(tmp_path, name, AutoModelForMaskedLM, labels))
     model, aside = learn(options, tmp_path / "run", progress=False)
     for recipe in ("recipe.yml", "recipe-task-arithmetic.yml"):
         invoke("pytorch", tmp_path / "run" / recipe, tmp_path / recipe, "--tensor-intersection", "--quiet")
         merged = load_file(tmp_path / recipe / "model.safetensors")
         assert merged.keys() == load_file(tmp_path / "run" / "coefficients.safetensors").keys()
-        for task in LABELS:
+        for task in labels:
             expert = AutoModelForSequenceClassification.from_pretrained(tmp_path / task).eval()
             tint = load_file(tmp_path / "run" / "tints" / f"{task}.safetensors")
             expert.load_state_dict({**expert.state_dict(), **merged, **tint})
@@ -216,7 +219,7 @@ def test_a_regression_among_classifications(tmp_path):
     content = yaml.safe_load(path.read_text())
     rows = [{"text": "the dog runs", "label": 0.5 * place} for place in range(6)]
     write_rows(tmp_path / "number.jsonl", rows)
-    content["models"][3]["labels"] = "label"
+    content["models"][1]["labels"] = "label"
     output = invoke("learn", write_config(path, content), tmp_path / "run", "--quiet")
     assert "number (correlation)" in output
     losses = (tmp_path / "run/curves.csv").read_text()
@@ -241,7 +244,7 @@ def test_hidden_labels_cost_the_report_alone(tmp_path):
 
 def test_several_labels_and_several_values_among_classifications(tmp_path):
     """By the experts' own `problem_type`, as they were trained: `sigmoid` and `l1`."""
-    path = make_world(tmp_path, "roberta", AutoModelForMaskedLM)
+    path = make_world(tmp_path, "roberta", AutoModelForMaskedLM, LABELS)
     content = yaml.safe_load(path.read_text())
     kinds = {"three": "multi_label_classification", "five": "regression"}
     for task, kind in kinds.items():
@@ -262,7 +265,7 @@ def test_several_labels_and_several_values_among_classifications(tmp_path):
 def test_data_of_every_kind_and_keys_of_a_single_model(tmp_path):
     from datasets import Dataset
 
-    path = make_world(tmp_path, "roberta", AutoModelForMaskedLM)
+    path = make_world(tmp_path, "roberta", AutoModelForMaskedLM, LABELS)
     said = ["the dog runs", "a cat sleeps", "the film was good", "a book"]
     table = Dataset.from_dict({"a": said, "b": said[::-1], "label": [0, 1, 2, 0]})
     table.to_csv(tmp_path / "two.csv")

@@ -1,5 +1,6 @@
 """`mergekit-tint learn`, `variants` and `pytorch` on sequence-to-sequence models of transformers."""
 
+import functools
 import json
 import random
 from dataclasses import dataclass
@@ -121,23 +122,36 @@ class World:
         return model
 
 
+def make_world(folder: Path, kind: str) -> World:
+    """A world around a base; every tensor of its experts has noise, the bias of BART's logits too."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    model = {**KINDS, **MORE_KINDS}[kind]({"vocab_size": len(tokenizer), **SPECIALS})
+    base = save(model, tokenizer, folder / "base")
+    rng = random.Random(0)
+    for task in TASKS:
+        rows = [{"question": words(rng, 7), "answer": words(rng, 9)} for _ in range(12)]
+        write_rows(folder / f"{task}.jsonl", rows)
+    experts = {task: expert(folder / task, base, seed) for seed, task in enumerate(TASKS)}
+    return World(folder, base, experts)
+
+
 @pytest.fixture
 def make(tmp_path):
-    """A world around a base; every tensor of its experts has noise, the bias of BART's logits too."""
+    """Make a world in the test's own folder."""
+    return lambda kind: make_world(tmp_path, kind)
 
-    def make(kind: str) -> World:
-        torch.manual_seed(0)
-        tokenizer = make_tokenizer()
-        model = {**KINDS, **MORE_KINDS}[kind]({"vocab_size": len(tokenizer), **SPECIALS})
-        base = save(model, tokenizer, tmp_path / "base")
-        rng = random.Random(0)
-        for task in TASKS:
-            rows = [{"question": words(rng, 7), "answer": words(rng, 9)} for _ in range(12)]
-            write_rows(tmp_path / f"{task}.jsonl", rows)
-        experts = {task: expert(tmp_path / task, base, seed) for seed, task in enumerate(TASKS)}
-        return World(tmp_path, base, experts)
 
-    return make
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Make a world and a run in it, or find the one that another test has made."""
+
+    @functools.cache
+    def find(kind: str, layer: str) -> tuple[World, TintedModel]:
+        world = make_world(tmp_path_factory.mktemp(kind), kind)
+        return world, world.learn(layer=layer)
+
+    return find
 
 
 def words(rng: random.Random, most: int) -> str:
@@ -189,9 +203,8 @@ def assert_near(found: Tensor, wanted: Tensor) -> None:
 
 @pytest.mark.parametrize("layer", ["head", "block:-1"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_variants_give_the_logits_of_the_tinted_model(make, kind, layer):
-    world = make(kind)
-    model = world.learn(layer=layer)
+def test_variants_give_the_logits_of_the_tinted_model(learned, kind, layer):
+    world, model = learned(kind, layer)
     assert_near(said(model.remerged(0.0), TASKS[0]), logits(world.base))
     command("variants", world.run, world.folder / "out")
     for task, folder in world.variants.items():
@@ -208,10 +221,9 @@ def test_variants_give_the_logits_of_the_tinted_model(make, kind, layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_recipe_makes_the_shared_model(make, kind):
-    world = make(kind)
-    model = world.learn(layer="block:0")
-    merge = command("learn", world.config(layer="block:0"), world.run, "--quiet")
+def test_the_recipe_makes_the_shared_model(learned, kind):
+    world, model = learned(kind, "block:-1")
+    merge = command("learn", world.config(layer="block:-1"), world.run, "--quiet")  # which is finished
     assert "mergekit-tint pytorch" in merge and "KL(expert" in merge
     merged = world.folder / "merged"
     command("pytorch", world.run / "recipe.yml", merged, "--tensor-intersection", "--quiet")
