@@ -22,7 +22,7 @@ models:
     task: compare
     data: {{path: "{folder}/data/compare.jsonl", text_pair: second}}
 # init: where λ starts, and λ of Task Arithmetic in the report; the usual 0.3 is for eight tasks.
-adapt: {{layer: head, sampler: confidence_difference, steps: 150, batch_size: 32, lr: 1.0e-2, init: 0.4}}
+adapt: {{layer: head, sampler: confidence_difference, steps: 80, batch_size: 32, lr: 1.0e-2, init: 0.4}}
 data: {{text: text, label: label}}   # labels are for the report alone
 """
 

@@ -111,4 +111,6 @@ class DemoRecipe(TextRecipe):
         advance(1)
 
 
-RECIPE = DemoRecipe(name="roberta-demo_4")
+RECIPE = DemoRecipe(
+    name="roberta-demo_4", train=2000, val=800, pretrain_steps=110, expert_steps=80, minutes="half a minute"
+)

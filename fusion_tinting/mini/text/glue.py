@@ -139,9 +139,5 @@ class GlueRecipe(TextRecipe):
         return Dataset.from_dict(columns, features=Features(kinds))
 
 
-RECIPES = {
-    "roberta-mini_4": GlueRecipe(
-        name="roberta-mini_4", layers=2, spread=0.1, pretrain_steps=400, expert_steps=300
-    )
-}
+RECIPES = {"roberta-mini_4": GlueRecipe(name="roberta-mini_4", expert_steps=300)}
 """Name -> recipe."""

@@ -48,8 +48,8 @@ class TextRecipe(Recipe):
     val: int = 1600
     test: int = 1000
     width: int = 64
-    layers: int = 3
-    spread: float = 0.02
+    layers: int = 2
+    spread: float = 0.1
     pretrain_steps: int = 400
     pretrain_lr: float = 2e-3
     expert_steps: int = 150
