@@ -11,6 +11,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+RENDERED = pytest.StashKey[bool]()
+"""Whether plots of the test that runs are rendered."""
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -46,12 +49,24 @@ def cache(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(autouse=True)
-def blank_plots(request, monkeypatch):
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of the test, which may draw
+def pytest_runtest_setup(item):
+    item.config.stash[RENDERED] = item.get_closest_marker("rendered") is not None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_plots(pytestconfig):
     """Our code draws every plot, but matplotlib turns only those of a test marked `rendered` into pixels.
 
     Rendering is a third of the time of a FusionBench run with models as small as the tests'.
     """
-    if request.node.get_closest_marker("rendered") is None:
-        canvas = "matplotlib.backends.backend_agg.FigureCanvasAgg"
-        monkeypatch.setattr(f"{canvas}.draw", lambda self: self.get_renderer())
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    render = FigureCanvasAgg.draw
+
+    def draw(self):
+        return render(self) if pytestconfig.stash[RENDERED] else self.get_renderer()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", draw)
+        yield

@@ -1,15 +1,21 @@
-"""Runs programs as a user would: in a process and a folder of their own."""
+"""Runs programs as a user would, in a process of their own; and FusionBench's in this process, faster."""
 
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import fusion_bench.scripts.cli  # noqa: F401  (our plugin acts where FusionBench is loaded)
+import pytest
 import yaml
 from fusion_bench.constants import PROJECT_ROOT_PATH
+from fusion_bench.scripts.cli import main  # our plugin acts where FusionBench is loaded
 from hydra import compose, initialize_config_dir
+from torch import nn
 
 STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 
@@ -35,3 +41,45 @@ def composed(*overrides: str):
     quick = patch.object(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     with quick, initialize_config_dir(str(STOCK), version_base=None):
         return compose("fabric_model_fusion", overrides=list(overrides))
+
+
+@contextmanager
+def program(folder: Path) -> Iterator[Callable[..., dict]]:
+    """Run FusionBench's program in a folder as its command does, faster: without a process of its own.
+
+    Images are loaded by this process, unless `method.num_workers` says otherwise. What is given returns the
+    program's result: `merged_model` and `report`.
+    """
+
+    def run(*overrides: str) -> dict:
+        quiet = ("print_config=false", "print_function_call=false", "fabric.accelerator=cpu")
+        paths = (f"path.log_dir={folder}", "path.work_dir=.", f"fabric.loggers.root_dir={folder}")
+        pools = ("modelpool=clip-micro_3", "taskpool=clip-micro_3")
+        tinting = any(override.startswith("method=model_tinting") for override in overrides)
+        loading = ("method.num_workers=0",) if tinting else ()
+        return main(composed(*pools, *quiet, *paths, *loading, *overrides))
+
+    with pytest.MonkeyPatch.context() as changes:
+        changes.chdir(folder)
+        changes.setenv("COLUMNS", "200")  # for its tables
+        changes.setenv("TERM_COLOR_SCHEME", "dark")  # or it asks the terminal, which is captured
+        module = "fusion_bench.programs.fabric_fusion_program"
+        changes.setattr(f"{module}.get_hydra_output_dir", lambda: str(folder))
+        yield run
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that several tests look at, which change nothing of it."""
+
+    folder: Path
+    report: dict
+    model: nn.Module
+    shown: str
+
+
+def finished(folder: Path, *overrides: str) -> Finished:
+    """Run FusionBench's program to its end."""
+    with redirect_stdout(io.StringIO()) as shown, program(folder) as run:
+        result = run(*overrides)
+    return Finished(folder, result["report"], result["merged_model"], shown.getvalue())

@@ -1,13 +1,9 @@
 """FusionBench programs in this process, on a micro zoo that all host tests share."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import pytest
-from command import composed
-from fusion_bench.scripts.cli import main
+from command import program
 from PIL.Image import Image
 from transformers import BatchFeature, CLIPProcessor
 
@@ -36,31 +32,6 @@ def pictures_processed_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CLIPProcessor, "__call__", call)
         yield
-
-
-@contextmanager
-def program(folder: Path) -> Iterator[Callable[..., dict]]:
-    """Run FusionBench's program in a folder as its command does, faster: without a process of its own.
-
-    Images are loaded by this process, unless `method.num_workers` says otherwise. What is given returns the
-    program's result: `merged_model` and `report`.
-    """
-
-    def run(*overrides: str) -> dict:
-        quiet = ("print_config=false", "print_function_call=false", "fabric.accelerator=cpu")
-        paths = (f"path.log_dir={folder}", "path.work_dir=.", f"fabric.loggers.root_dir={folder}")
-        pools = ("modelpool=clip-micro_3", "taskpool=clip-micro_3")
-        tinting = any(override.startswith("method=model_tinting") for override in overrides)
-        loading = ("method.num_workers=0",) if tinting else ()
-        return main(composed(*pools, *quiet, *paths, *loading, *overrides))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("COLUMNS", "200")  # for its tables
-        patch.setenv("TERM_COLOR_SCHEME", "dark")  # or it asks the terminal, which is captured
-        module = "fusion_bench.programs.fabric_fusion_program"
-        patch.setattr(f"{module}.get_hydra_output_dir", lambda: str(folder))
-        yield run
 
 
 @pytest.fixture

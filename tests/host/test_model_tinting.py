@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
-from command import FUSION_BENCH, run
+from command import FUSION_BENCH, Finished, finished, run
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
@@ -17,21 +19,40 @@ from fusion_tinting.run.lock import held
 
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 SHORT = ("method=model_tinting", "method.steps=3")
+BRIEF = "+taskpool.baselines=false"
 
 
 def accuracies(report) -> list[float]:
     return [report[task]["accuracy"] for task in TASKS]
 
 
-def test_a_run_reports_in_the_stock_layout_and_leaves_the_artifact(fuse, tmp_path):
-    result = fuse("method=model_tinting", "method.steps=3", "seed=4")
-    report = result["report"]
+@pytest.fixture(scope="module")
+def tinted(tmp_path_factory):
+    """Return the run that tints a layer, made once."""
+
+    @cache
+    def made(layer: str) -> Finished:
+        more = ("seed=4", "merged_model_save_path='{log_dir}/saved'")
+        quick = (BRIEF, f"method.layer={layer}")
+        return finished(tmp_path_factory.mktemp("run"), *SHORT, *(more if layer == "head" else quick))
+
+    return made
+
+
+@pytest.fixture
+def done(tinted):
+    """The run that most tests look at."""
+    return tinted("head")
+
+
+def test_a_run_reports_in_the_stock_layout_and_leaves_the_artifact(done):
+    report = done.report
     assert report["average"]["accuracy"] == pytest.approx(sum(accuracies(report)) / 3)
     assert report["model_info"]["adapt_split"] == "test"
     assert report["baselines"].keys() == {"pretrained", "expert", "task_arithmetic"}
     for name in ("program_report.json", "report.json"):
-        assert json.loads((tmp_path / name).read_text()) == report
-    run_dir = tmp_path / "tinting"
+        assert json.loads((done.folder / name).read_text()) == report
+    run_dir = done.folder / "tinting"
     names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     assert names == {
         "tinting.json", "coefficients.safetensors", "curves.csv", "curves.png", "coefficients.png",
@@ -44,12 +65,10 @@ def test_a_run_reports_in_the_stock_layout_and_leaves_the_artifact(fuse, tmp_pat
     assert manifest["base"]["id"].endswith("pretrained")
 
 
-def test_a_finished_run_without_its_pictures_gets_them(fuse, tmp_path):
-    options = (*SHORT, f"method.run_dir={tmp_path}/run")
-    fuse(*options)
-    for picture in (tmp_path / "run").glob("*.png"):
-        picture.unlink()
-    fuse(*options)
+def test_a_finished_run_without_its_pictures_gets_them(done, fuse, tmp_path):
+    shutil.copytree(done.folder / "tinting", tmp_path / "run", ignore=shutil.ignore_patterns("*.png"))
+    assert not list((tmp_path / "run").glob("*.png"))
+    fuse(*SHORT, "seed=4", "method.run_dir=run", BRIEF)
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"curves.png", "coefficients.png"}
 
 
@@ -67,36 +86,34 @@ def test_a_folder_that_another_run_works_in_is_refused_before_a_model_is_loaded(
         other.submit(lock.__exit__, None, None, None).result()
 
 
-def test_tensor_names_in_the_artifact_are_the_checkpoints(fuse, tmp_path):
-    model = fuse(*SHORT, "method.layer=block:-1")["merged_model"]
-    pretrained = load_file(model.info.ids["_pretrained_"] + "/model.safetensors")
-    coefficients = load_file(tmp_path / "tinting" / "coefficients.safetensors")
+def test_tensor_names_in_the_artifact_are_the_checkpoints(tinted):
+    run = tinted("block:-1")
+    pretrained = load_file(run.model.info.ids["_pretrained_"] + "/model.safetensors")
+    coefficients = load_file(run.folder / "tinting" / "coefficients.safetensors")
     towers = {
         name for name in pretrained if name.startswith("vision_model.") and "position_ids" not in name
     }
     assert coefficients.keys() == towers
-    tint = load_file(tmp_path / "tinting" / "tints" / "mini-signs.safetensors")
+    tint = load_file(run.folder / "tinting" / "tints" / "mini-signs.safetensors")
     assert tint.keys() == {name for name in towers if ".layers.1." in name}
 
 
-@pytest.mark.parametrize("layer", ["head", "visual_projection", "block:0"])
-def test_an_artifact_applied_gives_the_runs_own_report(fuse, layer):
-    first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
-    again = fuse("method=model_tinting", "method.artifact=run")
-    assert accuracies(again["report"]) == accuracies(first["report"])
+@pytest.mark.parametrize("layer", ["head", "visual_projection", "block:-1"])
+def test_an_artifact_applied_gives_the_runs_own_report(tinted, fuse, layer):
+    first = tinted(layer)
+    baselines = f"+taskpool.baselines={'baselines' in first.report}"
+    again = fuse("method=model_tinting", f"method.artifact={first.folder}/tinting", baselines)
+    assert accuracies(again["report"]) == accuracies(first.report)
+    assert again["report"].get("baselines") == first.report.get("baselines")
     x = torch.randn(4, 3, 32, 32)
     for task in TASKS:
-        assert torch.equal(first["merged_model"](x, task), again["merged_model"](x, task))
+        assert torch.equal(first.model(x, task), again["merged_model"](x, task))
 
 
-def test_plus_plus_differs_in_the_sampler_alone(fuse):
-    settings = {}
-    for name in ("model_tinting", "model_tinting_pp"):
-        model = fuse(f"method={name}", "method.steps=1", f"method.run_dir={name}")["merged_model"]
-        settings[name] = model.info.settings
-    assert settings["model_tinting_pp"].pop("sampler") == "confidence_difference"
-    assert settings["model_tinting"].pop("sampler") == "all"
-    assert settings["model_tinting"] == settings["model_tinting_pp"]
+def test_plus_plus_differs_in_the_sampler_alone(done, fuse):
+    plus = fuse("method=model_tinting_pp", "method.steps=3", "seed=4", "~taskpool")["merged_model"]
+    assert plus.info.settings["sampler"] == "confidence_difference"
+    assert {**plus.info.settings, "sampler": "all"} == done.model.info.settings
 
 
 def test_before_any_step_the_folded_head_is_the_zero_shot_head(fuse):
@@ -109,37 +126,37 @@ def test_before_any_step_the_folded_head_is_the_zero_shot_head(fuse):
     assert [tinted["baselines"]["pretrained"][task] for task in TASKS] == accuracies(plain)
 
 
-def test_the_experts_row_is_each_expert_on_its_own_task(fuse):
-    experts = fuse(*SHORT)["report"]["baselines"]["expert"]
+def test_the_experts_row_is_each_expert_on_its_own_task(done, fuse):
+    experts = done.report["baselines"]["expert"]
     for task in TASKS:
-        own = fuse("method=dummy", f"modelpool.models={{_pretrained_: {task}}}")["report"]
+        alone = [f"~taskpool.test_datasets.{other}" for other in TASKS if other != task]
+        own = fuse("method=dummy", f"modelpool.models={{_pretrained_: {task}}}", *alone)["report"]
         assert experts[task] == own[task]["accuracy"]
 
 
-def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse):
-    ours = fuse(*SHORT)["report"]["baselines"]["task_arithmetic"]
+def test_task_arithmetic_in_the_table_is_fusionbenchs(done, fuse):
+    ours = done.report["baselines"]["task_arithmetic"]
     theirs = fuse("method=task_arithmetic", "method.scaling_factor=0.3")["report"]
     assert [ours[task] for task in TASKS] == accuracies(theirs)
 
 
-@pytest.mark.parametrize("method", ["simple_average", "task_arithmetic"])
-def test_a_plain_model_scores_as_in_the_stock_pool(fuse, method, monkeypatch):
-    ours = fuse(f"method={method}")["report"]
+def test_a_plain_model_scores_as_in_the_stock_pool(fuse, monkeypatch):
+    ours = fuse("method=simple_average")["report"]
     from fusion_tinting.fusionbench.taskpools.clip import TintedCLIPVisionModelTaskPool as Ours
 
     for name in ("evaluate", "_evaluate", "setup"):
         monkeypatch.setattr(Ours, name, getattr(CLIPVisionModelTaskPool, name))
-    assert fuse(f"method={method}")["report"] == ours
+    assert fuse("method=simple_average")["report"] == ours
 
 
-def test_the_saved_model_loads_in_transformers_and_in_fusionbench(fuse, tmp_path):
-    model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
-    loaded = CLIPVisionModel.from_pretrained(tmp_path / "saved")
+def test_the_saved_model_loads_in_transformers_and_in_fusionbench(done, fuse):
+    saved = done.folder / "saved"
+    loaded = CLIPVisionModel.from_pretrained(saved)
     for (name, ours), (_, theirs) in zip(
-        model.merged.named_parameters(), loaded.named_parameters(), strict=True
+        done.model.merged.named_parameters(), loaded.named_parameters(), strict=True
     ):
         assert torch.equal(ours, theirs), name
-    fuse("method=dummy", f"modelpool.models={{_pretrained_: {tmp_path / 'saved'}}}")
+    fuse("method=dummy", f"modelpool.models={{_pretrained_: {saved}}}", "~taskpool")
 
 
 def test_where_a_model_cannot_be_saved_is_known_before_any_work(fuse, tmp_path, monkeypatch):
@@ -158,7 +175,8 @@ def test_a_number_of_workers_that_is_none(fuse):
 def test_the_split_is_the_one_asked_for(fuse):
     samples = {
         split: fuse(
-            *SHORT, "method.batch_size=99", f"method.adapt_split={split}", f"method.run_dir={split}"
+            *(*SHORT, BRIEF, "method.batch_size=99"),
+            *(f"method.adapt_split={split}", f"method.run_dir={split}"),
         )["merged_model"].info.samples["mini-digits"]
         for split in ("train", "val")
     }
@@ -239,14 +257,13 @@ def test_precision_that_would_not_train_in_float32_is_refused(fuse):
 
 
 def test_bf16_encoders_adapt(fuse):
-    history = fuse(*SHORT, "fabric.precision=bf16-mixed")["merged_model"].history
+    history = fuse(*SHORT, "~taskpool", "fabric.precision=bf16-mixed")["merged_model"].history
     assert torch.isfinite(history.values).all()
 
 
-def test_the_returned_model_is_a_tinted_clip(fuse):
-    model = fuse(*SHORT)["merged_model"]
-    assert isinstance(model, TintedCLIP)
-    assert isinstance(model.merged, CLIPVisionModel)
+def test_the_returned_model_is_a_tinted_clip(done):
+    assert isinstance(done.model, TintedCLIP)
+    assert isinstance(done.model.merged, CLIPVisionModel)
 
 
 def test_the_command_in_two_processes_ends_with_the_table_and_the_one_process_result(fuse, tmp_path):
@@ -260,7 +277,7 @@ def test_the_command_in_two_processes_ends_with_the_table_and_the_one_process_re
     tail = result.stdout[result.stdout.index("Accuracy %") :]
     for word in ("pre-trained", "Arithmetic", "expert", "tinted", *TASKS, "average", "transductive"):
         assert word in tail
-    fuse(*settings, "method.run_dir=run1", "method.num_workers=2")
+    fuse(*settings, "method.run_dir=run1", "method.num_workers=2", BRIEF)
     for name in ("coefficients", *(f"tints/{task}" for task in TASKS)):
         one, two = (load_file(tmp_path / f"run{d}" / f"{name}.safetensors") for d in (1, 2))
         for key, value in one.items():
