@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +17,9 @@ import yaml
 from fusion_bench.constants import PROJECT_ROOT_PATH
 from fusion_bench.scripts.cli import main  # our plugin acts where FusionBench is loaded
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 from torch import nn
 
 STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
@@ -36,8 +41,18 @@ def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> subproce
     return result
 
 
-def composed(*overrides: str):
-    """FusionBench's configuration with these overrides."""
+def composed(*overrides: str) -> DictConfig:
+    """FusionBench's configuration with these overrides; its files are read once for each choice of them."""
+    choices = tuple(override for override in overrides if "." not in override.split("=")[0])
+    config = deepcopy(chosen(choices))
+    values = OverridesParser.create().parse_overrides([o for o in overrides if o not in choices])
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return config
+
+
+@cache
+def chosen(overrides: tuple[str, ...]) -> DictConfig:
+    """FusionBench's configuration with these overrides alone."""
     quick = patch.object(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     with quick, initialize_config_dir(str(STOCK), version_base=None):
         return compose("fabric_model_fusion", overrides=list(overrides))

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from command import Finished
 from datasets.arrow_writer import ArrowWriter
 from hub import COMMIT, snapshot
 from safetensors.torch import load_file, save_file
@@ -38,23 +39,25 @@ WORDS = ["film", "dog", "was", "not", "good", "runs", "very", "old", "and", "slo
 ROWS = 16
 
 
-def require_scored(fuse, capsys, tinting, keys, headlines, *shown: str) -> None:
-    """FusionBench's program adapts and scores the hub's checkpoints offline, each task by its own metrics.
+SCORED = ("method.adapt_split=val", "report_save_path='{log_dir}/report.json'")
+"""Options of a run for `require_scored`."""
+
+
+def require_scored(run: Finished, keys, headlines, *shown: str) -> None:
+    """FusionBench's program adapted and scored the hub's checkpoints offline, each task by its own metrics.
 
     Args:
-        tinting: overrides.
+        run: of all tasks, with the options `SCORED`.
         keys: task -> the metrics in its report, where they are not the accuracy alone.
         headlines: report -> task -> the score that counts.
         shown: what the closing table must have.
     """
-    options = ("method.steps=2", "method.adapt_split=val", "report_save_path='{log_dir}/report.json'")
-    report = fuse(*tinting, *options)["report"]
-    assert report == json.loads(Path("report.json").read_text())
+    report = run.report
+    assert report == json.loads((run.folder / "report.json").read_text())
     assert set(report) == {"model_info", *TASKS, "average", "baselines"}
     assert {task: set(report[task]) for task in TASKS} == {t: keys.get(t, {"accuracy"}) for t in TASKS}
     assert report["average"]["score"] == pytest.approx(sum(headlines(report).values()) / len(TASKS))
-    table = capsys.readouterr().out
-    tail = table[table.index("tinted /") :]
+    tail = run.shown[run.shown.index("tinted /") :]
     for row in shown:
         assert row in tail
 

@@ -3,7 +3,8 @@
 import datasets
 import pytest
 import torch
-from glue_hub import TASKS, make_hub, of, require_scored
+from command import finished
+from glue_hub import SCORED, TASKS, make_hub, of, require_scored
 from hub import read_offline
 from safetensors.torch import load_file, save_file
 from torchmetrics.functional import classification, regression
@@ -31,6 +32,13 @@ def hub(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="module")
+def done(hub, tmp_path_factory):
+    """The run of all tasks that most tests look at."""
+    saved = "merged_model_save_path='{log_dir}/saved'"
+    return finished(tmp_path_factory.mktemp("run"), *SHORT, *SCORED, saved)
+
+
 def headline(report, task) -> float:
     return report[task][SCORES.get(task, "accuracy")]
 
@@ -39,14 +47,14 @@ def headlines(report) -> dict[str, float]:
     return {task: headline(report, task) for task in TASKS if task in report}
 
 
-def test_the_program_adapts_and_scores_the_hubs_checkpoints_offline(hub, fuse, capsys):
+def test_the_program_adapts_and_scores_the_hubs_checkpoints_offline(done):
     shown = ("cola, Matthews %", "stsb, Pearson %", "qqp, Accuracy %", "average", "inductive")
-    require_scored(fuse, capsys, TINTING, KEYS, headlines, *shown)
+    require_scored(done, KEYS, headlines, *shown)
 
 
-def test_an_experts_score_is_that_of_transformers_own_model(hub, fuse):
+def test_an_experts_score_is_that_of_transformers_own_model(done):
     """Of each expert, run text by text; sst2's labels are in another order."""
-    experts = fuse(*SHORT)["report"]["baselines"]["expert"]
+    experts = done.report["baselines"]["expert"]
     for task in TASKS:
         path = f"JeremiahZ/roberta-base-{task}"
         model, tokenizer = AutoModelForSequenceClassification.from_pretrained(path).eval(), AutoTokenizer
@@ -101,48 +109,53 @@ def test_scores_of_several_labels_agree_with_torchmetrics():
 
 
 def test_without_a_step_the_pre_trained_and_the_experts_scores_come_out(hub, fuse):
-    report = fuse(*TINTING, "method.steps=0", "method.init=0")["report"]
+    few = of("sst2", "stsb", "mnli")
+    report = fuse(*TINTING, *few, "method.steps=0", "method.init=0")["report"]
     assert headlines(report) == report["baselines"]["pretrained"]
-    plain = fuse(*POOLS, "method=dummy")["report"]
+    plain = fuse(*POOLS, *few, "method=dummy")["report"]
     assert headlines(plain) == pytest.approx(headlines(report), abs=1e-6)
 
 
-def test_fusionbenchs_own_methods_merge_the_backbones(hub, fuse):
+def test_fusionbenchs_own_methods_merge_the_backbones(done, fuse):
     """Heads of one, two and three outputs, each its expert's; Task Arithmetic is the table's."""
-    ours = fuse(*SHORT)["report"]["baselines"]["task_arithmetic"]
+    ours = done.report["baselines"]["task_arithmetic"]
     theirs = fuse(*POOLS, "method=task_arithmetic", "method.scaling_factor=0.3")
     assert headlines(theirs["report"]) == pytest.approx(ours, abs=1e-5)
     assert set(theirs["report"]) == {"model_info", *TASKS, "average"}
     assert isinstance(theirs["merged_model"], RobertaModel)
-    fuse(*POOLS, "method=simple_average")
+    fuse(*POOLS, *of("sst2", "stsb"), "method=simple_average")
 
 
-@pytest.mark.parametrize("layer", ["head", "block:-1", "embeddings.word_embeddings"])
-def test_an_artifact_applied_gives_the_runs_own_report(hub, fuse, layer):
-    few = of("cola", "stsb", "mnli", "qqp")
+def test_an_artifact_applied_gives_the_runs_own_report(done, fuse):
+    again = fuse(*TINTING, f"method.artifact={done.folder}/tinting", "taskpool.baselines=false")
+    assert headlines(again["report"]) == headlines(done.report)
+
+
+@pytest.mark.parametrize("layer", ["block:-1", "embeddings.word_embeddings"])
+def test_an_artifact_of_another_layer_gives_the_runs_own_report(hub, fuse, layer):
+    few = (*of("stsb", "mnli"), "taskpool.baselines=false")
     first = fuse(*SHORT, *few, f"method.layer={layer}", "method.run_dir=run")
     again = fuse(*TINTING, *few, "method.artifact=run")
-    assert len(headlines(again["report"])) == 4
+    assert len(headlines(again["report"])) == 2
     assert headlines(again["report"]) == headlines(first["report"])
 
 
-def test_tensor_names_are_the_checkpoints_and_the_saved_model_loads(hub, fuse, tmp_path):
-    model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
+def test_tensor_names_are_the_checkpoints_and_the_saved_model_loads(hub, done):
     (stored,) = (hub / "hub" / "models--JeremiahZ--roberta-base-mnli").rglob("model.safetensors")
     expert = load_file(stored)
-    coefficients = load_file(tmp_path / "tinting" / "coefficients.safetensors")
+    coefficients = load_file(done.folder / "tinting" / "coefficients.safetensors")
     assert coefficients.keys() == {name for name in expert if name.startswith("roberta.")}
-    tint = load_file(tmp_path / "tinting" / "tints" / "mnli.safetensors")
+    tint = load_file(done.folder / "tinting" / "tints" / "mnli.safetensors")
     assert tint.keys() == {name for name in expert if name.startswith("classifier.")}
-    loaded = RobertaModel.from_pretrained(tmp_path / "saved", add_pooling_layer=False)
+    loaded = RobertaModel.from_pretrained(done.folder / "saved", add_pooling_layer=False)
     for (name, ours), (_, theirs) in zip(
-        model.merged.named_parameters(), loaded.named_parameters(), strict=True
+        done.model.merged.named_parameters(), loaded.named_parameters(), strict=True
     ):
         assert torch.equal(ours, theirs), name
 
 
-def test_the_regression_is_taught_by_its_value_and_no_dropout_is_on(hub, fuse):
-    model = fuse(*SHORT, *of("stsb", "mnli"), "method.adapt_split=train")["merged_model"]
+def test_the_regression_is_taught_by_its_value_and_no_dropout_is_on(done):
+    model = done.model
     assert not any(module.training for module in model.modules())
     inputs = {"input_ids": torch.tensor([[0, 40, 50, 2]]), "attention_mask": torch.ones(1, 4, dtype=int)}
     assert model(inputs, "stsb").shape == (1, 1)
@@ -150,8 +163,8 @@ def test_the_regression_is_taught_by_its_value_and_no_dropout_is_on(hub, fuse):
     assert torch.equal(model(inputs, "mnli"), model(inputs, "mnli"))
 
 
-def test_padding_changes_nothing(hub, fuse):
-    model = fuse(*SHORT, *of("sst2", "cola"))["merged_model"]
+def test_padding_changes_nothing(done):
+    model = done.model
     ids = torch.tensor([[0, 40, 50, 60, 2, 1, 1, 1]])
     short = model({"input_ids": ids[:, :5], "attention_mask": torch.ones(1, 5, dtype=int)}, "sst2")
     long = model({"input_ids": ids, "attention_mask": (ids != 1).long()}, "sst2")
@@ -161,6 +174,15 @@ def test_padding_changes_nothing(hub, fuse):
 def other_architecture(folder):
     config = BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def unfit(hub, tmp_path_factory):
+    """A model and a tokenizer that do not belong to the others."""
+    folder = tmp_path_factory.mktemp("unfit")
+    other_architecture(folder / "bert")
+    larger_tokenizer(folder / "large")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -187,15 +209,11 @@ def other_architecture(folder):
         (["~modelpool.test_datasets.rte"], r"no `test_datasets` for \['rte'\]"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_before_adaptation(
-    hub, fuse, tmp_path, monkeypatch, overrides, message
-):
-    other_architecture(tmp_path / "bert")
-    larger_tokenizer(tmp_path / "large")
+def test_what_cannot_work_is_refused_before_adaptation(unfit, fuse, monkeypatch, overrides, message):
     monkeypatch.setattr("fusion_tinting.fusionbench.algorithm.tint", None)
-    overrides = [override.replace("{tmp}", str(tmp_path)) for override in overrides]
+    overrides = [override.replace("{tmp}", str(unfit)) for override in overrides]
     with pytest.raises(Exception, match=message) as caught:
-        fuse(*SHORT, *overrides)
+        fuse(*SHORT, *of("cola", "mrpc", "stsb", "mnli", "rte"), *overrides)
     assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
 
 
@@ -220,14 +238,14 @@ def test_a_checkpoint_that_lacks_its_head_is_named(hub, fuse, tmp_path):
     tensors = {name: value for name, value in load_file(stored).items() if "classifier" not in name}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"headless.*lacks 4 tensor"):
-        fuse(*SHORT, f"modelpool.models.rte.pretrained_model_name_or_path={folder}")
+        fuse(*SHORT, *of("rte", "sst2"), f"modelpool.models.rte.pretrained_model_name_or_path={folder}")
 
 
 def test_fast_dev_run(hub, fuse, monkeypatch):
     from fusion_bench import RuntimeConstants
 
     monkeypatch.setattr(RuntimeConstants, "debug", False)
-    result = fuse(*TINTING, *of("sst2", "cola"), "fast_dev_run=true")
+    result = fuse(*TINTING, *of("sst2", "cola"), "fast_dev_run=true", "method.adapt_split=train")
     assert len(result["merged_model"].history) == 1
 
 
@@ -238,21 +256,25 @@ class TestGpt2:
     TINTING = (*POOLS, "method=model_tinting", "method.num_workers=0", "method.steps=3")
     TASKS = tuple(task for task in TASKS if task != "stsb")
 
-    def test_it_adapts_and_an_artifact_applied_gives_the_same(self, hub, fuse, tmp_path):
+    @pytest.fixture(scope="class")
+    def done(self, hub, tmp_path_factory):
         saved = "merged_model_save_path='{log_dir}/saved'"
-        first = fuse(*self.TINTING, "method.adapt_split=val", "method.run_dir=run", saved)
-        again = fuse(*self.POOLS, "method=model_tinting", "method.num_workers=0", "method.artifact=run")
+        return finished(tmp_path_factory.mktemp("run"), *self.TINTING, "method.adapt_split=val", saved)
+
+    def test_it_adapts_and_an_artifact_applied_gives_the_same(self, done, fuse):
+        artifact = (f"method.artifact={done.folder}/tinting", "method.num_workers=0")
+        again = fuse(*self.POOLS, "method=model_tinting", *artifact, "taskpool.baselines=false")
         for task in self.TASKS:
-            assert again["report"][task] == first["report"][task]
-        assert set(first["report"]) == {"model_info", *self.TASKS, "average", "baselines"}
-        assert (tmp_path / "saved").exists()
-        tint = load_file(tmp_path / "run" / "tints" / "mnli.safetensors")
+            assert again["report"][task] == done.report[task]
+        assert set(done.report) == {"model_info", *self.TASKS, "average", "baselines"}
+        assert (done.folder / "saved").exists()
+        tint = load_file(done.folder / "tinting" / "tints" / "mnli.safetensors")
         assert {name: tensor.shape for name, tensor in tint.items()} == {"score.weight": (3, 16)}
 
     def test_task_arithmetic_is_fusionbenchs_and_each_expert_scores_as_transformers_runs_it(
-        self, hub, fuse
+        self, done, fuse
     ):
-        ours = fuse(*self.TINTING)["report"]["baselines"]
+        ours = done.report["baselines"]
         theirs = fuse(*self.POOLS, "method=task_arithmetic", "method.scaling_factor=0.3")["report"]
         tokenizer = AutoTokenizer.from_pretrained("openai-community/gpt2")
         for task in self.TASKS:
