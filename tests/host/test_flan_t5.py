@@ -8,9 +8,10 @@ from copy import deepcopy
 import datasets
 import pytest
 import torch
+from command import finished
 from fusion_bench.tasks.flan_t5_text_generation.glue_preprocessors import glue_processors
 from fusion_bench.tasks.flan_t5_text_generation.glue_prompt_templates import glue_prompt_templates
-from glue_hub import TASKS, make_dataset, of, require_scored
+from glue_hub import SCORED, TASKS, make_dataset, of, require_scored
 from glue_hub import WORDS as GLUE_WORDS
 from hub import read_offline, snapshot
 from peft import LoraConfig, get_peft_model
@@ -33,7 +34,7 @@ POOLS = ("modelpool=flan-t5-base_glue", "taskpool=flan-t5-base_glue")
 TINTING = (*POOLS, "method=model_tinting", "method.num_workers=0")
 SHORT = (*TINTING, "method.steps=2", "method.batch_size=4")
 FEW = ("cola", "stsb", "mnli", "rte")  # enough where it is not the tasks that are tested
-FEWER_MODELS, LESS = of(*FEW, taskpool=False), of(*FEW)
+LESS = of(*FEW)
 CLASSES = of("cola", "mnli", "rte")  # of `stsb` all of 51 answers are weighed, which takes long
 SCORES = {"stsb": "spearman"}
 KEYS = {
@@ -52,6 +53,13 @@ def hub(tmp_path_factory):
         make_dataset(folder / "datasets", task)
     with read_offline(folder):
         yield folder
+
+
+@pytest.fixture(scope="module")
+def done(hub, tmp_path_factory):
+    """The run of all tasks that most tests look at."""
+    saved = "merged_model_save_path='{log_dir}/saved'"
+    return finished(tmp_path_factory.mktemp("run"), *SHORT, *SCORED, saved)
 
 
 def make_models(hub):
@@ -118,9 +126,9 @@ def headlines(report) -> dict[str, float]:
     return {task: report[task][SCORES.get(task, "accuracy")] for task in TASKS if task in report}
 
 
-def test_the_program_adapts_and_scores_the_hubs_checkpoints_offline(hub, fuse, capsys):
+def test_the_program_adapts_and_scores_the_hubs_checkpoints_offline(done):
     shown = ("cola, Accuracy %", "stsb, Spearman %", "average", "inductive")
-    require_scored(fuse, capsys, TINTING, KEYS, headlines, *shown)
+    require_scored(done, KEYS, headlines, *shown)
 
 
 def answers_of(model, task: str, data) -> list[str]:
@@ -141,9 +149,9 @@ def answers_of(model, task: str, data) -> list[str]:
     return told
 
 
-def test_an_experts_score_is_that_of_transformers_own_model(hub, fuse):
+def test_an_experts_score_is_that_of_transformers_own_model(done, fuse):
     """Of each expert, prompt by prompt, as FusionBench writes them; Task Arithmetic is FusionBench's."""
-    ours = fuse(*TINTING, "method.steps=0")["report"]["baselines"]
+    ours = done.report["baselines"]
     theirs = fuse(*POOLS, "method=task_arithmetic", "method.scaling_factor=0.3")["report"]
     assert headlines(theirs) == pytest.approx(ours["task_arithmetic"], abs=1e-5)
     several = 0
@@ -164,9 +172,9 @@ def test_an_experts_score_is_that_of_transformers_own_model(hub, fuse):
 
 
 def test_without_a_step_the_pre_trained_scores_come_out(hub, fuse, tmp_path):
-    report = fuse(*TINTING, *LESS, "method.steps=0", "method.init=0", "method.layer=null")["report"]
+    report = fuse(*TINTING, *CLASSES, "method.steps=0", "method.init=0", "method.layer=null")["report"]
     assert headlines(report) == report["baselines"]["pretrained"]
-    plain = fuse(*POOLS, *LESS, "method=dummy", "merged_model_save_path='{log_dir}/plain'")
+    plain = fuse(*POOLS, *CLASSES, "method=dummy", "merged_model_save_path='{log_dir}/plain'")
     assert headlines(plain["report"]) == pytest.approx(headlines(report), abs=1e-6)
     same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain"), plain["merged_model"])
 
@@ -188,52 +196,61 @@ def padding_changes_nothing(model) -> None:
         torch.testing.assert_close(*given, rtol=0, atol=1e-5)
 
 
-def test_one_hot_coefficients_are_transformers_own_expert_and_the_saved_model_loads(hub, fuse, tmp_path):
+def test_one_hot_coefficients_are_transformers_own_expert_and_the_saved_model_loads(done):
     """The logits are those of the first token that generation would choose."""
-    options = (*FEWER_MODELS, "~taskpool", "merged_model_save_path='{log_dir}/saved'")
-    model = fuse(*SHORT, *options)["merged_model"]
+    model = done.model
     padding_changes_nothing(model)
     inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
     for task in FEW:
         expert = AutoModelForSeq2SeqLM.from_pretrained(f"tanganke/flan-t5-base_glue-{task}").eval()
         said = expert.generate(**inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
         torch.testing.assert_close(model.remerged(task)(inputs, task), said.logits[0], rtol=0, atol=1e-5)
-    same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved"), model.merged)
+    same_model(AutoModelForSeq2SeqLM.from_pretrained(done.folder / "saved"), model.merged)
 
 
-@pytest.mark.parametrize(
-    ("layer", "part", "tasks"),
-    [
-        ("head", "lm_head.", LESS),
-        ("block:-1", "decoder.block.1.", CLASSES),
-        ("encoder.block.0", "encoder.block.0.", CLASSES),
-    ],
-)
-def test_an_artifact_applied_gives_the_runs_own_report(hub, fuse, tmp_path, layer, part, tasks):
-    first = fuse(*SHORT, *tasks, f"method.layer={layer}", "method.run_dir=run")
-    again = fuse(*TINTING, *tasks, "method.artifact=run", "taskpool.baselines=false")
-    assert headlines(again["report"]) == headlines(first["report"])
+def require_tensors(hub, run_dir, part: str) -> None:
+    """λ has every tensor of the checkpoints, and a tint those of its layer."""
     stored = next((hub / "hub" / "models--tanganke--flan-t5-base_glue-mnli").rglob("model.safetensors"))
     names = load_file(stored).keys()
-    assert load_file(tmp_path / "run" / "coefficients.safetensors").keys() == names
-    tint = load_file(tmp_path / "run" / "tints" / "mnli.safetensors").keys()
+    assert load_file(run_dir / "coefficients.safetensors").keys() == names
+    tint = load_file(run_dir / "tints" / "mnli.safetensors").keys()
     assert tint <= names and tint and all(name.startswith(part) for name in tint)
 
 
+def test_an_artifact_applied_gives_the_runs_own_report(hub, done, fuse):
+    again = fuse(*TINTING, f"method.artifact={done.folder}/tinting", "taskpool.baselines=false")
+    assert headlines(again["report"]) == headlines(done.report)
+    require_tensors(hub, done.folder / "tinting", "lm_head.")
+
+
+@pytest.mark.parametrize(
+    ("layer", "part"), [("block:-1", "decoder.block.1."), ("encoder.block.0", "encoder.block.0.")]
+)
+def test_an_artifact_of_another_layer_gives_the_runs_own_report(hub, fuse, tmp_path, layer, part):
+    few = (*of("mnli", "rte"), "taskpool.baselines=false")
+    first = fuse(*SHORT, *few, f"method.layer={layer}", "method.run_dir=run")
+    again = fuse(*TINTING, *few, "method.artifact=run")
+    assert headlines(again["report"]) == headlines(first["report"])
+    require_tensors(hub, tmp_path / "run", part)
+
+
 def test_adaptation_brings_each_task_nearer_to_its_expert(hub, fuse):
-    options = ("method.steps=30", "method.batch_size=8", "method.objective=soft")
-    history = fuse(*TINTING, *FEWER_MODELS, "~taskpool", *options)["merged_model"].history
+    options = ("method.steps=16", "method.batch_size=8", "method.objective=soft")
+    few = of("cola", "mnli", taskpool=False)
+    history = fuse(*TINTING, *few, "~taskpool", *options)["merged_model"].history
     assert history.loss[-5:].mean() < history.loss[:5].mean()
 
 
 def test_lora_experts_are_merged_into_their_base(hub, fuse):
     torch.manual_seed(1)
-    for task in FEW:
+    few = ("cola", "rte")
+    for task in few:
         base = AutoModelForSeq2SeqLM.from_pretrained("google/flan-t5-base")
         adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q", "v"], init_lora_weights=False))
         folder = snapshot(hub / "hub", f"models--tanganke--flan-t5-base_glue-{task}_lora-16")
         adapted.save_pretrained(folder)
-    model = fuse(*SHORT, "modelpool=flan-t5-base_glue_lora16", *FEWER_MODELS, "~taskpool")["merged_model"]
+    pool = ("modelpool=flan-t5-base_glue_lora16", *of(*few, taskpool=False))
+    model = fuse(*SHORT, *pool, "~taskpool")["merged_model"]
     assert model.info.ids["rte"] == "tanganke/flan-t5-base_glue-rte_lora-16"
     inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
     with torch.no_grad():
@@ -254,22 +271,32 @@ def bart(folder, seed: int = 0) -> None:
 
 def test_bart_is_taken_too(hub, fuse, tmp_path):
     """Its experts are merged with the bias of their logits, which is a buffer."""
-    base = "pretrained_model_name_or_path"
+    base, few = "pretrained_model_name_or_path", ("cola", "mnli")
     bart(tmp_path / "base")
     paths = [f"modelpool.models._pretrained_.{base}={tmp_path}/base"]
-    for seed, task in enumerate(FEW, start=1):
+    for seed, task in enumerate(few, start=1):
         bart(tmp_path / task, seed)
         paths.append(f"modelpool.models.{task}.{base}={tmp_path}/{task}")
-    result = fuse(*SHORT, *LESS, *paths, "method.layer=block:-1")
+    result = fuse(*SHORT, *of(*few), *paths, "method.layer=block:-1")
     model, report = result["merged_model"], result["report"]
-    assert headlines(report).keys() == set(FEW)
+    assert headlines(report).keys() == set(few)
     inputs = {"input_ids": torch.tensor([[30, 7, 9, 1]]), "attention_mask": torch.ones(1, 4, dtype=int)}
-    for task in FEW:
+    for task in few:
         expert = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / task).eval()
         with torch.no_grad():
             wanted = expert(**inputs, decoder_input_ids=torch.tensor([[1]])).logits[:, 0]
         torch.testing.assert_close(model.remerged(task)(inputs, task), wanted, rtol=0, atol=1e-5)
         assert expert.final_logits_bias.any()
+
+
+@pytest.fixture(scope="module")
+def unfit(hub, tmp_path_factory):
+    """A model and tokenizers that do not belong to the others."""
+    folder = tmp_path_factory.mktemp("unfit")
+    bart(folder / "bart")
+    tokenizer(more=100).save_pretrained(folder / "large")
+    T5Tokenizer(extra_ids=20, model_max_length=512).save_pretrained(folder / "blind")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -295,14 +322,9 @@ def test_bart_is_taken_too(hub, fuse, tmp_path):
         (["method.layer=auto"], "layer=auto` is not for language models"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_before_adaptation(
-    hub, fuse, tmp_path, monkeypatch, overrides, message
-):
-    bart(tmp_path / "bart")
-    tokenizer(more=100).save_pretrained(tmp_path / "large")
-    T5Tokenizer(extra_ids=20, model_max_length=512).save_pretrained(tmp_path / "blind")
+def test_what_cannot_work_is_refused_before_adaptation(unfit, fuse, monkeypatch, overrides, message):
     monkeypatch.setattr("fusion_tinting.fusionbench.algorithm.tint", None)
-    overrides = [override.replace("{tmp}", str(tmp_path)) for override in overrides]
+    overrides = [override.replace("{tmp}", str(unfit)) for override in overrides]
     with pytest.raises(Exception, match=message) as caught:
         fuse(*SHORT, *LESS, *overrides)
     assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
@@ -317,5 +339,5 @@ def test_fast_dev_run(hub, fuse, monkeypatch):
     from fusion_bench import RuntimeConstants
 
     monkeypatch.setattr(RuntimeConstants, "debug", False)
-    result = fuse(*TINTING, *CLASSES, "fast_dev_run=true")
+    result = fuse(*TINTING, *of("cola", "rte"), "fast_dev_run=true")
     assert len(result["merged_model"].history) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import composed
+from command import composed, finished
 from fusion_bench.modelpool import ResNetForImageClassificationPool
 from fusion_bench.tasks.clip_classification import get_num_classes
 from fusion_bench.utils import instantiate
@@ -63,64 +63,74 @@ MAKERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The run that most tests look at."""
+    saved = "merged_model_save_path='{log_dir}/saved'"
+    return finished(tmp_path_factory.mktemp("run"), *SHORT, saved)
+
+
 def accuracies(report) -> list[float]:
     return [report[task]["accuracy"] for task in TASKS]
 
 
-def zoo_of(result) -> Path:
-    return Path(result["merged_model"].info.ids["mini-counts"]).parent
+def zoo_of(run) -> Path:
+    return Path(run.model.info.ids["mini-counts"]).parent
 
 
-def test_a_run_ends_with_the_baselines_and_one_hot_merges_are_the_experts(fuse):
-    result = fuse(*SHORT)
-    report, zoo = result["report"], zoo_of(result)
+def test_a_run_ends_with_the_baselines_and_one_hot_merges_are_the_experts(done, fuse):
+    report = done.report
     assert report["baselines"].keys() == {"pretrained", "expert", "task_arithmetic"}
     for task in TASKS:
         others = [f"~taskpool.test_datasets.{other}" for other in TASKS if other != task]
         own = fuse("method=dummy", *POOLS, f"modelpool.models={{_pretrained_: {task}}}", *others)["report"]
         assert report["baselines"]["expert"][task] == own[task]["accuracy"]
-    model = result["merged_model"]
-    pretrained = AutoModelForImageClassification.from_pretrained(zoo / "pretrained")
-    shared = model.remerged(0.0).merged.state_dict()
+    pretrained = AutoModelForImageClassification.from_pretrained(zoo_of(done) / "pretrained")
+    shared = done.model.remerged(0.0).merged.state_dict()
     torch.testing.assert_close(shared, pretrained.state_dict(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_stock_task_pool_switches_heads_and_scores_the_same(fuse, tmp_path):
-    run_dir = f"method.run_dir={tmp_path}/run"
-    ours = fuse(*SHORT, run_dir)
+def test_the_stock_task_pool_switches_heads_and_scores_the_same(done):
     datasets = composed(*POOLS).taskpool.test_datasets
     plain = OmegaConf.to_container(datasets, resolve=False)
     flat = {task: {**node, "seed": 0, "recipe": "resnet-micro_3"} for task, node in plain.items()}
     pool = {
         "_target_": "fusion_bench.taskpool.image_classification.ImageClassificationTaskPool",
         "_recursive_": False,
-        "processor": str(zoo_of(ours) / "pretrained"),
+        "processor": str(zoo_of(done) / "pretrained"),
         "test_datasets": flat,
         "dataloader_kwargs": {"batch_size": 20},
     }
-    theirs = instantiate(OmegaConf.create(pool)).evaluate(ours["merged_model"])
-    assert accuracies(theirs) == accuracies(ours["report"])
+    theirs = instantiate(OmegaConf.create(pool)).evaluate(done.model)
+    assert accuracies(theirs) == accuracies(done.report)
     assert len({theirs[task]["loss"] for task in TASKS}) == 3
 
 
-@pytest.mark.parametrize("layer", ["head", "encoder.stages.3"])
-def test_an_artifact_applied_gives_the_runs_own_report(fuse, tmp_path, layer):
-    first = fuse(*SHORT, f"method.layer={layer}", f"method.run_dir={tmp_path}/run")
-    again = fuse("method=model_tinting", f"method.artifact={tmp_path}/run", *POOLS)
-    assert accuracies(again["report"]) == accuracies(first["report"])
-    coefficients = load_file(tmp_path / "run" / "coefficients.safetensors")
-    on_disk = load_file(zoo_of(first) / "pretrained" / "model.safetensors")
-    assert coefficients.keys() == {
+def test_an_artifact_applied_gives_the_runs_own_report(done, fuse):
+    run = done.folder / "tinting"
+    again = fuse("method=model_tinting", f"method.artifact={run}", *POOLS)
+    assert accuracies(again["report"]) == accuracies(done.report)
+    on_disk = load_file(zoo_of(done) / "pretrained" / "model.safetensors")
+    assert load_file(run / "coefficients.safetensors").keys() == {
         name for name in on_disk if not name.startswith("classifier") and "num_batches" not in name
     }
 
 
-def test_what_is_saved_is_the_shared_classifier_and_loads_in_the_pool(fuse, tmp_path):
-    model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+def test_an_artifact_of_another_layer_gives_the_runs_own_report(done, fuse):
+    first = fuse(*SHORT, "method.layer=encoder.stages.3", "method.run_dir=run", "taskpool.baselines=false")
+    applied = ("method=model_tinting", "method.artifact=run", "taskpool.baselines=false")
+    again = fuse(*applied, *POOLS)
+    assert accuracies(again["report"]) == accuracies(first["report"])
+    files = [folder / "coefficients.safetensors" for folder in (Path("run"), done.folder / "tinting")]
+    assert load_file(files[0]).keys() == load_file(files[1]).keys()
+
+
+def test_what_is_saved_is_the_shared_classifier_and_loads_in_the_pool(done):
+    model, saved = done.model, done.folder / "saved"
+    loaded = AutoModelForImageClassification.from_pretrained(saved)
     torch.testing.assert_close(loaded.state_dict(), model.merged.state_dict())
     pool = ResNetForImageClassificationPool(
-        models=OmegaConf.create({"_pretrained_": str(tmp_path / "saved")}), type="transformers"
+        models=OmegaConf.create({"_pretrained_": str(saved)}), type="transformers"
     )
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(pool.load_model("_pretrained_").eval()(x), model.merged(x).logits)
@@ -236,7 +246,9 @@ def test_the_real_configurations_run_on_checkpoints_in_the_hubs_layout(hub, fuse
     with read_offline(hub):
         for number, (overrides, tasks) in enumerate(runs):
             left = [f"method.run_dir=run{number}", f"merged_model_save_path={tmp_path}/saved{number}"]
-            report = fuse(*overrides, *short, *left)["report"]
-            assert report["baselines"]["expert"].keys() == set(tasks)
-            assert set(report) == {"model_info", *tasks, "average", "baselines"}
+            # Of the first the baselines too, as it is configured.
+            less = [] if number == 0 else ["taskpool.baselines=false"]
+            report = fuse(*overrides, *short, *left, *less)["report"]
+            assert set(report) == {"model_info", *tasks, "average", *(() if less else ("baselines",))}
+            assert less or report["baselines"]["expert"].keys() == set(tasks)
             assert (tmp_path / f"saved{number}").exists()

@@ -19,7 +19,7 @@ from fusion_tinting.run.lock import held
 
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 SHORT = ("method=model_tinting", "method.steps=3")
-BRIEF = "+taskpool.baselines=false"
+BRIEF = "++taskpool.baselines=false"
 
 
 def accuracies(report) -> list[float]:
@@ -101,7 +101,7 @@ def test_tensor_names_in_the_artifact_are_the_checkpoints(tinted):
 @pytest.mark.parametrize("layer", ["head", "visual_projection", "block:-1"])
 def test_an_artifact_applied_gives_the_runs_own_report(tinted, fuse, layer):
     first = tinted(layer)
-    baselines = f"+taskpool.baselines={'baselines' in first.report}"
+    baselines = f"++taskpool.baselines={'baselines' in first.report}"
     again = fuse("method=model_tinting", f"method.artifact={first.folder}/tinting", baselines)
     assert accuracies(again["report"]) == accuracies(first.report)
     assert again["report"].get("baselines") == first.report.get("baselines")

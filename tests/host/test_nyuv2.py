@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import composed
+from command import composed, finished
 from fusion_bench.dataset.nyuv2 import NYUv2
 from fusion_bench.metrics.nyuv2 import DepthMetric, NormalMetric
 from fusion_bench.models.nyuv2.aspp import DeepLabHead
@@ -27,6 +27,13 @@ MICRO = ("modelpool=nyuv2-micro_3", "taskpool=nyuv2-micro_3")
 SHORT = (*MICRO, "method=model_tinting", "method.steps=2", "method.batch_size=4", "method.adapt_split=val")
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The run that most tests look at."""
+    saved = "merged_model_save_path='{log_dir}/saved'"
+    return finished(tmp_path_factory.mktemp("run"), *SHORT, "method.objective=soft", saved)
+
+
 def scores(report: dict) -> dict:
     return {task: report[task] for task in TASKS}
 
@@ -39,8 +46,8 @@ def test_before_any_step_scores_are_those_of_the_pretrained_encoder(fuse):
     assert tinted["baselines"]["pretrained"]["depth"] == tinted["depth"]["abs_err"]
 
 
-def test_the_experts_row_is_each_expert_as_fusionbench_runs_it(fuse):
-    experts = fuse(*SHORT)["report"]["baselines"]["expert"]
+def test_the_experts_row_is_each_expert_as_fusionbench_runs_it(done):
+    experts = done.report["baselines"]["expert"]
     pool = instantiate(composed(*MICRO).modelpool)
     for task in TASKS:
         data = mini.load_dataset(task, "test", recipe="nyuv2-micro_3")
@@ -54,10 +61,16 @@ def test_the_experts_row_is_each_expert_as_fusionbench_runs_it(fuse):
         assert experts[task] == pytest.approx(float(measured.compute()[0]), rel=1e-4)
 
 
+def test_an_artifact_holds_the_tinted_layer_alone_and_gives_the_runs_own_report(done, fuse):
+    run = done.folder / "tinting"
+    assert load_file(run / "tints" / "depth.safetensors").keys() == {"head.last.weight", "head.last.bias"}
+    again = fuse(*MICRO, "method=model_tinting", f"method.artifact={run}")
+    assert scores(again["report"]) == scores(done.report)
+
+
 @pytest.mark.parametrize(
     ("layer", "tinted"),
     [
-        ("head", {"head.last.weight", "head.last.bias"}),
         ("head.trunk.0", {"head.trunk.0.weight"}),
         (
             "layer3.bn2",
@@ -65,13 +78,11 @@ def test_the_experts_row_is_each_expert_as_fusionbench_runs_it(fuse):
         ),
     ],
 )
-def test_an_artifact_holds_the_tinted_layer_alone_and_gives_the_runs_own_report(
-    fuse, tmp_path, layer, tinted
-):
-    first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
+def test_an_artifact_of_another_layer_holds_it_alone(fuse, tmp_path, layer, tinted):
+    first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run", "taskpool.baselines=false")
     assert load_file(tmp_path / "run" / "tints" / "depth.safetensors").keys() == tinted
-    again = fuse(*MICRO, "method=model_tinting", "method.artifact=run")
-    assert scores(again["report"]) == scores(first["report"])
+    applied = ("method=model_tinting", "method.artifact=run", "taskpool.baselines=false")
+    assert scores(fuse(*MICRO, *applied)["report"]) == scores(first["report"])
 
 
 def test_the_whole_decoder_can_be_tinted(fuse, tmp_path):
@@ -80,9 +91,8 @@ def test_the_whole_decoder_can_be_tinted(fuse, tmp_path):
     assert model.layer == "head" and "head.trunk.0.weight" in stored and "head.last.bias" in stored
 
 
-def test_objectives_of_values_are_l1_and_segmentations_is_the_methods(fuse):
-    settings = fuse(*SHORT, "method.objective=soft", "taskpool=dummy")["merged_model"].info.settings
-    assert settings["objective"] == {"segmentation": "soft", "depth": "l1", "normal": "l1"}
+def test_objectives_of_values_are_l1_and_segmentations_is_the_methods(done):
+    assert done.model.info.settings["objective"] == {"segmentation": "soft", "depth": "l1", "normal": "l1"}
 
 
 def test_tasks_share_their_images_in_memory(cache):
@@ -93,10 +103,8 @@ def test_tasks_share_their_images_in_memory(cache):
     assert torch.is_tensor(one.dataset[0])
 
 
-def test_the_table_ends_with_shares_and_no_average_of_different_scores(fuse, capsys):
-    fuse(*SHORT)
-    table = capsys.readouterr().out
-    table = table[table.index("Scores") :]
+def test_the_table_ends_with_shares_and_no_average_of_different_scores(done):
+    table = done.shown[done.shown.index("Scores") :]
     for word in (
         "pre-trained",
         "Arithmetic",
@@ -116,14 +124,13 @@ def test_without_a_task_pool_agreement_of_values_is_shown(fuse, capsys):
     assert "Agreement with the experts" in capsys.readouterr().out
 
 
-def test_the_saved_model_is_one_of_the_pools(fuse, tmp_path):
-    model = fuse(*SHORT, "merged_model_save_path='{log_dir}/saved'")["merged_model"]
+def test_the_saved_model_is_one_of_the_pools(done, fuse, tmp_path):
     pool = instantiate(composed(*MICRO).modelpool)
     x = torch.rand(2, 3, *render.SIZE)
     for task in TASKS:
-        config = {"encoder": "tiny", "decoders": [task], "ckpt_path": str(tmp_path / "saved")}
+        config = {"encoder": "tiny", "decoders": [task], "ckpt_path": str(done.folder / "saved")}
         saved = pool.load_model(OmegaConf.create(config), encoder_only=False).eval()
-        torch.testing.assert_close(saved(x)[task], model(x, task), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(saved(x)[task], done.model(x, task), rtol=1e-4, atol=1e-4)
     fuse(*MICRO, "method=simple_average", "merged_model_save_path='{log_dir}/plain'", "~taskpool")
     plain = {"encoder": "tiny", "ckpt_path": str(tmp_path / "plain")}
     assert isinstance(pool.load_model(OmegaConf.create(plain)), torch.nn.Module)

@@ -10,13 +10,12 @@ import pytest
 import released_open_clip as released
 import torch
 from click.testing import CliRunner
-from command import composed
+from command import composed, finished, program
 from fusion_bench.models.open_clip import ClassificationHead, ImageEncoder
-from fusion_bench.scripts.cli import main
 from fusion_bench.tasks.clip_classification import get_num_classes
 from fusion_bench.utils import instantiate
 from hub import TASKS as HUB_TASKS
-from hub import make_hub
+from hub import make_hub, read_offline
 from safetensors.torch import load_file
 
 from fusion_tinting import convert, mini
@@ -47,8 +46,11 @@ def tiny_architectures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """The eight data sets in a cache of the hub client's."""
-    return make_hub(tmp_path_factory.mktemp("hub"), architectures=(), tasks=TASKS)
+    """The eight data sets in a cache of the hub client's, which this process reads."""
+    folder = tmp_path_factory.mktemp("hub")
+    make_hub(folder, architectures=(), tasks=TASKS)
+    with read_offline(folder):
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +78,37 @@ def converted(checkpoints, tmp_path_factory):
     return out
 
 
+def options(model_dir: Path, *overrides: str, pools: str = "openclip-vit-b32_TA8") -> tuple[str, ...]:
+    """These overrides, with our OpenCLIP pools."""
+    settings = [f"modelpool={pools}", f"taskpool={pools}", *overrides]
+    if "_TA8" in pools:
+        settings.append(f"modelpool.model_dir={model_dir}/")
+    if "taskpool=dummy" not in overrides:
+        settings.append("taskpool.dataloader_kwargs.num_workers=0")
+    return tuple(settings)
+
+
 @pytest.fixture
-def fuse(hub, converted, tmp_path, monkeypatch):
+def fuse(hub, converted, tmp_path):
     """FusionBench's program with our OpenCLIP pools, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")  # for its tables
-    monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or it asks the terminal, which is captured
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(hub["HF_HOME"]) / "datasets")
-    program = "fusion_bench.programs.fabric_fusion_program"
-    monkeypatch.setattr(f"{program}.get_hydra_output_dir", lambda: str(tmp_path))
+    with program(tmp_path) as run:
+        yield lambda *overrides, model_dir=converted, **pools: run(*options(model_dir, *overrides, **pools))
 
-    def fuse(*overrides: str, pools="openclip-vit-b32_TA8", model_dir=converted) -> dict:
-        settings = [f"modelpool={pools}", f"taskpool={pools}", *overrides, "fabric.accelerator=cpu"]
-        settings += ["print_config=false", "print_function_call=false", "path.work_dir=."]
-        settings += [f"path.log_dir={tmp_path}", f"fabric.loggers.root_dir={tmp_path}"]
-        if "_TA8" in pools:
-            settings.append(f"modelpool.model_dir={model_dir}/")
-        if "taskpool=dummy" not in overrides:
-            settings.append("taskpool.dataloader_kwargs.num_workers=0")
-        return main(composed(*settings))
 
-    return fuse
+@pytest.fixture(scope="module")
+def done(hub, converted, tmp_path_factory):
+    """The run that most tests look at."""
+    left = ("report_save_path='{log_dir}/report.json'", "merged_model_save_path='{log_dir}/saved'")
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32")  # the files tell what they are
+        return finished(folder, *options(converted, *SHORT, "method.adapt_split=val", *left))
+
+
+def only(*tasks: str) -> list[str]:
+    """Overrides that leave these tasks alone in both pools."""
+    others = [task for task in TASKS if task not in tasks]
+    return [f"~{pool}.{task}" for task in others for pool in ("modelpool.models", "taskpool.test_datasets")]
 
 
 def output(encoder) -> torch.Tensor:
@@ -141,52 +153,44 @@ def test_ours_compute_what_fusionbenchs_own_classes_do(checkpoints, converted, m
         assert torch.equal(head(output(ours)), stock(output(ours)))
 
 
-def test_the_program_adapts_evaluates_and_saves(fuse, tmp_path, capsys, monkeypatch):
-    monkeypatch.delitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32")  # the files tell what they are
-    fuse(
-        *(*SHORT, "method.adapt_split=val"),
-        f"report_save_path={tmp_path}/report.json",
-        f"merged_model_save_path={tmp_path}/saved",
-    )
-    table = capsys.readouterr().out
-    tail = table[table.index("Accuracy %") :]
+def test_the_program_adapts_evaluates_and_saves(done):
+    tail = done.shown[done.shown.index("Accuracy %") :]
     for word in ("pre-trained", "Arithmetic", "expert", "tinted", *TASKS, "average", "inductive"):
         assert word in tail
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((done.folder / "report.json").read_text())
     assert set(report) == {"model_info", *TASKS, "average", "baselines"}
-    assert load_encoder(tmp_path / "saved" / "model.safetensors", None)(IMAGES).shape == (4, 8)
-    coefficients = load_file(tmp_path / "saved" / "coefficients.safetensors")
-    assert coefficients.keys() == load_file(tmp_path / "saved" / "model.safetensors").keys()
-    assert load_file(tmp_path / "saved" / "tints" / "dtd.safetensors").keys() == {
-        "head.weight",
-        "head.bias",
-    }
+    saved = done.folder / "saved"
+    assert load_encoder(saved / "model.safetensors", None)(IMAGES).shape == (4, 8)
+    coefficients = load_file(saved / "coefficients.safetensors")
+    assert coefficients.keys() == load_file(saved / "model.safetensors").keys()
+    assert load_file(saved / "tints" / "dtd.safetensors").keys() == {"head.weight", "head.bias"}
 
 
-def test_pickles_are_refused_unless_trusted_and_then_give_the_same(fuse, checkpoints):
+def test_pickles_are_refused_unless_trusted_and_then_give_the_same(fuse, done, checkpoints):
     with pytest.raises(ValueError, match=r"can run any code.*fusion_tinting\.convert.*trust_pickles=true"):
         fuse(*SHORT, model_dir=checkpoints)
-    trusted = fuse(*SHORT, "modelpool.trust_pickles=true", model_dir=checkpoints)
-    assert trusted["report"] == fuse(*SHORT)["report"]
+    trust = ("modelpool.trust_pickles=true", "method.adapt_split=val")
+    assert fuse(*SHORT, *trust, model_dir=checkpoints)["report"] == done.report
 
 
 def test_with_lambda_zero_and_no_step_it_is_the_pretrained_model(fuse):
-    tinted = fuse(*SHORT, "method.steps=0", "method.init=0")["report"]
-    plain = fuse("method=dummy")["report"]
-    assert accuracies(tinted) == accuracies(plain)
-    for task in TASKS:
+    few = only("mnist", "dtd")
+    tinted = fuse(*SHORT, *few, "method.steps=0", "method.init=0")["report"]
+    plain = fuse("method=dummy", *few)["report"]
+    for task in ("mnist", "dtd"):
+        assert tinted[task]["accuracy"] == plain[task]["accuracy"]
         assert tinted[task]["loss"] == pytest.approx(plain[task]["loss"], abs=1e-4)
 
 
-def test_the_experts_row_is_each_expert_on_its_own_task(fuse, converted):
-    experts = fuse(*SHORT)["report"]["baselines"]["expert"]
+def test_the_experts_row_is_each_expert_on_its_own_task(fuse, done, converted):
+    experts = done.report["baselines"]["expert"]
     for task, folder in (("mnist", "MNIST"), ("dtd", "DTD")):
         own = f"modelpool.models._pretrained_.pickle_path={converted}/ViT-B-32/{folder}/finetuned.pt"
-        assert experts[task] == fuse("method=dummy", own)["report"][task]["accuracy"]
+        assert experts[task] == fuse("method=dummy", own, *only(task))["report"][task]["accuracy"]
 
 
-def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse, tmp_path):
-    ours = fuse(*SHORT)["report"]["baselines"]["task_arithmetic"]
+def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse, done, tmp_path):
+    ours = done.report["baselines"]["task_arithmetic"]
     theirs = fuse(
         "method=task_arithmetic", "method.scaling_factor=0.3", f"merged_model_save_path={tmp_path}/ta"
     )
@@ -195,21 +199,32 @@ def test_task_arithmetic_in_the_table_is_fusionbenchs(fuse, tmp_path):
     assert torch.equal(output(merged), output(theirs["merged_model"]))
 
 
-@pytest.mark.parametrize("layer", ["head", "block:0", "ln_post"])
-def test_an_artifact_applied_gives_the_runs_own_report(fuse, layer):
-    first = fuse(*SHORT, f"method.layer={layer}", "method.run_dir=run")
-    again = fuse("method=model_tinting", "method.artifact=run")
+def require_same(again: dict, report: dict, model) -> None:
+    """An artifact applied gives the report and the answers of its run."""
     assert isinstance(again["merged_model"], TintedOpenCLIP)
-    assert accuracies(again["report"]) == accuracies(first["report"])
-    for task in TASKS:
-        assert torch.equal(first["merged_model"](IMAGES, task), again["merged_model"](IMAGES, task))
+    for task in model.tasks:
+        assert again["report"][task]["accuracy"] == report[task]["accuracy"]
+        assert torch.equal(model(IMAGES, task), again["merged_model"](IMAGES, task))
 
 
-def test_the_head_tint_is_the_tasks_weight_and_bias(fuse, converted):
-    model = fuse(*SHORT)["merged_model"]
+def test_an_artifact_applied_gives_the_runs_own_report(fuse, done):
+    again = fuse("method=model_tinting", f"method.artifact={done.folder}/tinting", "method.num_workers=0")
+    assert again["report"]["baselines"] == done.report["baselines"]
+    require_same(again, done.report, done.model)
+
+
+@pytest.mark.parametrize("layer", ["block:0", "ln_post"])
+def test_an_artifact_of_another_layer_gives_the_runs_own_report(fuse, layer):
+    few = (*only("mnist", "dtd"), "++taskpool.baselines=false")
+    first = fuse(*SHORT, *few, f"method.layer={layer}", "method.run_dir=run")
+    again = fuse("method=model_tinting", *few, "method.artifact=run")
+    require_same(again, first["report"], first["merged_model"])
+
+
+def test_the_head_tint_is_the_tasks_weight_and_bias(done, converted):
     for task, name in (("dtd", "DTD"), ("eurosat", "EuroSAT")):
         head = load_head(converted / "ViT-B-32" / f"head_{name}.safetensors")
-        tint = model.tints[task]
+        tint = done.model.tints[task]
         assert tint.normalize is head.normalize
         assert not torch.equal(tint.weight, head.weight)
         assert not torch.equal(tint.bias, head.bias)
@@ -219,7 +234,8 @@ def test_adaptation_needs_no_labels_but_the_scores_do(fuse, monkeypatch):
     load = datasets.load_dataset
     unlabeled = lambda *args, **options: load(*args, **options).remove_columns("label")  # noqa: E731
     monkeypatch.setattr(datasets, "load_dataset", unlabeled)
-    assert len(fuse(*SHORT, "taskpool=dummy")["merged_model"].history) == 2
+    few = [f"~modelpool.models.{task}" for task in TASKS if task not in ("mnist", "dtd")]
+    assert len(fuse(*SHORT, "taskpool=dummy", *few)["merged_model"].history) == 2
     with pytest.raises(ValueError, match=r"test set of `sun397` lacks \['label'\]"):
         fuse(*SHORT)
 
@@ -283,8 +299,10 @@ def test_an_expert_of_another_pretraining_is_refused_unless_asked_for(fuse, tmp_
     other = f"modelpool.models.dtd.pickle_path={tmp_path}/other.pt"
     with pytest.raises(ValueError, match=r"expert `dtd` was not fine-tuned.*pretraining=different"):
         fuse(*SHORT, other)
-    result = fuse(*SHORT, other, "method.task_vectors.pretraining=different")
-    own = fuse("method=dummy", f"modelpool.models._pretrained_.pickle_path={tmp_path}/other.pt")
+    different = "method.task_vectors.pretraining=different"
+    result = fuse(*SHORT, *only("mnist", "dtd"), other, different)
+    base = f"modelpool.models._pretrained_.pickle_path={tmp_path}/other.pt"
+    own = fuse("method=dummy", *only("dtd"), base)
     assert result["report"]["baselines"]["expert"]["dtd"] == own["report"]["dtd"]["accuracy"]
 
 

@@ -23,7 +23,7 @@ def built(cache):
 
 
 def test_the_order_that_is_claimed(built, fuse):
-    options = ("method=model_tinting", "method.num_workers=0", "method.adapt_split=val", "method.steps=150")
+    options = ("method=model_tinting", "method.num_workers=0", "method.adapt_split=val", "method.steps=80")
     report = fuse(*POOLS, *options)["report"]
     base = report["baselines"]
     tinted = {task: report[task][name] for task, name in HEADLINE.items()}

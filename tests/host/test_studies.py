@@ -57,12 +57,13 @@ class TestLayerSweep:
     def test_without_layers_it_takes_all_and_continues_where_it_was_stopped(
         self, fuse, tmp_path, monkeypatch
     ):
-        fuse(*self.SWEEP)
+        pair = ["~modelpool.models.mini-signs", "~taskpool.test_datasets.mini-signs"]
+        fuse(*self.SWEEP, *pair)
         first = content_of(tmp_path, "layer_sweep")
         assert list(first["layers"])[:4] == ["no tint", "head", "block:0", "block:1"]
         assert "visual_projection" in first["layers"]
         monkeypatch.setattr("fusion_tinting.tinting.train", None)  # nothing is adapted again
-        fuse(*self.SWEEP)
+        fuse(*self.SWEEP, *pair)
         assert content_of(tmp_path, "layer_sweep") == first
 
 
@@ -200,6 +201,7 @@ def test_experts_of_two_pretrainings_are_merged_around_the_firsts(cache, tmp_pat
 
     world = World("clip-micro_3", "model_tinting_fast", "val", tmp_path)
     world.settings["steps"] = 2
+    monkeypatch.setitem(studies.WAYS, "AdaMerging", {**studies.WAYS["AdaMerging"], "steps": 2})
     rows = {(row["pair"], row["model"]): row for row in studies.origins(world, [0])["rows"]}
     pairs, ways = ("one pre-training", "two pre-trainings"), ("experts", "simple average", *studies.WAYS)
     assert list(rows) == [(pair, way) for pair in pairs for way in ways]
