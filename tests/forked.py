@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures.thread import _threads_queues
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,6 +37,7 @@ def begin(
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
     os.environ.update(environment)
     os.chdir(folder)
+    _threads_queues.clear()  # those threads are not here, and would be waited for in the end
     function(*arguments)
 
 

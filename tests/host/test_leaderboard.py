@@ -8,7 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import forked
+import fusion_bench.taskpool.clip_vision.taskpool  # noqa: F401  (or each run would import it)
 import pytest
+
+import fusion_tinting.fusionbench.taskpools.clip  # noqa: F401
+from fusion_tinting import mini
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.rendered
@@ -48,6 +52,7 @@ def board(cache, tmp_path_factory):
         missing = rows.Row("missing", ("method=no_such_method",), quick=())
         patch.setitem(rows.ROWS, "missing", missing)
         patch.setattr(runs, "timed", partial(timed, runs.timed, runs.MethodClock))
+        mini.build(0, recipe="clip-micro_3")  # or each run would import what builds it
         work = tmp_path_factory.mktemp("leaderboard")
 
         def run(*methods: str) -> dict:
