@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections import defaultdict
 
 import pytest
 
@@ -23,6 +24,18 @@ def pytest_ignore_collect(collection_path, config):
     if config.getoption("markexpr") == "quick" and collection_path.match("test_*.py"):
         return "mark.quick" not in collection_path.read_text(encoding="utf-8") or None
     return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `-m quick` leave out long tests, and of one with many cases all but the first and the last."""
+    if config.getoption("markexpr") == "quick":
+        cases = defaultdict(list)
+        for item in items:
+            cases[item.nodeid.partition("[")[0]].append(item)
+        left_out = {item for each in cases.values() for item in each[1:-1]}
+        left_out |= {item for item in items if item.get_closest_marker("long")}
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session", autouse=True)

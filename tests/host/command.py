@@ -1,8 +1,6 @@
-"""Runs programs as a user would, in a process of their own; and FusionBench's in this process, faster."""
+"""FusionBench's program in this process, which is faster than one of its own."""
 
 import io
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -26,19 +24,6 @@ STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
 
 # The command that pip installed beside this interpreter.
 FUSION_BENCH = str(Path(sys.executable).parent / "fusion_bench")
-
-
-def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run to the end; a failure shows what the program wrote."""
-    result = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **(env or {})},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
-    return result
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -3,11 +3,12 @@
 from weakref import WeakKeyDictionary
 
 import pytest
-from command import program
-from PIL.Image import Image
-from transformers import BatchFeature, CLIPProcessor
 
-import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before the tests import more of it)
+
+def pytest_configure(config):
+    """Repair FusionBench before tests import more of it, which takes seconds: the quick ones wait."""
+    if config.getoption("markexpr") != "quick":
+        import fusion_tinting.fusionbench  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,6 +17,9 @@ def pictures_processed_once():
 
     It takes a few milliseconds for each, a fifth of the time of a run with models as small as the tests'.
     """
+    from PIL.Image import Image
+    from transformers import BatchFeature, CLIPProcessor
+
     whole, known, settings = CLIPProcessor.__call__, {}, WeakKeyDictionary()
 
     def call(self, text=None, images=None, **options):
@@ -37,5 +41,9 @@ def pictures_processed_once():
 @pytest.fixture
 def fuse(cache, tmp_path):
     """Run FusionBench's program in the test's own folder, which is entered."""
+    from command import program
+
+    import fusion_tinting.fusionbench  # noqa: F401
+
     with program(tmp_path) as run:
         yield run

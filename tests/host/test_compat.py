@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import run
 from safetensors.torch import load_file, save_file
+from shell import run
 
 from fusion_tinting.fusionbench import compat
 

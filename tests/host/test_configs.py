@@ -47,7 +47,6 @@ def plain(node) -> dict:
     return OmegaConf.to_container(node, resolve=False)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_file_composes_and_its_targets_exist(group, name):
     config = plain(composed(f"{group}={name}")[group])

@@ -33,7 +33,6 @@ def stock(module, name):
     return type(name, (BaseTaskPool,), {"__module__": f"fusion_bench.{module}"})()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("module", "name", "family", "advice"),
     [
@@ -57,7 +56,6 @@ def test_a_stock_task_pool_that_cannot_score_a_tinted_model_is_refused(module, n
         checks.taskpool(stock(module, name), Kind(family))
 
 
-@pytest.mark.quick
 def test_a_task_pool_that_scores_nothing_switches_heads_or_is_the_users_own_goes_on():
     for module, name, family in (
         ("taskpool.dummy", "DummyTaskPool", "causal_lm"),
@@ -180,7 +178,6 @@ def test_a_base_without_its_text_tower_is_refused_for_its_heads_would_be_random(
         fuse(*SHORT, f"modelpool.models._pretrained_={tmp_path}/tower")
 
 
-@pytest.mark.quick
 def test_a_task_pool_of_another_family_without_tasks_or_with_a_reports_own_name_is_refused():
     class Ours(TintedEvaluation):
         scored = "clip"
@@ -213,7 +210,6 @@ def text_pool(names: dict[str, int]) -> TextClassifierPool:
     return pool
 
 
-@pytest.mark.quick
 def test_labels_of_text_pools_are_numbers_or_names():
     pool = text_pool({"negative": 0, "positive": 1})
     for column in (["Positive", "negative", "positive"], ["1", "0", "1"], [True, False, True], [1.0, 0, 1]):
@@ -226,7 +222,6 @@ def test_labels_of_text_pools_are_numbers_or_names():
         pool.labels("task", Dataset.from_dict({"label": ["good"]}))
 
 
-@pytest.mark.quick
 def test_columns_of_labels_and_ids_are_no_texts():
     pool = text_pool({"negative": 0, "positive": 1})
     table = {"guid": ["a"], "text": ["good"], "label_text": ["positive"], "label": [1]}
@@ -236,7 +231,6 @@ def test_columns_of_labels_and_ids_are_no_texts():
     assert columns == {"text": "premise", "text_pair": "hypothesis", "label": "label"}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("found", "message"),
     [
@@ -251,7 +245,6 @@ def test_data_that_are_no_rows(found, message):
         read_data(lambda _: found, None, "the test set of `a`")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("named", ["accuracy", ["accuracy"]])
 def test_one_metric_may_stand_without_brackets(named):
     assert TextClassificationTaskPool({}, {"a": named}).metric("a") == SCORES["accuracy"].metric

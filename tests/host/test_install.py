@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from command import run
+from shell import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "hydra_plugins/fusion_tinting_search_path.py"

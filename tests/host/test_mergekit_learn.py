@@ -11,8 +11,8 @@ import torch
 import yaml
 from checkpoints import WORDS, make_tokenizer, save
 from click.testing import CliRunner
-from command import run
 from safetensors.torch import load_file
+from shell import run
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,

@@ -131,7 +131,6 @@ def loadable(out: Path) -> list[str]:
     return sorted(path.parent.name for path in out.glob(f"*/{INDEX}"))
 
 
-@pytest.mark.quick
 def test_the_command_reproduces_the_tinted_model(heads, tmp_path):
     said = heads.variants(tmp_path / "out")
     assert said.split() == [str(tmp_path / "out" / task) for task in LABELS]

@@ -8,9 +8,10 @@ from functools import cache
 
 import pytest
 import torch
-from command import FUSION_BENCH, Finished, finished, run
+from command import FUSION_BENCH, Finished, finished
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from safetensors.torch import load_file
+from shell import run
 from transformers import CLIPVisionModel
 
 from fusion_tinting.families.clip import TintedCLIP

@@ -234,8 +234,9 @@ def test_history_has_one_row_per_iteration_and_task(world):
     assert rows[4]["task"] == "dogs"
 
 
+@pytest.mark.long
 def test_adaptation_brings_the_model_nearer_to_the_experts(world):
-    history = world.tint(steps=150, layer="block:-1").history
+    history = world.tint(steps=80, layer="block:-1").history
     assert history.loss[-20:].mean() < 0.8 * history.loss[:20].mean()
     assert history.agreement[-20:].mean() > history.agreement[:20].mean()
 

@@ -58,6 +58,7 @@ def test_the_backbone_of_any_base_is_merged_and_its_head_left(tmp_path, name, ki
     assert any(len(tensor) == 5 for tensor in family.heads["task"].parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_threads_that_ask_one_head_get_their_own_answers(tmp_path, name, kind):

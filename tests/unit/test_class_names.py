@@ -6,8 +6,6 @@ from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from fusion_tinting.families.class_names import prompt_makers, read_names
 from fusion_tinting.fusionbench.own_classes import name_classes
 
-pytestmark = pytest.mark.quick
-
 
 def test_names_are_a_list_or_the_lines_of_a_file(tmp_path):
     (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfwild cat\n\n dog \n")

@@ -204,6 +204,7 @@ for change in CHANGES.values():
 """
 
 
+@pytest.mark.long
 def test_hashes_are_the_same_in_another_process():
     code = HASHES.format(folder=str(Path(__file__).parent))
     told = subprocess.run(

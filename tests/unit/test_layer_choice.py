@@ -31,7 +31,6 @@ def test_it_takes_a_third_of_the_iterations_or_one_for_each_layer(count, steps):
     assert sum(layers * each for layers, each in rounds) <= max(SHARE * steps, count)
 
 
-@pytest.mark.quick
 def test_every_layer_is_tried_and_the_one_that_agrees_most_is_tinted(world):
     tinted = world.tint(**OPTIONS)
     trials = tinted.info.layer_choice

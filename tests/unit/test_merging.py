@@ -170,6 +170,7 @@ class TestLeanTaskVectors:
         assert torch.equal(kept["memory"].deltas, kept["mmap"].deltas)
         assert kept["memory"].hashes == kept["mmap"].hashes
 
+    @pytest.mark.long
     def test_a_whole_adaptation_saved_and_loaded(self, world, dtype, storage, tmp_path):
         how = {"dtype": dtype, "storage": storage}
         plain = world.tint(steps=10)

@@ -111,6 +111,7 @@ def test_all_processes_of_a_run_learn_that_the_folder_is_not_theirs(tmp_path):
         pass
 
 
+@pytest.mark.long
 def test_two_runs_in_two_threads_are_what_they_are_alone(tmp_path):
     barrier, worlds = Barrier(2), [make_world(seed=seed) for seed in (0, 1)]
 

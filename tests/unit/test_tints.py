@@ -188,6 +188,7 @@ def test_what_a_model_hooks_when_it_runs_sees_every_tint_once(world, layer):
         torch.testing.assert_close(model(x, task), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", ["block:1", "stem", "head.last"])
 def test_threads_get_their_own_tasks(decoders, layer):
     model = decoders.tint(layer=layer)
