@@ -17,7 +17,7 @@ from fusion_tinting.method.tints import AUTO, resolve_layer
 from fusion_tinting.run.artifact import COEFFICIENTS, CURVES, read_coefficients
 from fusion_tinting.run.checkpoint import check_folder, checkpoint_path
 from fusion_tinting.run.context import Context, OnStep
-from fusion_tinting.run.experts import predict_experts
+from fusion_tinting.run.experts import at_hand, predict_experts
 from fusion_tinting.run.files import path_of, remove_unfinished, require_no_folder
 from fusion_tinting.run.first_look import first_look
 from fusion_tinting.run.identity import Identity
@@ -121,6 +121,7 @@ def _adapt(
     """Ask the experts, choose the layer where that is asked for, and train."""
     start = time.perf_counter()
     top = {task: classes_kept(options, task) for task in experts}
+    experts = at_hand(model.encoder, model.vectors, experts)
     predictions = predict_experts(
         experts, heads, inputs, processes=context.processes, progress=context.progress, cache=True, top=top
     )

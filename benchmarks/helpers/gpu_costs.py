@@ -111,7 +111,7 @@ def bandwidth(scale: str, tasks: int, device: torch.device) -> dict:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         settle(device)
         vectors = random_vectors(scale, tasks, dtype, device)
-        numbers = vectors.base.numel()
+        numbers = vectors.size
         read = vectors.deltas.nbytes
         milliseconds = {name: 1e3 * seconds for name, seconds in merges(vectors).items()}
         speeds[str(dtype).removeprefix("torch.")] = {
@@ -286,7 +286,7 @@ def llama(update: str, device: torch.device, quick: bool) -> dict:
     costs = {"setup_seconds": now(device) - start, "setup_peak_gb": peak(device)}
     count_peak_anew(device)
     seconds = [timed(device, work.step) for _ in range(count)]
-    parameters = work.adaptation.vectors.base.numel()
+    parameters = work.adaptation.vectors.size
     costs |= {"parameters": parameters, "milliseconds": 1e3 * median(seconds[1:]), "peak_gb": peak(device)}
     if costs["peak_gb"] is not None:
         costs["bytes_per_parameter"] = 1e9 * costs["peak_gb"] / parameters

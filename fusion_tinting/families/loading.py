@@ -1,17 +1,23 @@
 """What the families share in loading a model of transformers."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from fusion_tinting.families.family import Models
 from fusion_tinting.method.objectives import l1, sigmoid
+from fusion_tinting.run.stored import StoredTensors, dtypes_in, opened
+
+FLOATING = ("F16", "BF16", "F32", "F64")
+"""Precisions, as safetensors calls them."""
 
 
 class Unreachable(FileNotFoundError):
@@ -128,7 +134,7 @@ def require_one_architecture(base: PreTrainedConfig, experts: Mapping[str, PreTr
 
 
 def load_whole(auto: type, path: str) -> PreTrainedModel:
-    """Load a model as an auto class of transformers makes it: complete, in float32, with dropout off.
+    """Load a model as an auto class of transformers makes it: complete, with dropout off.
 
     Args:
         auto: class with `from_pretrained`.
@@ -146,7 +152,7 @@ def load_whole(auto: type, path: str) -> PreTrainedModel:
 def load_partly(
     auto: type, path: str, safetensors: bool | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Return a model in float32, with dropout off, and the tensors that its checkpoint lacks.
+    """Return a model with dropout off, in its own precision, and the tensors that its checkpoint lacks.
 
     Args:
         auto: class with `from_pretrained`.
@@ -159,7 +165,7 @@ def load_partly(
     """
     load = partial(
         auto.from_pretrained,
-        dtype=torch.float32,
+        dtype=own_precision(path),
         use_safetensors=safetensors,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
@@ -172,6 +178,51 @@ def load_partly(
             f"`{name}` is {tuple(found)}, not {tuple(wanted)}."
         )
     return model.eval(), sorted(info["missing_keys"])
+
+
+def own_precision(path: str) -> torch.dtype:
+    """Return bfloat16 for a checkpoint all of whose numbers are of it, else float32.
+
+    Args:
+        path: folder or hub id.
+    """
+    kinds = {dtype for file in files_of(path) for dtype in dtypes_in(file) if dtype in FLOATING}
+    return torch.bfloat16 if kinds == {"BF16"} else torch.float32
+
+
+def files_of(path: str) -> list[Path]:
+    """Return the safetensors files of a checkpoint; none where it has others.
+
+    Args:
+        path: folder or hub id.
+    """
+    if whole := own_file(path, SAFE_WEIGHTS_NAME):
+        return [Path(whole)]
+    index = own_file(path, SAFE_WEIGHTS_INDEX_NAME)
+    names = json.loads(Path(index).read_text())["weight_map"].values() if index else ()
+    shards = [own_file(path, name) for name in sorted(set(names))]
+    return [Path(shard) for shard in shards if shard]
+
+
+def stored_tensors(path: str, names: Mapping[str, str]) -> StoredTensors:
+    """Return the tensors of a checkpoint as they lie in its files.
+
+    Args:
+        path: folder or hub id.
+        names: parameter name -> its tensor's name on disk.
+
+    Raises:
+        ValueError: a checkpoint without safetensors, or one that lacks a tensor of that name.
+    """
+    places = {name: file for file in files_of(path) for name in opened(file).keys()}  # noqa: SIM118
+    missing = [name for name in names.values() if name not in places]
+    if missing:
+        raise ValueError(
+            f"`task_vectors.storage: stream` reads `{path}` tensor by tensor from safetensors files, which "
+            f"lack {len(missing)} of them under the names that transformers writes: {missing[:3]}. Save it "
+            "anew with `save_pretrained`, or use `memory`."
+        )
+    return StoredTensors({name: (places[stored], stored) for name, stored in names.items()})
 
 
 def require_complete(path: str, model: nn.Module, missing: Iterable[str]) -> None:

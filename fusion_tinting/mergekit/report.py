@@ -54,7 +54,7 @@ def compare(model: TintedModel, aside: Mapping[str, Inputs], progress: bool = Fa
     report: dict[str, dict[str, Measured]] = {name: {} for name in (*ways, "expert")}
     device = next(model.parameters()).device
     bar = tqdm(aside.items(), desc="Report", unit="task", disable=not progress, dynamic_ncols=True)
-    with sensible_threads(model.vectors.base.numel(), device), bar:
+    with sensible_threads(model.vectors.size, device), bar:
         for task, inputs in bar:
             expert = model.remerged(task)
             for name, merge in (*ways.items(), ("expert", lambda expert=expert: expert)):

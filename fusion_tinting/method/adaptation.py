@@ -15,13 +15,15 @@ from torch import Tensor
 
 from fusion_tinting.method.averaging import Average
 from fusion_tinting.method.coefficients import Coefficients
-from fusion_tinting.method.merging import MergedWeights, coefficient_gradient
+from fusion_tinting.method.merging import MergedWeights
 from fusion_tinting.method.models import caching, renew
 from fusion_tinting.method.objectives import agreement, losses_of
 from fusion_tinting.method.optimizers import Optimizers
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.task_vectors import TaskVectors
+from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import TintedNetwork
 
 ON_A_CPU = 1 << 18
@@ -106,7 +108,12 @@ class Adaptation:
         ).to(device)
         self.objectives = {task: settings.objective_of(task) for task in model.tasks}
         self.samplers = {task: settings.sampler_of(task) for task in model.tasks}
-        self.merged = MergedWeights(model.encoder, self.vectors, trainable=settings.lr_coefficients != 0)
+        self.merged = MergedWeights(
+            model.encoder,
+            self.vectors,
+            trainable=settings.lr_coefficients != 0,
+            arriving=_arriving(settings.task_vectors["gradients"], self.vectors),
+        )
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
         averaged = settings.average and settings.steps > 0
         self.average = Average(self._trained(), settings.steps) if averaged else None
@@ -230,7 +237,7 @@ class Adaptation:
 
     def take_gradient(self) -> Tensor:
         """Return ∂λ, shape (L, K), of everything taught since the last call; this process's part of it."""
-        return coefficient_gradient(self.vectors, self.merged.take_gradients())
+        return self.merged.take_gradient()
 
     def rehearse(self, task: str, inputs: Any) -> None:
         """Do the work of one visit without its effect.
@@ -242,7 +249,7 @@ class Adaptation:
         renew(self.caching)
         with self.processes.autocast():
             self.model(inputs, task).sum().backward()
-        self.merged.take_gradients()
+        self.merged.take_gradient()
         self.model.tint_modules.zero_grad(set_to_none=True)
 
     @property
@@ -299,6 +306,16 @@ class Adaptation:
         parameters = self.model.tint_modules.named_parameters()
         tints = {f"tints.{name}": p.detach() for name, p in parameters if p.is_floating_point()}
         return {"coefficients": self.coefficients.raw.detach(), **tints}
+
+
+def _arriving(gradients: str, vectors: TaskVectors) -> bool:
+    """Return whether each gradient is contracted as it arrives: where memory is short, or it is asked for.
+
+    Several tasks in one update then cost a contraction each, where their sum would cost one.
+    """
+    if vectors.kept.shared:
+        return False
+    return gradients == "arriving" or (gradients == "auto" and isinstance(vectors.kept, Tensors))
 
 
 def _numbers(batches: Iterable[Tensor]) -> int:

@@ -8,13 +8,15 @@ and run at the speed of memory. The tests hold the two equal in value and gradie
 `merge_tensor` is the same sum for checkpoints that are merged tensor by tensor, without task vectors.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fusion_tinting.method.models import caching, renew
-from fusion_tinting.method.task_vectors import TaskVectors
+from fusion_tinting.method.task_vectors import Rows, TaskVectors
 
 ELEMENTS = 1 << 18
 """Elements that `merge_tensor` converts at a time; they stay in the processor's cache."""
@@ -33,17 +35,17 @@ def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
         ValueError: `lam` of another shape.
     """
     lam = _rows(vectors, lam)
-    base, deltas = vectors.views(vectors.base), vectors.views(vectors.deltas)
-    return {
-        name: base[name]
-        + sum(weight * delta.float() for weight, delta in zip(row, deltas[name], strict=True))
-        for name, row in zip(vectors.names, lam * vectors.scales, strict=True)
-    }
+    weights = lam.to(vectors.device) * vectors.scales
+    parts: dict[str, list[Tensor]] = {name: [] for name in vectors.slots}
+    for place, name, _, _, base, deltas in vectors.pieces():
+        terms = (weight * delta for weight, delta in zip(weights[place], deltas.clone(), strict=True))
+        parts[name].append(base + sum(terms))
+    return {name: torch.cat(parts[name]).view(shape) for name, (_, _, shape) in vectors.slots.items()}
 
 
 @torch.no_grad()
 def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tensor:
-    """Merge into one flat buffer, shape (P,), without autograd, and return it.
+    """Merge into one flat float32 buffer, shape (P,), without autograd, and return it.
 
     `vectors.views` names its parts.
 
@@ -55,12 +57,38 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
     Raises:
         ValueError: `lam` of another shape.
     """
-    out = torch.empty_like(vectors.base) if out is None else out
-    weights = _rows(vectors, lam).to(vectors.base) * vectors.scales
-    for place, _, start, stop, deltas in vectors.pieces():
-        torch.addmv(vectors.base[start:stop], deltas.t(), weights[place], out=out[start:stop])
-    vectors.rows.complete(out)
+    out = torch.empty(vectors.size, device=vectors.device) if out is None else out
+    merge_into(vectors.views(out), vectors, lam)
+    vectors.kept.complete(out)
     return out
+
+
+@torch.no_grad()
+def merge_into(tensors: Mapping[str, Tensor], vectors: TaskVectors, lam: Tensor) -> None:
+    """Set tensors to θ(λ), in their own precision; the sums are taken in float32.
+
+    Args:
+        tensors: tensor name -> tensor to fill.
+        vectors: θ₀ and the task vectors.
+        lam: the effective coefficients, shape (L, K).
+
+    Raises:
+        ValueError: `lam` of another shape.
+    """
+    weights = _rows(vectors, lam).to(vectors.device, torch.float32) * vectors.scales
+    flat = {
+        name: tensor.view(-1) if tensor.is_contiguous() else tensor.new_empty(tensor.numel())
+        for name, tensor in tensors.items()
+    }
+    for place, name, start, stop, base, deltas in vectors.pieces():
+        target = flat[name][start:stop]
+        if target.dtype == torch.float32:
+            torch.addmv(base, deltas.t(), weights[place], out=target)
+        else:
+            target.copy_(torch.addmv(base, deltas.t(), weights[place]))
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            tensor.copy_(flat[name].view(tensor.shape))
 
 
 def merge_tensor(base: Tensor, experts: Iterable[Tensor], lams: Iterable[float]) -> Tensor:
@@ -103,25 +131,39 @@ def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) 
         gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0. Overwritten
             where the task vectors are shared out.
     """
-    result = vectors.base.new_zeros(len(vectors.slots), len(vectors.tasks))
     flat = _flat(vectors, gradients)
-    for place, name, start, stop, deltas in vectors.pieces(flat):
-        first = vectors.slots[name][0]
-        result[place].addmv_(deltas, flat[name][start - first : stop - first])
+    result = torch.zeros(len(vectors.slots), len(vectors.tasks), device=vectors.device)
+    for place, name, start, stop, _, deltas in vectors.pieces(flat):
+        result[place].addmv_(deltas, flat[name][start:stop].float())
     return result * vectors.scales
 
 
 def _flat(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     flat = {name: gradient.reshape(-1) for name, gradient in gradients.items()}
-    if vectors.rows.shared:  # every process takes part for every tensor, whatever it has visited
+    if vectors.kept.shared:  # every process takes part for every tensor, whatever it has visited
         for name, (start, stop, _) in vectors.slots.items():
-            flat.setdefault(name, vectors.base.new_zeros(stop - start))
-            vectors.rows.sum(start, flat[name])
+            flat.setdefault(name, torch.zeros(stop - start, device=vectors.device))
+            vectors.kept.sum(start, flat[name])
     return flat
 
 
+def on_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call a function with a parameter whenever its gradient has arrived, whole.
+
+    Args:
+        parameter: that takes gradients.
+        call: the function.
+    """
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
+    return handle
+
+
 class MergedWeights:
-    """Makes a module's parameters views of one flat buffer, into which `write` merges.
+    """Merges into a module's parameters at each `write`, and takes ∂λ from their gradients.
+
+    The gradients ∂θ wait in the parameters until `take_gradient` contracts them with the task vectors; or,
+    with `arriving`, each is contracted in the backward pass, as soon as it is there, and dropped: then no
+    more than one tensor's is ever there, where P numbers of them would be.
 
     Used as a context: on leaving, the parameters own their memory again and have no gradients.
 
@@ -129,26 +171,38 @@ class MergedWeights:
         module: whose parameters `vectors` names; its values are overwritten by each `write`.
         vectors: θ₀ and the task vectors.
         trainable: whether gradients are wanted.
-
-    Attributes:
-        weights: θ(λ), shape (P,).
+        arriving: whether gradients are contracted as they arrive.
     """
 
-    def __init__(self, module: nn.Module, vectors: TaskVectors, trainable: bool = True):
-        self.vectors, self.trainable = vectors, trainable
-        self.weights = torch.empty_like(vectors.base)
+    def __init__(
+        self, module: nn.Module, vectors: TaskVectors, trainable: bool = True, arriving: bool = False
+    ):
+        self.vectors, self.trainable, self._arriving = vectors, trainable, arriving and trainable
+        self._flat = isinstance(vectors.kept, Rows)
         self._parameters = {name: module.get_parameter(name) for name in vectors.slots}
+        self._places = {name: place for place, name in enumerate(vectors.slots)}
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> "MergedWeights":
-        for name, view in self.vectors.views(self.weights).items():
-            self._parameters[name].data = view
-            self._parameters[name].requires_grad_(self.trainable)
+        if self._flat:
+            self._weights = torch.empty(self.vectors.size, device=self.vectors.device)
+            for name, view in self.vectors.views(self._weights).items():
+                self._parameters[name].data = view
+        self._gradient = self._no_gradient()
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(self.trainable)
+            if self._arriving:
+                self._hooks.append(on_gradient(parameter, partial(self._contract, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
         for parameter in self._parameters.values():
-            parameter.data, parameter.grad = parameter.data.clone(), None
+            parameter.grad = None
             parameter.requires_grad_(False)
+            if self._flat:
+                parameter.data = parameter.data.clone()
 
     def write(self, lam: Tensor) -> None:
         """Set the module's parameters to θ(λ).
@@ -156,14 +210,33 @@ class MergedWeights:
         Args:
             lam: the effective coefficients, shape (L, K).
         """
-        merge(self.vectors, lam, out=self.weights)
+        if self._flat:
+            merge(self.vectors, lam, out=self._weights)
+        else:
+            merge_into({name: p.data for name, p in self._parameters.items()}, self.vectors, lam)
 
-    def take_gradients(self) -> dict[str, Tensor]:
-        """Return tensor name -> the gradient accumulated since the last call, for those that have one."""
-        taken = {n: p.grad.to_dense() for n, p in self._parameters.items() if p.grad is not None}
-        for name in taken:
+    def take_gradient(self) -> Tensor:
+        """Return ∂λ, shape (L, K), of what has been accumulated since the last call."""
+        if self._arriving:
+            taken, self._gradient = self._gradient, self._no_gradient()
+            return taken
+        gradients = {n: p.grad.to_dense() for n, p in self._parameters.items() if p.grad is not None}
+        for name in gradients:
             self._parameters[name].grad = None
-        return taken
+        return coefficient_gradient(self.vectors, gradients)
+
+    def _no_gradient(self) -> Tensor:
+        return torch.zeros(len(self.vectors.slots), len(self.vectors.tasks), device=self.vectors.device)
+
+    @torch.no_grad()
+    def _contract(self, name: str, parameter: Tensor) -> None:
+        """Add ⟨∂θ_l, τ_k,l⟩ of a gradient that has just arrived to ∂λ, and drop it."""
+        assert parameter.grad is not None
+        gradient, parameter.grad, place = parameter.grad.to_dense().reshape(-1), None, self._places[name]
+        part = torch.zeros_like(self._gradient[place])
+        for start, stop, _, deltas in self.vectors.kept.pieces(name):
+            part.addmv_(deltas, gradient[start:stop].float())
+        self._gradient[place] += part * self.vectors.scales[place]
 
 
 @torch.no_grad()
@@ -180,8 +253,11 @@ def load_merged(module: nn.Module, vectors: TaskVectors, lam: Tensor) -> nn.Modu
     """
     if not lam.isfinite().all():
         raise ValueError("`lam` must hold finite numbers.")
-    for name, tensor in vectors.views(merge(vectors, lam)).items():
-        module.get_parameter(name).copy_(tensor)
+    if vectors.kept.shared:
+        for name, tensor in vectors.views(merge(vectors, lam)).items():
+            module.get_parameter(name).copy_(tensor)
+    else:
+        merge_into({name: module.get_parameter(name).data for name in vectors.slots}, vectors, lam)
     renew(caching(module))
     return module
 
@@ -195,16 +271,15 @@ def unlike(module: nn.Module, vectors: TaskVectors, rows: Mapping[str, Tensor]) 
         vectors: θ₀ and the task vectors.
         rows: tensor name -> its K values of λ.
     """
-    found = []
-    lam = torch.stack([rows[name] for name in vectors.slots]).to(vectors.base) * vectors.scales
-    for place, name, start, stop, deltas in vectors.pieces():
-        first, merged = (
-            vectors.slots[name][0],
-            torch.addmv(vectors.base[start:stop], deltas.t(), lam[place]),
-        )
-        own = module.get_parameter(name).reshape(-1)[start - first : stop - first].to(merged)
-        allowed = ROUNDING * torch.cat([own, merged]).abs().sum() / max(1, len(own))
-        if not ((own - merged).abs() <= torch.maximum(ROUNDING * merged.abs(), allowed)).all():
+    found: list[str] = []
+    lam = torch.stack([rows[name] for name in vectors.slots]).to(vectors.device) * vectors.scales
+    for place, name, start, stop, base, deltas in vectors.pieces():
+        merged = torch.addmv(base, deltas.t(), lam[place])
+        parameter = module.get_parameter(name)
+        own = parameter.reshape(-1)[start:stop].to(merged)
+        share = max(ROUNDING, torch.finfo(parameter.dtype).eps)
+        allowed = share * torch.cat([own, merged]).abs().sum() / max(1, len(own))
+        if not ((own - merged).abs() <= torch.maximum(share * merged.abs(), allowed)).all():
             found += [name] if name not in found else []
     return found
 

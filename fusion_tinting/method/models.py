@@ -2,6 +2,7 @@
 
 import copy
 import re
+import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -43,6 +44,28 @@ FACTOR = re.compile(r"(^|[._])lora_(a|b|up|down|embedding_a|embedding_b)\b", re.
 """Names of the factors of a matrix: to merge them is not to merge their product."""
 
 
+_RELEASED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+def release(model: nn.Module) -> nn.Module:
+    """Say that nobody else uses or changes a model, so that it need not be copied, and return it.
+
+    Args:
+        model: loaded for the merge alone.
+    """
+    _RELEASED.add(model)
+    return model
+
+
+def released(model: nn.Module) -> bool:
+    """Return whether a model was released.
+
+    Args:
+        model: any.
+    """
+    return model in _RELEASED
+
+
 class PlainModels(Mapping[str, nn.Module]):
     """Models of which each is a `plain_model` when it is asked for; each is checked once.
 
@@ -68,6 +91,12 @@ class PlainModels(Mapping[str, nn.Module]):
     def in_memory(self) -> bool:
         """Whether all of them are loaded already."""
         return isinstance(self._models, dict)
+
+    @property
+    def stored(self) -> Callable[[str], Mapping[str, Tensor]] | None:
+        """What gives the tensors of a model in their files, if they are in any; see `LoadedExperts`."""
+        found: Callable[[str], Mapping[str, Tensor]] | None = getattr(self._models, "stored", None)
+        return found
 
     def __getitem__(self, task: str) -> nn.Module:
         what = f"{self._what} `{task}`"

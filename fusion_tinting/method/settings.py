@@ -16,10 +16,10 @@ from fusion_tinting.method.coefficients import GRANULARITIES, Init
 from fusion_tinting.method.named import name_of
 from fusion_tinting.method.objectives import OBJECTIVES, Loss, Objective, Reads, resolve_objective
 from fusion_tinting.method.sampling import SAMPLERS, Sampler, every_sample, resolve_sampler
-from fusion_tinting.method.task_vectors import DTYPES, PRETRAININGS
+from fusion_tinting.method.task_vectors import DTYPES, GRADIENTS, PRETRAININGS
 
 UPDATES = ("sequential", "joint")
-STORAGES = ("memory", "mmap", "sharded")
+STORAGES = ("memory", "stream", "mmap", "sharded")
 """Places for task vectors; `fusion_tinting.run.storage` has them."""
 READS = ", reads "
 """Between the name of a user's objective and what it reads, where that is not everything."""
@@ -49,9 +49,12 @@ class Settings:
             value; the λ of an earlier run, as tensor name -> (K,), or the folder of that run.
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
-        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory) and `storage` (`memory`; `mmap`, a
-            file that is read piece by piece; `sharded` over processes), and whether experts of `different`
-            `pretraining` are allowed; see `TaskVectors.from_models`.
+        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory of a float32 model) and `storage`
+            (`memory`; `stream`, nothing is kept and the experts' own files are read when they are needed;
+            `mmap`, a file that is read piece by piece; `sharded` over processes); whether experts of
+            `different` `pretraining` are allowed (see `TaskVectors.from_models`); and when `gradients` are
+            contracted: `whole` after the backward pass, `arriving` within it, or as the storage suggests
+            (`auto`).
         seed: of batches and task order.
 
     Raises:
@@ -234,8 +237,11 @@ def _require_number(where: str, value: Any, low: float, high: float) -> None:
 def _task_vectors(options: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(options, Mapping):
         raise ValueError(f"`task_vectors` must map settings to values, as dtype: fp16. Found {options!r}.")
-    choices: dict[str, Iterable[str]] = {"dtype": DTYPES, "storage": STORAGES, "pretraining": PRETRAININGS}
-    complete = {"dtype": "fp32", "storage": "memory", "pretraining": "same", **options}
+    choices: dict[str, Iterable[str]] = {
+        "dtype": DTYPES, "storage": STORAGES, "pretraining": PRETRAININGS, "gradients": GRADIENTS
+    }  # fmt: skip
+    defaults = {"dtype": "fp32", "storage": "memory", "pretraining": "same", "gradients": "auto"}
+    complete = {**defaults, **options}
     for name, value in complete.items():
         if name not in choices:
             raise unknown("setting of task_vectors", name, choices)

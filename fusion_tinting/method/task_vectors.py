@@ -4,17 +4,21 @@ import copy
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fusion_tinting.method.content import content_hash, value_hash
 from fusion_tinting.method.matching import matched, merged_tensors
-from fusion_tinting.method.models import PlainModels, plain_model
+from fusion_tinting.method.models import PlainModels, plain_model, released
+from fusion_tinting.method.tensors import Tensors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 PRETRAININGS = ("same", "different")
+GRADIENTS = ("auto", "whole", "arriving")
+"""When ∂θ is contracted to ∂λ; see `fusion_tinting.method.merging.MergedWeights`."""
 
 UNRELATED = 0.1
 """Cosine between the weight matrices of an expert and of the pre-trained model, below which the one was not
@@ -27,29 +31,82 @@ PRETRAINED = "_pretrained_"
 
 PIECE = 1 << 16
 """Columns converted to float32 at a time: K times this stays in the processor's cache."""
+FINITE = 1 << 24
+"""Numbers that are looked at at a time, whether they are finite."""
 
 Slots = dict[str, tuple[int, int, torch.Size]]
 """Tensor name -> (start, stop, shape) in a flat buffer."""
+Files = Mapping[str, Mapping[str, Tensor]]
+"""Task, or `_pretrained_` -> tensor name -> tensor in a file."""
+
+
+class Piece(NamedTuple):
+    """A piece of a merged tensor, of θ₀ and of all task vectors, in float32.
+
+    Attributes:
+        place: of the tensor among the L.
+        name: of the tensor.
+        start: where the piece begins in the tensor, laid flat.
+        stop: where it ends.
+        base: θ₀, shape (stop - start,).
+        deltas: the task vectors over their scales, shape (K, stop - start).
+    """
+
+    place: int
+    name: str
+    start: int
+    stop: int
+    base: Tensor
+    deltas: Tensor
 
 
 class Rows:
-    """K rows of P numbers in memory; `fusion_tinting.run.storage` has other places for them.
+    """θ₀ and K rows of P numbers, in memory; `fusion_tinting.run.storage` has other places for the rows.
 
     Args:
+        tensors: tensor name -> θ₀_l.
         count: K.
-        width: P.
-        dtype: float32, or a half-precision type that `pieces` converts to float32.
-        device: where they are.
+        dtype: of the rows: float32; or float16, which `pieces` converts to float32, with a scale for each
+            tensor.
 
     Attributes:
+        slots: tensor name -> its place in a row.
+        base: θ₀, shape (P,), float32.
         whole: the rows, or this process's columns of them.
+        scales: (L, K), powers of two, such that τ_k,l = scales[l, k] · row k of l. All one in
+            float32; in float16 each tensor's largest value is brought near the top of the range, so that
+            small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
         shared: whether the columns are shared out over processes.
     """
 
     shared = False
 
-    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
-        self.whole = torch.empty(count, width, dtype=dtype, device=device)
+    def __init__(self, tensors: Mapping[str, Tensor], count: int, dtype: torch.dtype):
+        self.slots = slots_of(tensors)
+        self.base = _flatten(tensors, self.slots)
+        self.whole = self._room(count, self.base.numel(), dtype)
+        self.scales = self.base.new_ones(len(self.slots), count)
+
+    @property
+    def device(self) -> torch.device:
+        """Where merged tensors come from."""
+        return self.base.device
+
+    def _room(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
+        """Return room for the rows."""
+        return torch.empty(count, width, dtype=dtype, device=self.base.device)
+
+    def add(self, k: int, tensors: Mapping[str, Tensor]) -> None:
+        """Set row `k` to an expert's task vector.
+
+        Args:
+            k: its place.
+            tensors: tensor name -> θ_k,l.
+        """
+        row = _flatten(tensors, self.slots).to(self.base.device).sub_(self.base)
+        if self.whole.dtype == torch.float16:
+            self.scales[:, k] = _scale_(row, self.slots)
+        self.write(k, row)
 
     def write(self, k: int, row: Tensor) -> None:
         """Set row `k`, converted to the rows' own dtype.
@@ -67,14 +124,28 @@ class Rows:
             device: where to.
         """
         moved = copy.copy(self)
-        moved.whole = self.whole.to(device)
+        moved.base, moved.scales = self.base.to(device), self.scales.to(device)
+        moved.whole = self._moved(device)
         return moved
 
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (a, b, columns a to b as float32, shape (K, b - a)), from `start` to `stop`.
+    def _moved(self, device: torch.device | str) -> Tensor:
+        return self.whole.to(device)
+
+    def pieces(self, name: str) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Yield (a, b, θ₀ from a to b, the rows from a to b as float32, shape (K, b - a)) of a tensor.
 
         Float32 rows are not copied and come in one piece; others in pieces, in a buffer that the next
         piece overwrites.
+
+        Args:
+            name: of the tensor, in which a and b are counted.
+        """
+        first, stop, _ = self.slots[name]
+        for a, b, deltas in self.columns(first, stop):
+            yield a - first, b - first, self.base[a:b], deltas
+
+    def columns(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield (a, b, columns a to b as float32, shape (K, b - a)), from `start` to `stop`.
 
         Args:
             start: the first column.
@@ -113,29 +184,24 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskVectors:
-    """θ₀ and the K task vectors of L tensors, P numbers in all, in two flat buffers.
+    """θ₀ and the K task vectors of L tensors, P numbers in all.
 
-    The flat layout is what makes the merge fast: see `fusion_tinting.method.merging`.
+    Small models keep them in two flat buffers (`Rows`), which makes the merge fast; models of half
+    precision, and models whose files are read, keep them tensor by tensor (`Tensors`).
 
     Attributes:
-        tasks: the K task names; row k of `deltas` belongs to `tasks[k]`.
-        slots: tensor name -> (start, stop, shape) in the flat buffers; L entries.
-        base: θ₀, shape (P,), float32.
-        scales: (L, K), powers of two, such that τ_k,l = scales[l, k] · deltas[k, slot of l]. All one in
-            float32; in float16 each tensor's largest value is brought near the top of the range, so that
-            small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
+        tasks: the K task names.
+        slots: tensor name -> (start, stop, shape) in a flat buffer; L entries.
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
-        rows: keeps `deltas` = τ / scale, shape (K, P), float32 or float16, in memory or elsewhere.
+        kept: where θ₀ and τ are.
         dtypes: parameter or buffer of the pre-trained model -> its precision, where that is not float32.
         beside: hash of what θ₀ and every expert are beside their merged tensors; see `content.value_hash`.
     """
 
     tasks: list[str]
     slots: Slots
-    base: Tensor
-    scales: Tensor
     hashes: dict[str, str]
-    rows: Rows
+    kept: Rows | Tensors
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
 
@@ -147,19 +213,23 @@ class TaskVectors:
         *,
         dtype: str = "fp32",
         storage: type[Rows] = Rows,
+        files: Files | None = None,
         pretraining: str = "same",
     ) -> "TaskVectors":
         """Subtract `pretrained` from each expert, one expert at a time.
 
         `experts` may load on access: each is released before the next is asked for. A parameter that the
         experts share with the pre-trained model (the very same object) has no task vector and is not
-        merged; nor are buffers, which must not differ. Precisions may: all is computed in float32.
+        merged; nor are buffers, which must not differ. Precisions may: sums are taken in float32.
 
         Args:
             pretrained: θ₀, an encoder.
             experts: task -> the encoder fine-tuned on it.
-            dtype: `fp32`, or `fp16` with a power-of-two scale per tensor: half the memory.
-            storage: where the rows are kept; see `Rows` and `fusion_tinting.run.storage.STORAGES`.
+            dtype: `fp32`, or `fp16` with a power-of-two scale per tensor: half the memory of a float32
+                model. Models of half precision take half of it with `fp32` already.
+            storage: where flat rows are kept; see `Rows` and `fusion_tinting.run.storage.STORAGES`.
+            files: task, or `_pretrained_` -> tensor name -> tensor, read when it is needed; then nothing is
+                kept.
             pretraining: `same`, the experts were fine-tuned from `pretrained`; or `different`, they may
                 have another origin, and `pretrained` is the anchor around which they are merged: the
                 disjoint basins of arXiv 2412.19098, where plain merges fail.
@@ -168,40 +238,68 @@ class TaskVectors:
             OSError: no room where `storage` keeps its rows.
             ValueError: no expert, or one that is no module or is the pre-trained model itself; models that
                 cannot be merged, see `plain_model` and `matched`; a tensor that is not finite, named with
-                its task; an expert of another pre-training, unless that is allowed; or what `storage`
-                refuses.
+                its task; an expert of another pre-training, unless that is allowed; files that hold other
+                tensors than the models; or what `storage` refuses.
         """
         pretrained, experts = plain_model("The pre-trained model", pretrained), _plain(experts)
-        reference = merged_tensors(pretrained, *next(iter(experts.items())))
-        slots = _slots(reference)
-        base = _flatten(reference, slots, "the pre-trained model")
-        rows = storage(len(experts), base.numel(), DTYPES[dtype], base.device)
-        scales = base.new_ones(len(slots), len(experts))
+        expert: nn.Module | None = next(iter(experts.values()))
+        assert expert is not None
+        reference = merged_tensors(pretrained, next(iter(experts)), expert)
+        _check(PRETRAINED, reference, files)
+        kept = _place(reference, len(experts), dtype, storage, files)
         hashes = {PRETRAINED: content_hash(reference)}
         beside = {PRETRAINED: value_hash(pretrained, _parameters(pretrained, reference))}
         for k, task in enumerate(experts):
-            expert = experts[task]
+            expert = experts[task] if expert is None else expert  # the first one is here
             tensors = matched(pretrained, task, expert, reference)
-            row = _flatten(tensors, slots, f"the expert `{task}`").to(base.device).sub_(base)
+            _check(task, tensors, files)
             if pretraining == "same":
-                _check_same_origin(task, base, row, slots)
-            if dtype == "fp16":
-                scales[:, k] = _scale_(row, slots)
-            rows.write(k, row)
+                _check_same_origin(task, reference, tensors)
+            native = isinstance(kept, Tensors)
+            kept.add(k, _own(tensors, task, files, released(expert)) if native else tensors)
             hashes[task] = content_hash(tensors)
             beside[task] = value_hash(expert, [*_parameters(expert, tensors), *pretrained.parameters()])
-            del expert, tensors, row  # before the next one is loaded
-        return cls(list(experts), slots, base, scales, hashes, rows, _precisions(pretrained), beside)
+            del tensors  # before the next one is loaded
+            expert = None
+        return cls(list(experts), slots_of(reference), hashes, kept, _precisions(pretrained), beside)
+
+    @property
+    def base(self) -> Tensor:
+        """θ₀ in a flat buffer, shape (P,), float32; of `Rows` alone."""
+        return self._rows.base
 
     @property
     def deltas(self) -> Tensor:
-        """τ / scale, shape (K, P); of `sharded` storage only this process's columns."""
-        return self.rows.whole
+        """τ / scale, shape (K, P); of `Rows` alone, of `sharded` storage only this process's columns."""
+        return self._rows.whole
+
+    @property
+    def scales(self) -> Tensor:
+        """What the rows are multiplied with, shape (L, K); see `Rows`."""
+        if isinstance(self.kept, Rows):
+            return self.kept.scales
+        return torch.ones(len(self.slots), len(self.tasks), device=self.device)
+
+    @property
+    def _rows(self) -> Rows:
+        if not isinstance(self.kept, Rows):
+            raise ValueError("These task vectors are kept tensor by tensor, and not in flat buffers.")
+        return self.kept
 
     @property
     def names(self) -> list[str]:
         """The L tensor names, in order."""
         return list(self.slots)
+
+    @property
+    def size(self) -> int:
+        """P, how many numbers are merged."""
+        return max(stop for _, stop, _ in self.slots.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where merged tensors come from."""
+        return self.kept.device
 
     def to(self, device: torch.device | str) -> "TaskVectors":
         """Return the same task vectors on another device.
@@ -209,24 +307,19 @@ class TaskVectors:
         Args:
             device: where to.
         """
-        if self.base.device == torch.device(device):
-            return self
-        base, scales = self.base.to(device), self.scales.to(device)
-        return replace(self, base=base, scales=scales, rows=self.rows.to(device))
+        return self if self.device == torch.device(device) else replace(self, kept=self.kept.to(device))
 
-    def pieces(self, names: Container[str] | None = None) -> Iterator[tuple[int, str, int, int, Tensor]]:
-        """Yield (place, name, start, stop, `deltas[:, start:stop]` as float32) of tensor after tensor.
-
-        Pieces are small where they have to be made; each is valid until the next.
+    def pieces(self, names: Container[str] | None = None) -> Iterator[Piece]:
+        """Yield piece after piece of tensor after tensor; each is valid until the next.
 
         Args:
             names: these tensors only.
         """
-        for place, (name, (start, stop, _)) in enumerate(self.slots.items()):
+        for place, name in enumerate(self.slots):
             if names is None or name in names:
-                for a, b, deltas in self.rows.pieces(start, stop):
-                    yield place, name, a, b, deltas
-        self.rows.release()
+                for piece in self.kept.pieces(name):
+                    yield Piece(place, name, *piece)
+        self.kept.release()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return `flat` cut into named tensors that share its memory.
@@ -259,7 +352,12 @@ def _precisions(model: nn.Module) -> dict[str, torch.dtype]:
     return {n: t.dtype for n, t in tensors if t.is_floating_point() and t.dtype != torch.float32}
 
 
-def _slots(tensors: Mapping[str, Tensor]) -> Slots:
+def slots_of(tensors: Mapping[str, Tensor]) -> Slots:
+    """Return the places of named tensors in a flat buffer, one after another.
+
+    Args:
+        tensors: tensor name -> tensor.
+    """
     slots: Slots = {}
     start = 0
     for name, tensor in tensors.items():
@@ -268,19 +366,57 @@ def _slots(tensors: Mapping[str, Tensor]) -> Slots:
     return slots
 
 
-def _flatten(tensors: Mapping[str, Tensor], slots: Slots, owner: str) -> Tensor:
-    """Return named tensors as one float32 row, refusing any that is not finite."""
+def _flatten(tensors: Mapping[str, Tensor], slots: Slots) -> Tensor:
+    """Return named tensors as one float32 row."""
     stop = max(stop for _, stop, _ in slots.values())
     out = torch.empty(stop, device=next(iter(tensors.values())).device, dtype=torch.float32)
     for name, (start, stop, _) in slots.items():
         out[start:stop].copy_(tensors[name].reshape(-1))
-    if not torch.isfinite(out).all():
-        bad = [n for n, (a, b, _) in slots.items() if not torch.isfinite(out[a:b]).all()]
+    return out
+
+
+def _place(
+    reference: Mapping[str, Tensor], count: int, dtype: str, storage: type[Rows], files: Files | None
+) -> Rows | Tensors:
+    """Return what will keep θ₀ and the task vectors, with θ₀ in it."""
+    half = any(tensor.dtype != torch.float32 for tensor in reference.values())
+    if files is None and not (half and dtype == "fp32"):
+        return storage(reference, count, DTYPES[dtype])
+    return Tensors(_own(reference, PRETRAINED, files, False), [], next(iter(reference.values())).device)
+
+
+def _check(name: str, tensors: Mapping[str, Tensor], files: Files | None) -> None:
+    """Refuse tensors that are not finite, or are others in the files that stand for them."""
+    owner = "the pre-trained model" if name == PRETRAINED else f"the expert `{name}`"
+    if bad := [tensor for tensor, value in tensors.items() if not _finite(value)]:
         raise ValueError(
             f"Tensor `{bad[0]}` of {owner} holds NaN or infinite values ({len(bad)} such "
             f"tensor(s) in all). Check that checkpoint: it cannot be merged."
         )
-    return out
+    stored = tensors if files is None else files[name]
+    for tensor, value in tensors.items():
+        if stored is not tensors and not torch.equal(stored[tensor].to(value.dtype), value.cpu()):
+            raise ValueError(
+                f"Tensor `{tensor}` of {owner} is another in its file than in the loaded model, so that "
+                "the file cannot be read piece by piece. Set `task_vectors.storage: memory`."
+            )
+
+
+def _finite(tensor: Tensor) -> bool:
+    flat = tensor.reshape(-1)
+    return all(bool(flat[a : a + FINITE].isfinite().all()) for a in range(0, len(flat), FINITE))
+
+
+def _own(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    files: Files | None,
+    keeps: bool,
+) -> Mapping[str, Tensor]:
+    """Return tensors that nobody else changes: in files, of a model that is ours, or copies."""
+    if files is not None:
+        return files[name]
+    return tensors if keeps else {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _scale_(row: Tensor, slots: Slots) -> Tensor:
@@ -298,11 +434,15 @@ def _scale_(row: Tensor, slots: Slots) -> Tensor:
     return powers
 
 
-def _check_same_origin(task: str, base: Tensor, delta: Tensor, slots: Slots) -> None:
-    matrices = [(base[a:b], delta[a:b]) for a, b, shape in slots.values() if len(shape) > 1]
-    square = sum(float(own.dot(own)) for own, _ in matrices)
-    along = sum(float(own.dot(tau)) for own, tau in matrices)
-    moved = sum(float(tau.dot(tau)) for _, tau in matrices)
+def _check_same_origin(task: str, reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an expert of another pre-training."""
+    square = along = moved = 0.0
+    pair = Tensors(reference, [tensors], next(iter(reference.values())).device)
+    for name in (name for name, tensor in reference.items() if tensor.ndim > 1):
+        for _, _, own, (tau,) in pair.pieces(name):
+            square += float(own.dot(own))
+            along += float(own.dot(tau))
+            moved += float(tau.dot(tau))
     norms = (square * (square + 2 * along + moved)) ** 0.5  # ‖θ₀‖ ‖θ₀ + τ‖
     cosine = (square + along) / norms if norms else 1.0
     if cosine < UNRELATED:

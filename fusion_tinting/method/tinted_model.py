@@ -15,6 +15,7 @@ from fusion_tinting.errors import unknown
 from fusion_tinting.method.batch_norm import MergedBatchNorm, restore_statistics
 from fusion_tinting.method.content import content_hash, libraries_of, value_hash
 from fusion_tinting.method.merging import load_merged, unlike
+from fusion_tinting.method.precision import FULL, HALF, cast, fitting
 from fusion_tinting.method.task_vectors import TaskVectors
 from fusion_tinting.method.tints import Layer, make_tints, share_hooks, view
 
@@ -99,8 +100,14 @@ class TintedNetwork(nn.Module):
             raise unknown("task", task, self.tasks)
         k = self.tasks.index(task)
         with self._view(self.encoder, k, in_head=False) as encoder:
-            features = call(encoder, inputs)
+            features = call(encoder, fitting(inputs, self.precision))
         return self._answer(k, features)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """In which the encoder and the heads compute: bfloat16 or float32."""
+        first = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
+        return FULL if first is None or first.dtype != HALF else HALF
 
     def _answer(self, k: int, features: Any) -> Tensor:
         """Return what task k's head, with its tint if that is there, makes of the encoder's output."""
@@ -111,7 +118,7 @@ class TintedNetwork(nn.Module):
         """Return task k's view of the encoder, or of its head."""
         if self.tinted is None or self.tinted.in_head != in_head:
             return nullcontext(module)
-        return view(module, self.tinted.path, self.tint_modules[k])
+        return view(module, self.tinted.path, cast(self.tint_modules[k], self.precision))
 
     def together(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return task -> its logits of its own batch, from one pass of the encoder over all the batches.
@@ -122,7 +129,7 @@ class TintedNetwork(nn.Module):
         if len(inputs) == 1:
             return {task: self(batch, task) for task, batch in inputs.items()}
         sizes = [len(batch) for batch in inputs.values()]
-        features = self.encoder(torch.cat(list(inputs.values())))
+        features = self.encoder(fitting(torch.cat(list(inputs.values())), self.precision))
         if not isinstance(features, Tensor) or len(features) != sum(sizes):
             self._splits = False  # into the tasks' parts: what heads take of it is theirs to know
             return {task: self(batch, task) for task, batch in inputs.items()}
@@ -177,10 +184,12 @@ class TintedNetwork(nn.Module):
     def as_given(self) -> nn.Module:
         """The shared encoder, each tensor in the pre-trained model's precision, with PyTorch's batch norms.
 
-        It is a copy where the encoder itself, which computes in float32, is made otherwise.
+        It is a copy where the encoder itself, which computes in one precision, is made otherwise.
         """
         dtypes = self.vectors.dtypes
-        if not dtypes and not any(isinstance(module, MergedBatchNorm) for module in self.encoder.modules()):
+        tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
+        as_it_is = all(t.dtype == dtypes.get(name, t.dtype) for name, t in tensors)
+        if as_it_is and not any(isinstance(module, MergedBatchNorm) for module in self.encoder.modules()):
             return self.encoder
         encoder = deepcopy(self.encoder)
         for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
@@ -205,7 +214,7 @@ class TintedNetwork(nn.Module):
         changed = [
             f"the head of `{task}`" for task, hash_ in self.head_hashes.items() if now[task] != hash_
         ]
-        if not self.vectors.rows.shared:  # or other processes would have to take part
+        if not self.vectors.kept.shared:  # or other processes would have to take part
             names = unlike(self.encoder, self.vectors, coefficients)
             changed += [f"`{name}` of the shared encoder, or its λ," for name in names]
         if changed:

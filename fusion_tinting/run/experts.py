@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fusion_tinting.method.content import content_hash, value_hash
-from fusion_tinting.method.models import require_module
+from fusion_tinting.method.models import PlainModels, caching, release, renew, require_module
+from fusion_tinting.method.precision import FULL, fitting, precision_of, working
+from fusion_tinting.method.task_vectors import TaskVectors
+from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import call, logits_of
 from fusion_tinting.run.answers import close
 from fusion_tinting.run.cache import recall, remember
@@ -34,30 +37,80 @@ KIND = "predictions"
 
 
 class LoadedExperts(Mapping[str, nn.Module]):
-    """Experts that are loaded when asked for; the last one is kept, the others are released.
+    """Experts that are loaded when asked for; none is kept longer than somebody uses it.
 
     Args:
         tasks: their names, in order.
         load: gives the encoder of a task's expert.
+        stored: gives the tensors of a task's expert, or of the pre-trained model, in their files; None
+            where they are in none.
     """
 
-    def __init__(self, tasks: list[str], load: Callable[[str], nn.Module]):
-        self._tasks, self._load = tasks, load
-        self._last: tuple[str, nn.Module] | None = None
+    def __init__(
+        self,
+        tasks: list[str],
+        load: Callable[[str], nn.Module],
+        stored: Callable[[str], Mapping[str, Tensor]] | None = None,
+    ):
+        self._tasks, self._load, self.stored = tasks, load, stored
+        self._last: tuple[str, weakref.ref[nn.Module]] | None = None
 
     def __getitem__(self, task: str) -> nn.Module:
         if task not in self._tasks:
             raise KeyError(task)
-        if self._last is None or self._last[0] != task:
-            self._last = None  # before the next one is in memory
-            self._last = (task, self._load(task).eval())
-        return self._last[1]
+        last = None if self._last is None or self._last[0] != task else self._last[1]()
+        if last is None:
+            last = self._load(task).eval()
+            self._last = task, weakref.ref(last)
+        return last
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+
+class ResidentExperts(Mapping[str, nn.Module]):
+    """The one encoder that is in memory, with the weights of the expert that is asked for written into it.
+
+    Args:
+        encoder: changed by each access.
+        vectors: θ₀ and the experts, tensor by tensor.
+    """
+
+    def __init__(self, encoder: nn.Module, vectors: TaskVectors):
+        self._encoder, self._vectors = release(encoder), vectors
+
+    @torch.no_grad()
+    def __getitem__(self, task: str) -> nn.Module:
+        assert isinstance(self._vectors.kept, Tensors)
+        expert = self._vectors.kept.experts[self._vectors.tasks.index(task)]
+        for name in self._vectors.slots:
+            self._encoder.get_parameter(name).copy_(expert[name])
+        renew(caching(self._encoder))
+        return self._encoder
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vectors.tasks)
+
+    def __len__(self) -> int:
+        return len(self._vectors.tasks)
+
+
+def at_hand(
+    encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module]
+) -> Mapping[str, nn.Module]:
+    """Return experts without loading them again, where their tensors are at hand already.
+
+    Args:
+        encoder: ours, changed by each access where that is so.
+        vectors: θ₀ and the task vectors.
+        experts: task -> encoder.
+    """
+    in_memory = not isinstance(experts, PlainModels) or experts.in_memory
+    resident = isinstance(vectors.kept, Tensors) and not in_memory
+    return ResidentExperts(encoder, vectors) if resident else experts
 
 
 CACHED_BYTES = 1 << 30
@@ -121,14 +174,15 @@ def predict(
 
 
 class _Expert(nn.Module):
-    """Copies of an encoder and a head: never the caller's own, and in float32 as the tinted model."""
+    """An encoder and a head, as `working` returns them: never the caller's own."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, device: torch.device):
         super().__init__()
-        self.encoder, self.head = deepcopy(nn.Sequential(encoder, head)).to(device).float().eval()
+        self.precision = precision_of([encoder, head])
+        self.encoder, self.head = (working(part, self.precision).to(device) for part in (encoder, head))
 
     def forward(self, inputs: Any) -> Tensor:
-        return logits_of(self.head(call(self.encoder, inputs)))
+        return logits_of(self.head(call(self.encoder, fitting(inputs, self.precision))))
 
 
 @torch.no_grad()
@@ -246,7 +300,8 @@ def _confirmed(
         return bool((one.argmax(1) == other.argmax(1)).float().mean() >= SAME_IDS)
     if isinstance(there, TopPredictions):  # classes that are almost as likely may change places
         one, other = one.softmax(1), other.softmax(1)
-    return close(one, other, ROUNDING if processes.precision == "float32" else ROUNDING_IN_HALF)
+    full = processes.precision == "float32" and expert.precision == FULL
+    return close(one, other, ROUNDING if full else ROUNDING_IN_HALF)
 
 
 def _key(

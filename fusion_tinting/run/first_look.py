@@ -6,13 +6,14 @@ hours, or go wrong and never be seen, is refused here.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion_tinting.errors import abbreviate
-from fusion_tinting.method.merging import load_merged
+from fusion_tinting.method.merging import load_merged, on_gradient
 from fusion_tinting.method.models import PlainModels, caching, renew
 from fusion_tinting.method.objectives import Reads, losses_of
 from fusion_tinting.method.sampling import kept_by
@@ -199,8 +200,7 @@ class _Look:
             load_merged(model.encoder, model.vectors, torch.eye(len(model.tasks))[place])
             apart = _apart(self._ask(1), theirs)
         finally:
-            for name, tensor in model.vectors.views(model.vectors.base).items():
-                model.encoder.get_parameter(name).copy_(tensor)
+            load_merged(model.encoder, model.vectors, torch.zeros(len(model.tasks)))
         if apart > CLOSE:
             raise ValueError(
                 "With λ = 1 for this task alone the encoder answers otherwise than its expert, by "
@@ -217,8 +217,11 @@ class _Look:
             self.settings.lr if rate is None else rate
             for rate in (self.settings.lr_coefficients, self.settings.lr_tints)
         ]
-        for weight in weights.values():
+        self.reached: set[str] = set()
+        hooks = []
+        for name, weight in weights.items():
             weight.requires_grad_(True)
+            hooks.append(on_gradient(weight, partial(self._note, name)))
         try:
             with torch.enable_grad():
                 output = self._ask(1)
@@ -229,15 +232,22 @@ class _Look:
             if trains[1] and self.model.tints:
                 self._require_tinted()
         finally:
-            for weight in (*weights.values(), *self.model.parameters()):
-                weight.grad = None
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            for hook in hooks:
+                hook.remove()
             for weight in weights.values():
                 weight.requires_grad_(False)
+
+    def _note(self, name: str, weight: Tensor) -> None:
+        """Remember that a gradient has reached a tensor, and drop it: all are as large as a model."""
+        self.reached.add(name)
+        weight.grad = None
 
     def _require_moving(self, weights: Mapping[str, nn.Parameter]) -> None:
         """Refuse tensors that the output depends on and no gradient reaches: their λ would not move."""
         tinted = self.model.tinted_tensors
-        still = {n: w for n, w in weights.items() if w.grad is None and n not in tinted}
+        still = {n: w for n, w in weights.items() if n not in self.reached and n not in tinted}
         if not still or (len(still) < len(weights) - len(tinted) and not self._depends_on(still.values())):
             return
         still = {n: w for n, w in still.items() if self._depends_on([w])} or still
@@ -261,11 +271,7 @@ class _Look:
     def _require_tinted(self) -> None:
         """Refuse a layer that is used, or used too, by another way than through its place in the model."""
         tint, layer = self.model.tints[self.task], self.model.layer
-        again = [
-            name
-            for name in self.model.tinted_tensors
-            if self.model.encoder.get_parameter(name).grad is not None
-        ]
+        again = [name for name in self.model.tinted_tensors if name in self.reached]
         if again or all(parameter.grad is None for parameter in tint.parameters()):
             how = (
                 f"it still reaches the output by {abbreviate(again)}" if again else "its tint is never used"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_tinting.method.named import UNNAMED
+from fusion_tinting.method.precision import FULL
 from fusion_tinting.method.sampling import DEFAULT_SHARE
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedNetwork
@@ -73,7 +74,7 @@ class Identity:
         """
         return cls(
             tasks=model.tasks,
-            settings={**settings.to_json(), "split": split, "precision": processes.precision},
+            settings={**settings.to_json(), "split": split, "precision": _precision(model, processes)},
             models=model.vectors.hashes,
             heads=model.head_hashes,
             samples={task: len(inputs) for task, inputs in unlabeled.items()},
@@ -160,6 +161,11 @@ class Identity:
         for task, answer in other.answers.items():
             if task in self.answers and not same(answer, self.answers[task]):
                 yield OTHERWISE.format(task=task)
+
+
+def _precision(model: TintedNetwork, processes: Processes) -> str:
+    own = str(model.precision).removeprefix("torch.")
+    return processes.precision if model.precision == FULL else own
 
 
 def differing_contents(

@@ -4,12 +4,13 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, distributed, nn
 
-from fusion_tinting.method.task_vectors import Rows, TaskVectors
+from fusion_tinting.method.task_vectors import PRETRAINED, Rows, TaskVectors
 from fusion_tinting.run.cache import cache_folder
 
 HELD = 1 << 20
@@ -22,18 +23,17 @@ class MappedRows(Rows):
     The pages stay in the system's cache while there is room, so that reading them again is fast.
 
     Args:
+        tensors: tensor name -> θ₀_l; on the CPU.
         count: K.
-        width: P.
         dtype: of what is kept; see `Rows`.
-        device: must be the CPU.
 
     Raises:
         OSError: no room on the disk; found out before anything is written.
         ValueError: a device other than the CPU.
     """
 
-    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
-        refuse_device(torch.device(device))
+    def _room(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
+        refuse_device(self.base.device)
         folder = cache_folder()
         self._row_bytes = width * dtype.itemsize
         size = count * self._row_bytes
@@ -47,8 +47,8 @@ class MappedRows(Rows):
                 "Free space, or set FUSION_TINTING_CACHE to a folder with more."
             ) from error
         self._map = mmap.mmap(self._file.fileno(), size)
-        self.whole = torch.frombuffer(self._map, dtype=dtype).view(count, width)
         self._released = 0
+        return torch.frombuffer(self._map, dtype=dtype).view(count, width)
 
     def write(self, k: int, row: Tensor) -> None:
         """Set row `k`; see `Rows.write`."""
@@ -60,15 +60,14 @@ class MappedRows(Rows):
             written = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
 
-    def to(self, device: torch.device | str) -> "Rows":
-        """Return the rows themselves: they are for the CPU alone."""
+    def _moved(self, device: torch.device | str) -> Tensor:
         refuse_device(torch.device(device))
-        return self
+        return self.whole
 
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the columns, and release those that are done with; see `Rows.pieces`."""
+    def columns(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield the columns, and release those that are done with; see `Rows.columns`."""
         for low in range(start, stop, HELD):
-            for a, b, columns in super().pieces(low, min(low + HELD, stop)):
+            for a, b, columns in super().columns(low, min(low + HELD, stop)):
                 yield a, b, columns
                 if b - self._released >= HELD:
                     self._release(self._released, b)
@@ -95,10 +94,9 @@ class ShardedRows(Rows):
     rows in memory move none. Every process must do the same at the same time.
 
     Args:
+        tensors: tensor name -> θ₀_l.
         count: K.
-        width: P.
         dtype: of what is kept; see `Rows`.
-        device: where they are.
 
     Raises:
         ValueError: no process group of torch.distributed.
@@ -106,7 +104,7 @@ class ShardedRows(Rows):
 
     shared = True
 
-    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device):
+    def _room(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
         if not distributed.is_initialized():
             raise ValueError(
                 "`task_vectors.storage: sharded` shares task vectors out over the processes of "
@@ -115,17 +113,17 @@ class ShardedRows(Rows):
         ranks = distributed.get_world_size()
         self._bounds = [width * rank // ranks for rank in range(ranks + 1)]
         self._first, self._last = self._bounds[distributed.get_rank() :][:2]
-        super().__init__(count, self._last - self._first, dtype, device)
+        return super()._room(count, self._last - self._first, dtype)
 
     def write(self, k: int, row: Tensor) -> None:
         """Set this process's columns of row `k`; see `Rows.write`."""
         super().write(k, row[self._first : self._last])
 
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield those of the columns that are here; see `Rows.pieces`."""
+    def columns(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield those of the columns that are here; see `Rows.columns`."""
         start, stop = max(start, self._first), min(stop, self._last)
         if start < stop:
-            for a, b, columns in super().pieces(start - self._first, stop - self._first):
+            for a, b, columns in super().columns(start - self._first, stop - self._first):
                 yield a + self._first, b + self._first, columns
 
     def complete(self, flat: Tensor) -> None:
@@ -181,6 +179,21 @@ def load_task_vectors(
         experts: task -> the encoder fine-tuned on it.
         options: as `Settings.task_vectors`; what is not named is as there.
     """
-    storage = STORAGES[options.get("storage", "memory")]
-    named = {name: value for name, value in options.items() if name != "storage"}
-    return TaskVectors.from_models(pretrained, experts, storage=storage, **named)
+    place = options.get("storage", "memory")
+    load = partial(
+        TaskVectors.from_models,
+        pretrained,
+        experts,
+        dtype=options.get("dtype", "fp32"),
+        pretraining=options.get("pretraining", "same"),
+    )
+    if place != "stream":
+        return load(storage=STORAGES[place])
+    stored = getattr(experts, "stored", None)
+    if stored is None:
+        raise ValueError(
+            "`task_vectors.storage: stream` reads experts from their safetensors files while it merges. "
+            "These experts have none that are known: use `memory`."
+        )
+    files = {name: stored(name) for name in (PRETRAINED, *experts)}
+    return load(files=files)

@@ -1,7 +1,6 @@
 """A tinted model with what is known of its run: the result that people hold, save and load."""
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -13,12 +12,14 @@ from fusion_tinting.method.batch_norm import with_merged_statistics
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.models import PlainModels, caching, plain_model, renew
 from fusion_tinting.method.objectives import Reads
+from fusion_tinting.method.precision import FULL, HALF, precision_of, working
 from fusion_tinting.method.settings import Settings, reads_in
 from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer
 from fusion_tinting.run.answers import otherwise
 from fusion_tinting.run.artifact import COEFFICIENTS, Artifact, check_names, check_rows, tint_path
+from fusion_tinting.run.experts import at_hand
 from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import differing_contents
@@ -41,6 +42,11 @@ class Reordered(Mapping[str, V]):
 
     def __init__(self, items: Mapping[str, V], keys: list[str]):
         self._items, self._keys = items, keys
+
+    @property
+    def stored(self) -> Any:
+        """As the mapping's; see `LoadedExperts`."""
+        return getattr(self._items, "stored", None)
 
     def __getitem__(self, key: str) -> V:
         return self._items[key]
@@ -93,6 +99,7 @@ class TintedModel(TintedNetwork):
         heads: Mapping[str, nn.Module],
         layer: str | None = HEAD,
         task_vectors: Mapping[str, str] | None = None,
+        precision: torch.dtype | None = None,
     ) -> Self:
         """Return where adaptation starts: the pre-trained encoder, and each task's own layer.
 
@@ -104,6 +111,7 @@ class TintedModel(TintedNetwork):
             heads: task -> head.
             layer: as `resolve_layer` takes it.
             task_vectors: their `dtype` and `storage`; see `Settings`.
+            precision: in which it computes; as `precision_of` says by default.
 
         Raises:
             ValueError: see `plain_model`, `TaskVectors.from_models`, `resolve_layer` and `make_tints`; or
@@ -113,9 +121,11 @@ class TintedModel(TintedNetwork):
         pretrained, experts, heads = plain_models(pretrained, experts, heads)
         vectors = load_task_vectors(pretrained, experts, task_vectors or {})
         tinted = resolve_layer(pretrained, layer)
-        encoder = deepcopy(pretrained).float().requires_grad_(False).eval()
-        copies = {task: deepcopy(heads[task]).float().requires_grad_(False).eval() for task in experts}
-        tints = make_tints(tinted, experts, heads)
+        precision = precision or precision_of([pretrained, *heads.values()])
+        encoder = working(pretrained, precision)
+        copies = {task: working(heads[task], precision) for task in experts}
+        tints = make_tints(tinted, at_hand(encoder, vectors, experts), heads)
+        load_merged(encoder, vectors, torch.zeros(len(copies)))  # experts at hand have been there
         model = cls(encoder, copies, tints, layer=tinted, vectors=vectors)
         model.coefficients = {name: torch.zeros(len(copies)) for name in vectors.slots}  # θ₀
         return model
@@ -196,7 +206,9 @@ class TintedModel(TintedNetwork):
         # Wherever they are kept and come from: `restore` compares their hashes with the run's.
         kept = {"storage": storage, "pretraining": "different"}
         options = {**manifest.settings.get("task_vectors", {}), **kept}
-        model = cls.untrained(pretrained, ordered, heads, manifest.layer, options)
+        half = manifest.precision == str(HALF).removeprefix("torch.")
+        precision = None if half else FULL  # releases before this one computed in float32
+        model = cls.untrained(pretrained, ordered, heads, manifest.layer, options, precision)
         return model.restore(path_of("run_dir", run_dir), manifest, tensor_names or {})
 
     def restore(self, run_dir: Path, manifest: Manifest, tensor_names: Mapping[str, str]) -> Self:

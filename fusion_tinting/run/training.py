@@ -96,7 +96,7 @@ def train(
     if (settings.layer is None) != (model.layer is None):
         raise ValueError(f"`settings.layer={settings.layer}`, but the model's is `{model.layer}`.")
     context = context.known(model, settings, unlabeled, model.info.split)
-    size, device = model.vectors.base.numel(), context.processes.device
+    size, device = model.vectors.size, context.processes.device
     with (
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         attributes_kept(model),

@@ -56,7 +56,7 @@ def test_two_processes_equal_one(together, case):
         for name, parameter in expert.named_parameters():
             torch.testing.assert_close(tensors[f"expert.{name}"], parameter, rtol=0, atol=1e-6)
         torch.testing.assert_close(tensors["history"], alone.history.values, rtol=1e-4, atol=1e-5)
-    width = alone.vectors.base.numel()
+    width = alone.vectors.size
     held = [int(tensors["held"]) for tensors in found]
     assert held == ([width, width] if storage == "memory" else [width // 2, width - width // 2])
 

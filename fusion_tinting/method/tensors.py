@@ -1,0 +1,89 @@
+"""θ₀ and the experts as they are, each tensor in its own precision: in memory, or read from files.
+
+    τ_k,l = θ_k,l − θ₀_l      taken in float32, piece by piece, whenever a merge or a gradient needs it
+
+A model of bfloat16 then takes two bytes a parameter here and loses nothing; from files it takes none.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+PIECES = {"cpu": 1 << 18}
+"""Elements converted at a time: on a CPU K times this stays near the processor."""
+ELSEWHERE = 1 << 24
+"""The same on a GPU, where each piece costs a launch."""
+
+
+class Tensors:
+    """θ₀ and K experts, tensor by tensor.
+
+    Args:
+        base: tensor name -> θ₀_l, on access.
+        experts: of every expert tensor name -> θ_k,l, on access.
+        device: where merged tensors are wanted; pieces are moved there.
+
+    Attributes:
+        base: θ₀.
+        experts: the K experts.
+        shared: whether several processes hold parts; never.
+    """
+
+    shared = False
+
+    def __init__(
+        self,
+        base: Mapping[str, Tensor],
+        experts: Sequence[Mapping[str, Tensor]],
+        device: torch.device | str = "cpu",
+    ):
+        self.base, self.experts, self.device = base, experts, torch.device(device)
+
+    def add(self, k: int, tensors: Mapping[str, Tensor]) -> None:
+        """Set the k-th expert, the next one.
+
+        Args:
+            k: its place.
+            tensors: tensor name -> θ_k,l, which nobody changes.
+        """
+        assert k == len(self.experts)
+        self.experts = [*self.experts, tensors]
+
+    def to(self, device: torch.device | str) -> "Tensors":
+        """Return the same tensors for another device; they move piece by piece, when they are needed.
+
+        Args:
+            device: where to.
+        """
+        return type(self)(self.base, self.experts, device)
+
+    def pieces(self, name: str) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Yield (a, b, θ₀ from a to b, the K task vectors from a to b, shape (K, b - a)), in float32.
+
+        The task vectors are in a buffer that the next piece overwrites.
+
+        Args:
+            name: of the tensor, in which a and b are counted.
+        """
+        base, experts = self.base[name].reshape(-1), [expert[name].reshape(-1) for expert in self.experts]
+        size = max(1, min(len(base), PIECES.get(self.device.type, ELSEWHERE)))
+        buffer = torch.empty(len(experts), size, device=self.device)
+        for a in range(0, len(base), size):
+            b = min(a + size, len(base))
+            start = base[a:b].to(self.device, torch.float32)
+            for expert, row in zip(experts, buffer, strict=True):
+                torch.sub(expert[a:b].to(self.device), start, out=row[: b - a])
+            yield a, b, start, buffer[:, : b - a]
+
+    def release(self) -> None:
+        """Release what is kept for the pieces: nothing."""
+
+    def complete(self, flat: Tensor) -> None:
+        """Make `flat` whole; `pieces` gave all of it."""
+
+    def sum(self, start: int, part: Tensor) -> None:
+        """Sum over processes; nothing to do, for none shares."""
+
+    def __deepcopy__(self, _: object) -> "Tensors":
+        return self  # never changed, and large
