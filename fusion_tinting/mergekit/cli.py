@@ -131,6 +131,15 @@ def main(traceback: bool) -> None:
 @click.argument("config", type=FILE)
 @click.argument("run_dir", type=FOLDER, metavar="RUN")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.option(
+    "--report",
+    "report_on",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    metavar="INPUTS",
+    help="How many inputs of a task, kept aside, the closing report looks at; 0: no report.",
+)
 def learn(**given: Any) -> None:
     """Learn coefficients and tints as CONFIG says, into the folder RUN; a run found there continues."""
     imported("learn").command(**given)

@@ -34,21 +34,23 @@ from fusion_tinting.run.unlabeled import split_aside
 from fusion_tinting.tinting import tint
 
 
-def command(config: Path, run_dir: Path, quiet: bool) -> None:
+def command(config: Path, run_dir: Path, quiet: bool, report_on: int) -> None:
     """Learn, and print how the result does on inputs kept aside, and what can be done with it.
 
     Args:
         config: path of a configuration.
         run_dir: where all is written; a run found there continues.
         quiet: whether progress is not shown.
+        report_on: how many inputs of a task the report looks at; with 0 there is none.
     """
     phases = Phases(not quiet)
     with quiet_libraries():
         model, aside = learn(read(config), run_dir, not quiet, phases)
-    with phases("Report"):
-        compared = report.compare(model, aside, progress=not quiet)
-    for table in report.tables(compared, aside):
-        show(table)
+    if report_on:
+        with phases("Report"):
+            compared = report.compare(model, aside, not quiet, most=report_on, run_dir=run_dir)
+        for table in report.tables(compared):
+            show(table)
     run = shlex.quote(str(run_dir))
     Console(soft_wrap=True).print(
         f"\nIn [bold]{escape(str(run_dir))}[/]: coefficients, tints, curves. Next:"

@@ -6,7 +6,7 @@ Read `Adaptation.iteration` first: it is the method.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from fusion_tinting.method.merging import MergedWeights
 from fusion_tinting.method.models import caching, renew
 from fusion_tinting.method.objectives import agreement, losses_of
 from fusion_tinting.method.optimizers import Optimizers
+from fusion_tinting.method.recomputation import recomputed
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
@@ -121,11 +122,14 @@ class Adaptation:
         self.numbers_at_once = ON_A_CPU
 
     def __enter__(self) -> "Adaptation":
-        self.merged.__enter__().write(self.coefficients())
+        self._contexts = ExitStack()
+        self._contexts.enter_context(self.merged).write(self.coefficients())
+        if self.settings.gradient_checkpointing:
+            self._contexts.enter_context(recomputed(self.model))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.merged.__exit__()
+        self._contexts.close()
 
     def iteration(self, step: int, lessons: Mapping[str, Iterator[Lesson]]) -> None:
         """Visit every task once, in random order.

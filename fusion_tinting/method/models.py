@@ -182,6 +182,22 @@ def renew(modules: Iterable[nn.Module]) -> None:
         module.eval()
 
 
+def rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Return a method that an instance holds itself, such as its own `forward`, as the copy's.
+
+    Args:
+        value: any attribute; what is bound to nothing is returned as it is.
+        old: the instance.
+        new: its copy.
+    """
+    if isinstance(value, MethodType) and value.__self__ is old:
+        return MethodType(value.__func__, new)
+    if isinstance(value, partial):
+        args = (new if argument is old else argument for argument in value.args)
+        return partial(rebound(value.func, old, new), *args, **value.keywords)
+    return value
+
+
 def require_module(what: str, value: object) -> None:
     """Refuse a value that is not a module, such as a state dict or a function.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.method.models import released
+from fusion_tinting.method.models import rebound, released
 
 FULL, HALF = torch.float32, torch.bfloat16
 
@@ -83,7 +83,8 @@ def _twin(module: nn.Module, precision: torch.dtype, made: dict[int, Any]) -> nn
             name: None if child is None else _twin(child, precision, made)
             for name, child in module._modules.items()
         }
-        twin.__dict__ = {**vars(module), "_parameters": parameters, "_modules": children}
+        attributes = {key: rebound(value, module, twin) for key, value in vars(module).items()}
+        twin.__dict__ = {**attributes, "_parameters": parameters, "_modules": children}
     return made[id(module)]  # type: ignore[no-any-return]
 
 

@@ -43,6 +43,8 @@ class Settings:
         lr: Adam's learning rate, β = (0.9, 0.999), no weight decay.
         lr_coefficients: another one for λ; 0 freezes λ. AdaMerging uses 1e-3.
         lr_tints: another one for the tints; 0 freezes them.
+        gradient_checkpointing: whether blocks are computed again in the backward pass, so that their
+            activations are not kept: less memory, a third more time; see `recomputation`.
         average: whether the mean of λ and of the tints over the last quarter of the iterations is what is
             kept, and not the last ones; see `averaging`.
         init: where λ starts: one value (0.3; 0.1 for 14 and 20 tasks in some released runs); task -> its
@@ -71,6 +73,7 @@ class Settings:
     lr_coefficients: float | None = None
     lr_tints: float | None = None
     average: bool = False
+    gradient_checkpointing: bool = False
     init: Init | str = 0.3
     granularity: str = "layer"
     clamp: bool = True
@@ -105,7 +108,7 @@ class Settings:
         for name, choices in (("update", UPDATES), ("granularity", GRANULARITIES)):
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
-        for name in ("clamp", "average"):
+        for name in ("clamp", "average", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false. Found {getattr(self, name)!r}.")
         for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0)):

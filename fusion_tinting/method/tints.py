@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from operator import is_
 from types import MethodType
-from typing import Any
 
 from torch import nn
 
 from fusion_tinting.errors import unknown
 from fusion_tinting.method.blocks import blocks_of
+from fusion_tinting.method.models import rebound
 
 HEAD, AUTO = "head", "auto"
 HOOKS = (
@@ -181,23 +181,13 @@ def view(model: nn.Module, path: str, tint: nn.Module) -> Iterator[nn.Module]:
     for module, copy, name, child in zip(shared, copies, names, [*copies[1:], tint], strict=True):
         attributes = {**vars(module), "_modules": {**module._modules, name: child}}
         if not BOUND.isdisjoint(map(type, attributes.values())):
-            attributes = {key: _rebound(value, module, copy) for key, value in attributes.items()}
+            attributes = {key: rebound(value, module, copy) for key, value in attributes.items()}
         started.append(attributes)
         copy.__dict__ = dict(attributes)
     yield copies[0]
     for module, copy, before in zip(shared, copies, started, strict=True):
         if len(before) != len(vars(copy)) or not all(map(is_, before.values(), vars(copy).values())):
             vars(module).update({k: v for k, v in vars(copy).items() if before.get(k, before) is not v})
-
-
-def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """Return a method that an instance holds itself, such as its own `forward`, as the copy's."""
-    if isinstance(value, MethodType) and value.__self__ is old:
-        return MethodType(value.__func__, new)
-    if isinstance(value, partial):
-        args = (new if argument is old else argument for argument in value.args)
-        return partial(_rebound(value.func, old, new), *args, **value.keywords)
-    return value
 
 
 def _of_head(task: str, head: nn.Module, part: str) -> nn.Module:

@@ -204,5 +204,6 @@ def _meant(settings: Mapping[str, Any], tasks: list[str]) -> dict[str, Any]:
     kind, _, share = str(meant.get("sampler")).partition(":")
     if kind == "top_confidence":
         meant["sampler"] = kind, float(share or DEFAULT_SHARE)
+    meant.pop("gradient_checkpointing", None)
     meant["task_vectors"] = meant.get("task_vectors", {}).get("dtype", "fp32")
     return meant

@@ -189,7 +189,7 @@ def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path, monkeypatch):
     texts.make(tmp_path / "demo", progress=False)
     options = config.read(tmp_path / "demo/config.yml")
     model, aside = learn(options, tmp_path / "run", progress=False)
-    agreed, _, right = (averages(table) for table in report.tables(report.compare(model, aside), aside))
+    agreed, _, right = (averages(table) for table in report.tables(report.compare(model, aside)))
     for _, average, arithmetic, tinted in (agreed, right[:4]):
         assert average < arithmetic < tinted
         assert arithmetic < 0.9 * tinted

@@ -120,7 +120,7 @@ def test_the_tint_turns_each_vector_to_its_experts_and_the_report_is_by_cosine(t
     assert all(model.reads(task) is Reads.DIRECTION for task in POOLINGS)
     assert model.history.loss[-10:].mean() < model.history.loss[:10].mean()
     compared = report.compare(model, aside)
-    (table,) = report.tables(compared, aside)  # no KL, no accuracy
+    (table,) = report.tables(compared)  # no KL, no accuracy
     assert "Cosine similarity" in table.title
     for task in POOLINGS:
         batch = whole(aside[task])
