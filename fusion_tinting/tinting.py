@@ -11,6 +11,7 @@ from torch import nn
 
 from fusion_tinting.errors import require_mappings, same_tasks
 from fusion_tinting.method.coefficients import Init
+from fusion_tinting.method.recomputation import require_blocks
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tints import AUTO, resolve_layer
@@ -86,7 +87,7 @@ def tint(
     context = Context(
         processes, None if run_dir is None else path_of("run_dir", run_dir), progress, on_step
     )
-    _check(options, context, list(experts), heads=heads, unlabeled=unlabeled)
+    _check(options, context, pretrained, list(experts), heads=heads, unlabeled=unlabeled)
     info = info or RunInfo()
     options = replace(options, init=_start(options, list(experts), info))
     finished = _finished(context.run_dir)
@@ -136,7 +137,13 @@ def _adapt(
     model.info = replace(model.info, seconds=seconds, peak_memory_bytes=peak_memory())
 
 
-def _check(options: Settings, context: Context, tasks: list[str], **entries: Iterable[str]) -> None:
+def _check(
+    options: Settings,
+    context: Context,
+    pretrained: nn.Module,
+    tasks: list[str],
+    **entries: Iterable[str],
+) -> None:
     """Refuse tasks without head, data or objective, and settings that the processes cannot follow."""
     if not isinstance(context.processes, Processes):
         raise ValueError(f"`processes` must be a `Processes`. Found {described(context.processes)}.")
@@ -158,6 +165,8 @@ def _check(options: Settings, context: Context, tasks: list[str], **entries: Ite
         )
     if options.task_vectors["storage"] == "mmap":
         refuse_device(context.processes.device)
+    if options.gradient_checkpointing:
+        require_blocks(pretrained)
 
 
 def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:

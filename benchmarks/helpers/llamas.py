@@ -10,22 +10,8 @@ from fusion_tinting.mini.tokenizer import make_tokenizer
 
 WORDS = 4096
 SPECIAL = ("<unk>", "<s>", "</s>")
-SIZES = {
-    "2M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 8, "num_attention_heads": 4},
-    "40M": {
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-    },
-    "170M": {
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 12,
-    },
-}
-"""Name -> configuration. The tinted block is a twenty-fifth of the larger one."""
+SIZES = {"2M": (128, 352, 8, 4), "40M": (512, 1408, 12, 8), "170M": (768, 2048, 24, 12)}
+"""Name -> hidden size, intermediate size, blocks, heads. A block is a twenty-fifth of the largest."""
 STEP = 2e-3
 """Size of the experts' differences from the base, standard deviation."""
 
@@ -47,9 +33,11 @@ def world(
         [*SPECIAL, *(f"w{place}" for place in range(WORDS - len(SPECIAL)))], 512,
         {"single": "$A"}, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
     )  # fmt: skip
+    hidden, intermediate, blocks, heads = SIZES[size]
     config = LlamaConfig(
-        vocab_size=WORDS, max_position_embeddings=512, tie_word_embeddings=True, **SIZES[size]
-    )
+        vocab_size=WORDS, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=blocks,
+        num_attention_heads=heads, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
     draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fusion_tinting import Adaptation, TaskVectors, TintedModel
-from fusion_tinting.method.task_vectors import Rows
+from fusion_tinting.method.rows import Rows
 
 START = 0.3
 """λ at which the changed task vectors give the training-free merge that they come from."""
@@ -41,13 +41,13 @@ def changed(vectors: TaskVectors, matrices: Callable[[Tensor], Tensor]) -> TaskV
         vectors: the task vectors of K experts.
         matrices: K task vectors of a matrix, (K, m, n), -> those in their place, (K, m, n).
     """
-    rows = Rows(*vectors.deltas.shape, torch.float32, vectors.base.device)
+    rows = Rows(vectors.views(vectors.base), len(vectors.tasks), torch.float32)
     rows.whole.copy_(vectors.deltas)
     for place, delta in enumerate(vectors.views(rows.whole).values()):
         delta *= vectors.scales[place].view(-1, *[1] * (delta.ndim - 1))
         new = matrices(delta) if delta.ndim == 3 else delta / len(delta)
         delta.copy_(new / START)
-    return replace(vectors, scales=torch.ones_like(vectors.scales), rows=rows)
+    return replace(vectors, kept=rows)
 
 
 def _tsv_m(deltas: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def files_of(path: str) -> list[Path]:
     if whole := own_file(path, SAFE_WEIGHTS_NAME):
         return [Path(whole)]
     index = own_file(path, SAFE_WEIGHTS_INDEX_NAME)
-    names = json.loads(Path(index).read_text())["weight_map"].values() if index else ()
+    names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
     shards = [own_file(path, name) for name in sorted(set(names))]
     return [Path(shard) for shard in shards if shard]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fusion_tinting.method.models import caching, renew
-from fusion_tinting.method.task_vectors import Rows, TaskVectors
+from fusion_tinting.method.rows import Rows
+from fusion_tinting.method.task_vectors import TaskVectors
 
 ELEMENTS = 1 << 18
 """Elements that `merge_tensor` converts at a time; they stay in the processor's cache."""

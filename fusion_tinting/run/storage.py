@@ -10,7 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, distributed, nn
 
-from fusion_tinting.method.task_vectors import PRETRAINED, Rows, TaskVectors
+from fusion_tinting.method.rows import Rows
+from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
 from fusion_tinting.run.cache import cache_folder
 
 HELD = 1 << 20

@@ -634,11 +634,15 @@ def test_precisions_may_differ_and_the_base_has_its_own_again(base, experts):
     world = precise(make_world(), base, experts, base)
     same = precise(precise(make_world(), base, experts, base))  # rounded alike, all in float32
     tinted, expected = world.tint(layer="blocks.1"), same.tint(layer="blocks.1")
-    assert torch.equal(outputs(tinted), outputs(expected))
+    half = base == torch.bfloat16  # which computes in itself
+    near = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(outputs(tinted).float(), outputs(expected), **near)
     for name, parameter in tinted.merged.named_parameters():
         assert parameter.dtype == base
-        assert torch.equal(parameter.data, expected.merged.get_parameter(name).data.to(base))
-    assert tinted.encoder.stem.weight.dtype == torch.float32
+        torch.testing.assert_close(
+            parameter.data, expected.merged.get_parameter(name).data.to(base), **near
+        )
+    assert tinted.encoder.stem.weight.dtype == (base if half else torch.float32)
     assert next(world.pretrained.parameters()).dtype == base
 
 
@@ -827,7 +831,7 @@ def test_a_model_that_is_another_each_time_it_is_loaded_is_named(world, which):
     models, count = getattr(world, which), iter(range(100))
     for draw in (torch.Tensor.normal_, torch.Tensor.uniform_, lambda t: t.add_(0.1 * next(count))):
         setattr(world, which, Loaded(models, draw))
-        refused(world, rf"`{TASKS[0]}` is another each time .* has changed")
+        refused(world, rf"`({'|'.join(TASKS)})` is another each time .* has changed")
 
 
 @pytest.mark.parametrize("which", ["experts", "heads"])
