@@ -86,7 +86,7 @@ class TaskVectors:
         experts: Mapping[str, nn.Module],
         *,
         dtype: str = "fp32",
-        storage: type[Rows] = Rows,
+        storage: type[Rows] | type[Tensors] = Rows,
         files: Files | None = None,
         pretraining: str = "same",
     ) -> "TaskVectors":
@@ -101,7 +101,8 @@ class TaskVectors:
             experts: task -> the encoder fine-tuned on it.
             dtype: `fp32`, or `fp16` with a power-of-two scale per tensor: half the memory of a float32
                 model. Models of half precision take half of it with `fp32` already.
-            storage: where flat rows are kept; see `Rows` and `fusion_tinting.run.storage.STORAGES`.
+            storage: what keeps them: `Rows`, which leaves models of half precision to `Tensors`, or
+                another of `fusion_tinting.run.storage.STORAGES`.
             files: task, or `_pretrained_` -> tensor name -> tensor, read when it is needed; then nothing is
                 kept.
             pretraining: `same`, the experts were fine-tuned from `pretrained`; or `different`, they may
@@ -227,13 +228,18 @@ def _precisions(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def _place(
-    reference: Mapping[str, Tensor], count: int, dtype: str, storage: type[Rows], files: Files | None
+    reference: Mapping[str, Tensor],
+    count: int,
+    dtype: str,
+    storage: type[Rows] | type[Tensors],
+    files: Files | None,
 ) -> Rows | Tensors:
     """Return what will keep θ₀ and the task vectors, with θ₀ in it."""
-    half = any(tensor.dtype != torch.float32 for tensor in reference.values())
-    if files is None and not (half and dtype == "fp32"):
+    half = dtype == "fp32" and any(tensor.dtype != torch.float32 for tensor in reference.values())
+    if issubclass(storage, Rows) and not half:
         return storage(reference, count, DTYPES[dtype])
-    return Tensors(_own(reference, PRETRAINED, files, False), [], next(iter(reference.values())).device)
+    kind = Tensors if issubclass(storage, Rows) else storage
+    return kind(_own(reference, PRETRAINED, files, False), [], next(iter(reference.values())).device)
 
 
 def _check(name: str, tensors: Mapping[str, Tensor], files: Files | None) -> None:

@@ -51,12 +51,16 @@ class Tensors:
         self.experts = [*self.experts, tensors]
 
     def to(self, device: torch.device | str) -> "Tensors":
-        """Return the same tensors for another device; they move piece by piece, when they are needed.
+        """Return the same tensors on another device.
 
         Args:
             device: where to.
         """
-        return type(self)(self.base, self.experts, device)
+        base, *experts = (
+            {name: tensor.to(device) for name, tensor in tensors.items()}
+            for tensors in (self.base, *self.experts)
+        )
+        return type(self)(base, experts, device)
 
     def pieces(self, name: str) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """Yield (a, b, θ₀ from a to b, the K task vectors from a to b, shape (K, b - a)), in float32.
@@ -71,9 +75,9 @@ class Tensors:
         buffer = torch.empty(len(experts), size, device=self.device)
         for a in range(0, len(base), size):
             b = min(a + size, len(base))
-            start = base[a:b].to(self.device, torch.float32)
+            start = base[a:b].to(self.device, non_blocking=True).float()
             for expert, row in zip(experts, buffer, strict=True):
-                torch.sub(expert[a:b].to(self.device), start, out=row[: b - a])
+                torch.sub(expert[a:b].to(self.device, non_blocking=True), start, out=row[: b - a])
             yield a, b, start, buffer[:, : b - a]
 
     def release(self) -> None:
@@ -87,3 +91,27 @@ class Tensors:
 
     def __deepcopy__(self, _: object) -> "Tensors":
         return self  # never changed, and large
+
+
+class HostTensors(Tensors):
+    """Tensors that stay where they are, in files or in the host's memory beside a GPU.
+
+    They move piece by piece, when a merge or a gradient needs them.
+    """
+
+    def add(self, k: int, tensors: Mapping[str, Tensor]) -> None:
+        """Set the k-th expert; what lies in memory is pinned where a GPU may copy from it."""
+        super().add(k, _pinned(tensors))
+
+    def to(self, device: torch.device | str) -> "Tensors":
+        """Return the same tensors, whose pieces are wanted on another device."""
+        return type(self)(_pinned(self.base), self.experts, device)
+
+
+def _pinned(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not (torch.cuda.is_available() and isinstance(tensors, dict)):
+        return tensors
+    return {
+        name: tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+        for name, tensor in tensors.items()
+    }

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from fusion_tinting.method.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
+from fusion_tinting.method.tensors import HostTensors, Tensors
 from fusion_tinting.run.cache import cache_folder
 
 HELD = 1 << 20
@@ -166,7 +167,13 @@ def refuse_device(device: torch.device) -> None:
         )
 
 
-STORAGES: dict[str, type[Rows]] = {"memory": Rows, "mmap": MappedRows, "sharded": ShardedRows}
+STORAGES: dict[str, type[Rows] | type[Tensors]] = {
+    "memory": Rows,
+    "host": HostTensors,
+    "stream": HostTensors,
+    "mmap": MappedRows,
+    "sharded": ShardedRows,
+}
 """Name in `task_vectors.storage` -> what keeps the rows."""
 
 
@@ -185,11 +192,12 @@ def load_task_vectors(
         TaskVectors.from_models,
         pretrained,
         experts,
+        storage=STORAGES[place],
         dtype=options.get("dtype", "fp32"),
         pretraining=options.get("pretraining", "same"),
     )
     if place != "stream":
-        return load(storage=STORAGES[place])
+        return load()
     stored = getattr(experts, "stored", None)
     if stored is None:
         raise ValueError(

@@ -199,7 +199,10 @@ class TestLeanTaskVectors:
         ("given", "message"),
         [
             ({"dtype": "int8"}, "Unknown task_vectors.dtype `int8`.*`fp32`, `fp16`"),
-            ({"storage": "disk"}, "Unknown task_vectors.storage `disk`.*`memory`, `stream`, `mmap`"),
+            (
+                {"storage": "disk"},
+                "Unknown task_vectors.storage `disk`.*`memory`, `host`, `stream`, `mmap`",
+            ),
             ({"stores": "disk"}, "Unknown setting of task_vectors `stores`"),
         ],
     )

@@ -14,7 +14,7 @@ from fusion_tinting.method.merging import MergedWeights
 from fusion_tinting.method.models import release
 from fusion_tinting.method.precision import cast, precision_of
 from fusion_tinting.method.task_vectors import PRETRAINED
-from fusion_tinting.method.tensors import Tensors
+from fusion_tinting.method.tensors import HostTensors, Tensors
 from fusion_tinting.method.tints import view
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.stored import StoredTensors
@@ -41,7 +41,8 @@ class TestTensors:
     def pair(self):
         world = make_world()
         flat = ft.TaskVectors.from_models(world.pretrained, world.experts)
-        kept = ft.TaskVectors.from_models(world.pretrained, world.experts, files=files_of(world))
+        options = {"storage": HostTensors, "files": files_of(world)}
+        kept = ft.TaskVectors.from_models(world.pretrained, world.experts, **options)
         assert isinstance(kept.kept, Tensors)
         return world, flat, kept
 
@@ -87,7 +88,7 @@ class TestTensors:
         files = files_of(world)
         files["dogs"]["stem.weight"] += 1
         with pytest.raises(ValueError, match=r"`stem.weight` of the expert `dogs` is another in its file"):
-            ft.TaskVectors.from_models(world.pretrained, world.experts, files=files)
+            ft.TaskVectors.from_models(world.pretrained, world.experts, storage=HostTensors, files=files)
 
 
 class TestHalf:

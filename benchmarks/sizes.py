@@ -1,0 +1,198 @@
+"""How many bytes a parameter `mergekit-tint learn` holds at its peak, on a language model of bfloat16.
+
+    python benchmarks/sizes.py                # a Llama of 176 M parameters, K = 3 and 8: about an hour
+    python benchmarks/sizes.py --quick        # one of 2 M: minutes; what is not of the model counts more
+
+The command runs in a process of its own, from its start to the last line of its report, with two steps of
+all tasks in batches of 2 x 64 tokens and the last block as tint. Counted is anonymous memory (mapped files are
+the system's to drop) above that of a process that has imported the same and has done nothing, and without the
+optimizer's two numbers for each of a tint's.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from helpers.command import Benchmark
+from helpers.llamas import SIZES, configuration, world
+from helpers.machine import memory
+from safetensors import safe_open
+
+from fusion_tinting.reporting.tables import Table
+
+STEPS, TOKENS, BATCH, REPORTED = 2, 64, 2, 2
+BARS = {("memory", 3): 12, ("stream", 3): 5, ("memory", 8): 22, ("stream", 8): 5}
+"""(storage, K) -> bytes a parameter at most."""
+LLAMAS = {"7 B": (6.74e9, 32), "13 B": (13.0e9, 40), "70 B": (69.0e9, 80)}
+"""Name -> parameters and blocks."""
+IMPORTED = """
+import fusion_tinting.mergekit.learn, datasets, transformers.models.llama.modeling_llama
+from fusion_tinting.mergekit import report
+print("ready", flush=True); input()
+"""
+
+
+def peak(command: list[str], ready: bool = False) -> tuple[float, str]:
+    """Return the largest anonymous memory of a command, in bytes, and what it wrote."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    largest, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            largest[0] = max(largest[0], _anonymous(process.pid))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    if ready:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.1)
+    output, errors = process.communicate("\n")
+    done.set()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+    return largest[0], output
+
+
+def _anonymous(process: int) -> int:
+    try:
+        return memory(process)[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, float]:
+    """Return bytes a parameter, and seconds, of one run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["FUSION_TINTING_CACHE"] = temporary
+        path = configuration(
+            folder, count, TOKENS, steps=STEPS, batch_size=BATCH, layer="block:-1", lr_tints=1e-3,
+            task_vectors={"storage": storage},
+        )  # fmt: skip
+        run = Path(temporary) / "run"
+        start = time.perf_counter()
+        learn = [*LEARN, str(path), str(run), "--quiet", "--report", str(REPORTED)]
+        top, _ = peak(learn)
+        seconds = time.perf_counter() - start
+        tints = sum(numbers(file) for file in (run / "tints").glob("*.safetensors"))
+        training = json.loads((run / "tinting.json").read_text())["peak_memory_bytes"]
+    parameters = numbers(folder / "base" / "model.safetensors")
+    return {
+        "bytes": (top - baseline - 8 * tints) / parameters,
+        "tints": 4 * tints / parameters,
+        "seconds": seconds,
+        "peak_bytes": top,
+        "training_peak_bytes": training,
+    }
+
+
+LEARN = [str(Path(sys.executable).with_name("mergekit-tint")), "learn"]
+
+
+def numbers(file: Path) -> int:
+    """Return how many numbers a safetensors file holds."""
+    with safe_open(file, "pt") as tensors:
+        shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
+        return sum(_product(shape) for shape in shapes)
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Return the figures of every storage and K."""
+    folder = options.work / options.size
+    folder.mkdir(parents=True, exist_ok=True)
+    world(folder, options.size, max(options.tasks), TOKENS)
+    baseline, _ = peak([sys.executable, "-c", IMPORTED], ready=True)
+    runs = [
+        {"storage": storage, "tasks": count, **one(folder, storage, count, baseline)}
+        for count in options.tasks
+        for storage in ("memory", "stream")
+    ]
+    return {
+        "size": options.size,
+        "parameters": numbers(folder / "base" / "model.safetensors"),
+        "interpreter_bytes": baseline,
+        "runs": runs,
+    }
+
+
+def table(outcome: dict) -> list[Table]:
+    """Return the table of what was measured, and that of what follows for larger models."""
+    rows = [
+        [
+            run["storage"], run["tasks"], f"{run['bytes']:.1f}", BARS.get((run["storage"], run["tasks"]), ""),
+            f"{run['tints']:.1f}", f"{run['seconds']:.0f}",
+        ]
+        for run in outcome["runs"]
+    ]  # fmt: skip
+    measured = Table(
+        ["storage", "K", "bytes a parameter", "at most", "of these tints", "seconds"],
+        rows,
+        title=f"`mergekit-tint learn`, {outcome['parameters'] / 1e6:.0f} M parameters, bfloat16",
+        numeric=False,
+    )
+    larger = Table(
+        [
+            "model",
+            "K",
+            "`memory`, GB",
+            "`host`: GB on the GPU + beside it",
+            "`stream`, GB",
+            "of these tints",
+        ],
+        [_larger(name, *LLAMAS[name], count) for name in LLAMAS for count in (3, 8)],
+        title="What follows for larger models, one block as tint, without activations",
+        caption="θ(λ) 2 bytes a parameter, θ₀ and each expert 2 more where they are kept; a tint 12 bytes "
+        "a parameter of its block, with its optimizer.",
+        numeric=False,
+    )
+    return [measured, larger]
+
+
+def _larger(name: str, parameters: float, blocks: int, count: int) -> list[object]:
+    tints = 12 * count * parameters / blocks / 1e9
+    model, experts = 2 * parameters / 1e9, 2 * (count + 1) * parameters / 1e9
+    cells = [model + experts + tints, model + tints]
+    return [
+        name, count, f"{cells[0]:.0f}", f"{cells[1]:.0f} + {experts:.0f}", f"{cells[1]:.0f}", f"{tints:.0f}",
+    ]  # fmt: skip
+
+
+def check(options: argparse.Namespace) -> None:
+    """Let a quick run take the smallest model and one K."""
+    if options.quick:
+        options.size, options.tasks = "2M", [3]
+    options.work = options.work or Path(tempfile.gettempdir()) / "fusion_tinting_sizes"
+
+
+BENCHMARK = Benchmark(
+    __doc__,
+    measure,
+    table,
+    options={
+        "--size": {"choices": SIZES, "default": "170M", "help": "of the Llama"},
+        "--tasks": {"type": int, "nargs": "+", "default": [3, 8], "help": "numbers of experts K"},
+        "--work": {"help": "where the models are kept"},
+        "--quick": {"help": "2 M parameters, K = 3"},
+        "--json": {},
+    },
+    check=check,
+)
+
+if __name__ == "__main__":
+    BENCHMARK.main()
