@@ -4,9 +4,9 @@
     python benchmarks/sizes.py --quick        # one of 2 M: minutes; what is not of the model counts more
 
 The command runs in a process of its own, from its start to the last line of its report, with two steps of
-all tasks in batches of 2 x 64 tokens and the last block as tint. Counted is anonymous memory (mapped files are
-the system's to drop) above that of a process that has imported the same and has done nothing, and without the
-optimizer's two numbers for each of a tint's.
+all tasks in batches of 2 x 64 tokens and the last block as tint. Counted is anonymous memory (mapped
+files are the system's to drop) above that of a process that has imported the same and has done nothing, and
+without the optimizer's two numbers for each of a tint's.
 """
 
 import argparse
@@ -135,8 +135,8 @@ def table(outcome: dict) -> list[Table]:
     """Return the table of what was measured, and that of what follows for larger models."""
     rows = [
         [
-            run["storage"], run["tasks"], f"{run['bytes']:.1f}", BARS.get((run["storage"], run["tasks"]), ""),
-            f"{run['tints']:.1f}", f"{run['seconds']:.0f}",
+            run["storage"], run["tasks"], f"{run['bytes']:.1f}",
+            BARS.get((run["storage"], run["tasks"]), ""), f"{run['tints']:.1f}", f"{run['seconds']:.0f}",
         ]
         for run in outcome["runs"]
     ]  # fmt: skip
@@ -151,7 +151,7 @@ def table(outcome: dict) -> list[Table]:
             "model",
             "K",
             "`memory`, GB",
-            "`host`: GB on the GPU + beside it",
+            "`host`, GB on the GPU + beside",
             "`stream`, GB",
             "of these tints",
         ],
@@ -167,9 +167,9 @@ def table(outcome: dict) -> list[Table]:
 def _larger(name: str, parameters: float, blocks: int, count: int) -> list[object]:
     tints = 12 * count * parameters / blocks / 1e9
     model, experts = 2 * parameters / 1e9, 2 * (count + 1) * parameters / 1e9
-    cells = [model + experts + tints, model + tints]
+    held, beside = model + tints, f"{experts:.0f}"
     return [
-        name, count, f"{cells[0]:.0f}", f"{cells[1]:.0f} + {experts:.0f}", f"{cells[1]:.0f}", f"{tints:.0f}",
+        name, count, f"{held + experts:.0f}", f"{held:.0f} + {beside}", f"{held:.0f}", f"{tints:.0f}",
     ]  # fmt: skip
 
 

@@ -51,12 +51,12 @@ class Settings:
             value; the λ of an earlier run, as tensor name -> (K,), or the folder of that run.
         granularity: `layer`, `block` or `task`; see `Coefficients`.
         clamp: whether λ is kept in [0, 1].
-        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory of a float32 model) and `storage`
-            (`memory`, of the device; `host`, the memory beside a GPU; `stream`, nothing is kept and the experts' own files are read when they are needed;
-            `mmap`, a file that is read piece by piece; `sharded` over processes); whether experts of
-            `different` `pretraining` are allowed (see `TaskVectors.from_models`); and when `gradients` are
-            contracted: `whole` after the backward pass, `arriving` within it, or as the storage suggests
-            (`auto`).
+        task_vectors: `dtype` (`fp32`, or `fp16` for half the memory of a float32 model); `storage`
+            (`memory`; `host`, in the memory beside a GPU; `stream`, nothing is kept and the experts' own
+            files are read when they are needed; `mmap`, a file that is read piece by piece; `sharded`
+            over processes); whether experts of `different` `pretraining` are allowed, see
+            `TaskVectors.from_models`; and when `gradients` are contracted: `whole` after the backward
+            pass, `arriving` within it, or as the storage suggests (`auto`).
         seed: of batches and task order.
 
     Raises:
