@@ -69,7 +69,8 @@ class WholeModels(TextFamily):
         model = self.models.opened(name)
         if model is not None:
             return self.encoder(model)
-        return release(self.encoder(load_whole(self.auto, self.models.paths[name])))
+        encoder = self.encoder(load_whole(self.auto, self.models.paths[name]))
+        return encoder if name == PRETRAINED else release(encoder)
 
     def _stored(self, name: str) -> StoredTensors:
         return stored_tensors(self.models.paths[name], self.names)

@@ -152,10 +152,11 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         tasks, pool = list(unlabeled), family.pool
         debug = {"steps": 1} if self.is_debug_mode else {}
         processes = FabricProcesses(self.fabric)
+        start = family.pretrained if base is None else base
         model = tint(
-            family.pretrained if base is None else base,
-            experts=Reordered(family.experts, tasks),
-            heads={task: family.heads[task] for task in tasks},
+            processes.fit({PRETRAINED: start})[PRETRAINED],
+            experts=processes.fit(Reordered(family.experts, tasks)),
+            heads=processes.fit({task: family.heads[task] for task in tasks}),
             unlabeled=unlabeled,
             run_dir=run_dir,
             processes=processes,

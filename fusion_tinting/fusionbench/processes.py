@@ -1,20 +1,23 @@
 """Lightning Fabric as the core's `Processes`."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 
 from lightning import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_tinting.run.processes import Processes
 
-PRECISIONS = ("32-true", "bf16-mixed")
+HALF = "bf16-true"
+PRECISIONS = ("32-true", "bf16-mixed", HALF)
 
 
 class FabricProcesses(Processes):
     """The ranks, device and precision of a Fabric.
 
     Raises:
-        ValueError: a precision in which λ and the tints would not be trained in float32.
+        ValueError: a precision in which gradients would have no range, such as float16.
     """
 
     def __init__(self, fabric: Fabric):
@@ -23,14 +26,43 @@ class FabricProcesses(Processes):
         precision = fabric._precision.precision
         if precision not in PRECISIONS:
             raise ValueError(
-                f"`fabric.precision={precision}` is not supported: λ and the tints are trained in "
-                f"float32. Expected one of: {', '.join(PRECISIONS)}."
+                f"`fabric.precision={precision}` is not supported. Expected one of: "
+                f"{', '.join(PRECISIONS)}. λ and the tints are trained in float32 in any of them."
             )
+        self._half = precision == HALF
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over all processes."""
         return self.fabric.all_reduce(tensor, reduce_op="sum") if self.count > 1 else tensor
 
     def autocast(self) -> AbstractContextManager:
-        """Return the context of Fabric's precision."""
-        return self.fabric.autocast()
+        """Return the context of Fabric's precision; with `bf16-true` models are of it themselves."""
+        return nullcontext() if self._half else self.fabric.autocast()
+
+    def fit(self, models: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        """Return models in Fabric's precision: copies where that is `bf16-true`, made on access.
+
+        Args:
+            models: by name.
+        """
+        return InHalf(models) if self._half else models
+
+
+class InHalf(Mapping[str, nn.Module]):
+    """Copies of models in bfloat16, made on access.
+
+    Args:
+        models: by name.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]):
+        self._models = models
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return deepcopy(self._models[name]).bfloat16()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)

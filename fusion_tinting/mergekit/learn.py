@@ -23,6 +23,7 @@ from fusion_tinting.mergekit.names import ModelNames
 from fusion_tinting.mergekit.phases import Phases
 from fusion_tinting.mergekit.quiet import quiet as quiet_libraries
 from fusion_tinting.mergekit.rows import rows_of
+from fusion_tinting.method.models import release
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
@@ -85,7 +86,7 @@ def learn(
     ids = {name: absolute(path) for name, path in family.models.paths.items()}
     with phases("Adaptation"):
         model = tint(
-            family.pretrained,
+            release(family.pretrained),
             experts=family.experts,
             heads=family.heads,
             unlabeled={task: inputs.unlabeled for task, inputs in taught.items()},

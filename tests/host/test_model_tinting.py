@@ -257,9 +257,13 @@ def test_precision_that_would_not_train_in_float32_is_refused(fuse):
         fuse(*SHORT, "fabric.precision=16-true")
 
 
-def test_bf16_encoders_adapt(fuse):
-    history = fuse(*SHORT, "~taskpool", "fabric.precision=bf16-mixed")["merged_model"].history
-    assert torch.isfinite(history.values).all()
+@pytest.mark.parametrize(("precision", "kept"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
+def test_bf16_encoders_adapt(fuse, precision, kept):
+    model = fuse(*SHORT, "~taskpool", f"fabric.precision={precision}")["merged_model"]
+    assert torch.isfinite(model.history.values).all()
+    assert {str(p.dtype) for p in model.merged.parameters()} == {f"torch.{kept}"}
+    assert {p.dtype for p in model.tint_modules.parameters()} == {torch.float32}
+    assert model.info.precision == "bfloat16"
 
 
 def test_the_returned_model_is_a_tinted_clip(done):
