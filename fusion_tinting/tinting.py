@@ -26,6 +26,7 @@ from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.layer_choice import choose_or_recall
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
+from fusion_tinting.run.needs import Needs
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.samples import described
 from fusion_tinting.run.storage import refuse_device
@@ -87,7 +88,7 @@ def tint(
     context = Context(
         processes, None if run_dir is None else path_of("run_dir", run_dir), progress, on_step
     )
-    _check(options, context, pretrained, list(experts), heads=heads, unlabeled=unlabeled)
+    _check(options, context, pretrained, list(experts), heads, unlabeled)
     info = info or RunInfo()
     options = replace(options, init=_start(options, list(experts), info))
     finished = _finished(context.run_dir)
@@ -142,16 +143,16 @@ def _check(
     context: Context,
     pretrained: nn.Module,
     tasks: list[str],
-    **entries: Iterable[str],
+    heads: Mapping[str, nn.Module],
+    unlabeled: Mapping[str, Iterable[Any]],
 ) -> None:
     """Refuse tasks without head, data or objective, and settings that the processes cannot follow."""
     if not isinstance(context.processes, Processes):
         raise ValueError(f"`processes` must be a `Processes`. Found {described(context.processes)}.")
     if context.on_step is not None and not callable(context.on_step):
         raise ValueError(f"`on_step` must be a function. Found {context.on_step!r}.")
-    if isinstance(options.objective, Mapping):
-        entries["objective"] = options.objective
-    same_tasks(tasks, **entries)
+    objectives = {"objective": options.objective} if isinstance(options.objective, Mapping) else {}
+    same_tasks(tasks, heads=heads, unlabeled=unlabeled, **objectives)
     count = context.processes.count
     if options.update == "joint" and count > len(tasks):
         raise ValueError(
@@ -167,6 +168,7 @@ def _check(
         refuse_device(context.processes.device)
     if options.gradient_checkpointing:
         require_blocks(pretrained)
+    Needs.of(pretrained, heads, options).require_room(context.processes.device)
 
 
 def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:

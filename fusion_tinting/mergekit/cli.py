@@ -140,6 +140,9 @@ def main(traceback: bool) -> None:
     metavar="INPUTS",
     help="How many inputs of a task, kept aside, the closing report looks at; 0: no report.",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Say how much memory is needed, and stop before the experts are loaded."
+)
 def learn(**given: Any) -> None:
     """Learn coefficients and tints as CONFIG says, into the folder RUN; a run found there continues."""
     imported("learn").command(**given)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -24,18 +25,20 @@ from fusion_tinting.mergekit.phases import Phases
 from fusion_tinting.mergekit.quiet import quiet as quiet_libraries
 from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.method.models import release
+from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots
 from fusion_tinting.reporting.tables import show
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import require_free
+from fusion_tinting.run.needs import GIGABYTE, Needs, activations, available
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import split_aside
 from fusion_tinting.tinting import tint
 
 
-def command(config: Path, run_dir: Path, quiet: bool, report_on: int) -> None:
+def command(config: Path, run_dir: Path, quiet: bool, report_on: int, dry_run: bool) -> None:
     """Learn, and print how the result does on inputs kept aside, and what can be done with it.
 
     Args:
@@ -43,8 +46,13 @@ def command(config: Path, run_dir: Path, quiet: bool, report_on: int) -> None:
         run_dir: where all is written; a run found there continues.
         quiet: whether progress is not shown.
         report_on: how many inputs of a task the report looks at; with 0 there is none.
+        dry_run: whether to stop before the experts are loaded, and to say what will be held in memory.
     """
     phases = Phases(not quiet)
+    if dry_run:
+        with quiet_libraries():
+            click.echo(needs(read(config), run_dir))
+        return
     with quiet_libraries():
         model, aside = learn(read(config), run_dir, not quiet, phases)
     if report_on:
@@ -82,7 +90,6 @@ def learn(
     phases = phases or Phases(progress)
     with phases("Models and data"):
         family, taught, aside = _loaded(config, run_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ids = {name: absolute(path) for name, path in family.models.paths.items()}
     with phases("Adaptation"):
         model = tint(
@@ -91,7 +98,7 @@ def learn(
             heads=family.heads,
             unlabeled={task: inputs.unlabeled for task, inputs in taught.items()},
             run_dir=run_dir,
-            processes=Processes(device),
+            processes=Processes(_device()),
             progress=progress,
             info=RunInfo(ids=ids, tensor_names=_names(family)),
             **family.settings({**family.defaults, **config.adapt}),
@@ -108,6 +115,31 @@ def learn(
             f"There is no recipe for the shared model alone: {lacking} `variants` writes it, in OUT/shared."
         )
     return model, aside
+
+
+def needs(config: Config, run_dir: Path) -> str:
+    """Return what an adaptation will hold in memory, beside what is there, as a sentence.
+
+    Args:
+        config: models, data and settings.
+        run_dir: where all would be written.
+
+    Raises:
+        FileNotFoundError: a model or data that cannot be reached.
+        ValueError: bad settings, models or data, named; or too little memory.
+    """
+    family, taught, _ = _loaded(config, run_dir)
+    settings = Settings.from_options(family.settings({**family.defaults, **config.adapt}))
+    device = _device()
+    largest = max(activations(family.pretrained, t.unlabeled, settings, device) for t in taught.values())
+    held = replace(Needs.of(family.pretrained, family.heads, settings), activations=largest)
+    held.require_room(device)
+    free = available(device) / GIGABYTE
+    return f"To be held: {held}; free on `{device}`: {free:.2f} GB. Nothing was learned."
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _loaded(config: Config, run_dir: Path) -> tuple[Family, dict[str, Inputs], dict[str, Inputs]]:

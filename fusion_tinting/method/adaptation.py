@@ -19,7 +19,7 @@ from fusion_tinting.method.merging import MergedWeights
 from fusion_tinting.method.models import caching, renew
 from fusion_tinting.method.objectives import agreement, losses_of
 from fusion_tinting.method.optimizers import Optimizers
-from fusion_tinting.method.recomputation import recomputed
+from fusion_tinting.method.recomputation import blocks_in, recomputed
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
@@ -125,7 +125,7 @@ class Adaptation:
         self._contexts = ExitStack()
         self._contexts.enter_context(self.merged).write(self.coefficients())
         if self.settings.gradient_checkpointing:
-            self._contexts.enter_context(recomputed(self.model))
+            self._contexts.enter_context(recomputed(blocks_in(self.model)))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,7 @@ Of a model of N blocks the activations of one, and N inputs of blocks, are held 
 gradients stay what they are: models run in `eval` mode, where nothing is drawn at random.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -34,13 +34,13 @@ def require_blocks(encoder: nn.Module) -> None:
 
 
 @contextmanager
-def recomputed(model: TintedNetwork) -> Iterator[None]:
-    """Let the blocks of a model, and the tints that stand for them, be computed again in backward passes.
+def recomputed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Let blocks be computed again in backward passes.
 
     Args:
-        model: whose blocks those of `blocks_of` are.
+        blocks: one after another. One that has a `forward` of its own is left as it is.
     """
-    changed = [block for block in _blocks(model) if "forward" not in vars(block)]
+    changed = [block for block in blocks if "forward" not in vars(block)]
     for block in changed:
         block.forward = MethodType(_again, block)  # bound, so that a view of the block has its own
     try:
@@ -50,7 +50,12 @@ def recomputed(model: TintedNetwork) -> Iterator[None]:
             del block.forward
 
 
-def _blocks(model: TintedNetwork) -> Iterator[nn.Module]:
+def blocks_in(model: TintedNetwork) -> Iterator[nn.Module]:
+    """Yield the blocks of a model, and those of the tints that stand for them.
+
+    Args:
+        model: whose blocks those of `blocks_of` are.
+    """
     layer = model.tinted
     for name in blocks_of(model.encoder):
         yield model.encoder.get_submodule(name)
