@@ -33,8 +33,14 @@ WITHOUT_EFFECT = {*vars(nn.Module()), "gradient_checkpointing", "generation_conf
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
 def content_hash(tensors: Mapping[str, Any]) -> str:
     """Return the sha256 over names, dtypes, shapes and bytes; independent of the order of the names.
+
+    Tensors of half precision count by their values in float32, so that a checkpoint is the same however it
+    is loaded.
 
     Args:
         tensors: by name; what else a `state_dict` may hold is left out.
@@ -42,7 +48,8 @@ def content_hash(tensors: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(name for name, value in tensors.items() if isinstance(value, Tensor)):
         digest.update(f"{name} ".encode())
-        _update(digest, tensors[name])
+        tensor = tensors[name]
+        _update(digest, tensor.float() if tensor.dtype in HALVES else tensor)
     return digest.hexdigest()
 
 

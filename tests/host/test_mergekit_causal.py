@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from fusion_tinting.families.causal_lm import CausalLM, LanguageModel, blocks_of, load
+from fusion_tinting.mergekit import report
 from fusion_tinting.mergekit.cli import main
 from fusion_tinting.mergekit.config import read
 from fusion_tinting.mergekit.learn import family_of, learn
@@ -380,3 +382,66 @@ def test_the_recipes_can_be_copied(tmp_path, monkeypatch):
     merge, _ = read_recipe(RECIPES / "llama-3.2-3b_merge.yml")
     assert str(merge.base_model.model.path) == config.base_model
     assert [m.model.model.path for m in merge.models] == [expert.model for expert in config.experts]
+
+
+@pytest.fixture
+def half(make):
+    """A world of checkpoints in bfloat16."""
+    world = make("llama, tied")
+    for path in (world.base, *world.experts.values()):
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
+    return world
+
+
+def test_checkpoints_of_bfloat16_stay_so_kept_or_read_from_their_files(half):
+    learned = {}
+    for storage in ("memory", "stream"):
+        shutil.rmtree(half.run, ignore_errors=True)
+        learned[storage] = half.learn(layer="block:0", lr=1e-2, task_vectors={"storage": storage})
+    one, other = (torch.stack(list(model.coefficients.values())) for model in learned.values())
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    for task in TASKS:
+        torch.testing.assert_close(*(tinted(model, task) for model in learned.values()), rtol=0, atol=1e-2)
+    command("variants", half.run, half.folder / "out")
+    for task in TASKS:
+        assert {t.dtype for t in tensors(half.folder / "out" / task).values()} == {torch.bfloat16}
+        given = AutoModelForCausalLM.from_pretrained(half.folder / "out" / task)(INPUTS).logits
+        torch.testing.assert_close(given, tinted(learned["stream"], task), rtol=0, atol=1e-2)
+
+
+def test_a_dry_run_says_what_is_needed_and_loads_no_expert(half, monkeypatch):
+    monkeypatch.setattr(CausalLM, "experts", None, raising=False)
+    said = command("learn", half.config(layer="block:0"), half.run, "--dry-run", "--quiet")
+    assert re.search(r"To be held: .*model .*experts .*tints .*activations .*free on `cpu`", said)
+    assert not half.run.exists()
+
+
+def test_the_report_is_kept_and_taken_up(half, monkeypatch):
+    arguments = ("learn", half.config(layer="block:0"), half.run, "--quiet", "--report", "3")
+    said = command(*arguments)
+    assert "on 3 inputs kept aside" in said
+    kept = json.loads((half.run / "report.json").read_text())
+    assert {told["inputs"] for told in kept["tasks"].values()} == {3}
+    monkeypatch.setattr(report, "_of_task", None)  # nothing is asked again
+    again = command(*arguments)
+    assert said[: said.index("In ")] == again[: again.index("In ")]
+    kept["tasks"].pop(TASKS[1])
+    (half.run / "report.json").write_text(json.dumps(kept))
+    asked = []
+    monkeypatch.setattr(report, "_of_task", lambda model, task, *rest: asked.append(task) or told_of(kept))
+    command(*arguments)
+    assert asked == [TASKS[1]]
+    assert "inputs kept aside" not in command(*arguments[:-1], "0")
+
+
+def told_of(kept: dict) -> report.TaskReport:
+    told = kept["tasks"][TASKS[0]]
+    ways = {way: report.Measured(**each) for way, each in told["ways"].items()}
+    return report.TaskReport(**{**told, "ways": ways})
+
+
+def test_a_checkpoint_that_is_cut_short_is_named(half):
+    (file,) = half.experts["tales"].glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert str(file) in command("learn", half.config(), half.run, fails=True)
+    assert not half.run.exists()

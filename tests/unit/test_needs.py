@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from world import TASKS, make_world
 
 import fusion_tinting as ft
@@ -71,6 +72,8 @@ def test_too_little_memory_is_said_before_an_expert_is_loaded(world, monkeypatch
 
 
 def test_activations_are_those_of_a_batch_and_fewer_where_blocks_are_computed_again(world):
+    blocks = (nn.Sequential(nn.Linear(6, 24), nn.GELU(), nn.Linear(24, 6)) for _ in range(3))
+    world.pretrained.blocks = nn.ModuleList(blocks)
     inputs = Unlabeled.of(world.unlabeled["cats"], world.pretrained)
     before = [parameter.requires_grad for parameter in world.pretrained.parameters()]
 
