@@ -79,19 +79,16 @@ def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, fl
             task_vectors={"storage": storage},
         )  # fmt: skip
         run = Path(temporary) / "run"
-        start = time.perf_counter()
         learn = [*LEARN, str(path), str(run), "--quiet", "--report", str(REPORTED)]
         top, _ = peak(learn)
-        seconds = time.perf_counter() - start
         tints = sum(numbers(file) for file in (run / "tints").glob("*.safetensors"))
-        training = json.loads((run / "tinting.json").read_text())["peak_memory_bytes"]
+        seconds = json.loads((run / "tinting.json").read_text())["seconds"]
     parameters = numbers(folder / "base" / "model.safetensors")
     return {
         "bytes": (top - baseline - 8 * tints) / parameters,
         "tints": 4 * tints / parameters,
         "seconds": seconds,
         "peak_bytes": top,
-        "training_peak_bytes": training,
     }
 
 
@@ -141,7 +138,7 @@ def table(outcome: dict) -> list[Table]:
         for run in outcome["runs"]
     ]  # fmt: skip
     measured = Table(
-        ["storage", "K", "bytes a parameter", "at most", "of these tints", "seconds"],
+        ["storage", "K", "bytes a parameter", "at most", "of these tints", "seconds of adaptation"],
         rows,
         title=f"`mergekit-tint learn`, {outcome['parameters'] / 1e6:.0f} M parameters, bfloat16",
         numeric=False,

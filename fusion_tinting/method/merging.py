@@ -179,8 +179,9 @@ class MergedWeights:
         self, module: nn.Module, vectors: TaskVectors, trainable: bool = True, arriving: bool = False
     ):
         self.vectors, self.trainable, self._arriving = vectors, trainable, arriving and trainable
-        self._flat = isinstance(vectors.kept, Rows)
         self._parameters = {name: module.get_parameter(name) for name in vectors.slots}
+        full = all(parameter.dtype == torch.float32 for parameter in self._parameters.values())
+        self._flat = full and isinstance(vectors.kept, Rows)
         self._places = {name: place for place, name in enumerate(vectors.slots)}
         self._hooks: list[RemovableHandle] = []
 
@@ -214,7 +215,7 @@ class MergedWeights:
         if self._flat:
             merge(self.vectors, lam, out=self._weights)
         else:
-            merge_into({name: p.data for name, p in self._parameters.items()}, self.vectors, lam)
+            _fill({name: p.data for name, p in self._parameters.items()}, self.vectors, lam)
 
     def take_gradient(self) -> Tensor:
         """Return ∂λ, shape (L, K), of what has been accumulated since the last call."""
@@ -254,13 +255,18 @@ def load_merged(module: nn.Module, vectors: TaskVectors, lam: Tensor) -> nn.Modu
     """
     if not lam.isfinite().all():
         raise ValueError("`lam` must hold finite numbers.")
-    if vectors.kept.shared:
-        for name, tensor in vectors.views(merge(vectors, lam)).items():
-            module.get_parameter(name).copy_(tensor)
-    else:
-        merge_into({name: module.get_parameter(name).data for name in vectors.slots}, vectors, lam)
+    _fill({name: module.get_parameter(name).data for name in vectors.slots}, vectors, lam)
     renew(caching(module))
     return module
+
+
+def _fill(tensors: Mapping[str, Tensor], vectors: TaskVectors, lam: Tensor) -> None:
+    """Set tensors to θ(λ), of which other processes may hold parts."""
+    if not vectors.kept.shared:
+        return merge_into(tensors, vectors, lam)
+    for name, merged in vectors.views(merge(vectors, lam)).items():
+        tensors[name].copy_(merged)
+    return None
 
 
 @torch.no_grad()

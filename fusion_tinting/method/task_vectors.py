@@ -236,9 +236,9 @@ def _place(
 ) -> Rows | Tensors:
     """Return what will keep θ₀ and the task vectors, with θ₀ in it."""
     half = dtype == "fp32" and any(tensor.dtype != torch.float32 for tensor in reference.values())
-    if issubclass(storage, Rows) and not half:
-        return storage(reference, count, DTYPES[dtype])
-    kind = Tensors if issubclass(storage, Rows) else storage
+    kind: type[Rows] | type[Tensors] = Tensors if half and storage is Rows else storage
+    if issubclass(kind, Rows):
+        return kind(reference, count, DTYPES[dtype])
     return kind(_own(reference, PRETRAINED, files, False), [], next(iter(reference.values())).device)
 
 

@@ -124,7 +124,7 @@ class TestLeanTaskVectors:
     @staticmethod
     def shrink_pieces(monkeypatch):
         """So that these small tensors are cut as large ones are."""
-        monkeypatch.setattr("fusion_tinting.method.task_vectors.PIECE", 7)
+        monkeypatch.setattr("fusion_tinting.method.rows.PIECE", 7)
         monkeypatch.setattr("fusion_tinting.run.storage.HELD", 10)
 
     @pytest.mark.parametrize("pieces", ["whole", "small"])

@@ -129,6 +129,14 @@ class TestHalf:
         for task in TASKS:
             assert torch.equal(tinted(x, task), loaded(x, task))
 
+    @pytest.mark.parametrize("given", [{"dtype": "fp16"}, {"storage": "mmap"}, {"storage": "host"}])
+    def test_task_vectors_kept_otherwise_give_the_same(self, given):
+        plain, other = (in_half(make_world()).tint(task_vectors=one) for one in ({}, given))
+        assert other.precision == torch.bfloat16
+        assert {p.dtype for p in other.merged.parameters()} == {torch.bfloat16}
+        for name, row in plain.coefficients.items():
+            torch.testing.assert_close(row, other.coefficients[name], rtol=0, atol=1e-3)
+
     @pytest.mark.parametrize("part", ["head", "norm", "expert"])
     def test_of_mixed_precision_all_is_computed_in_float32_but_for_an_experts(self, part):
         world = in_half(make_world())
