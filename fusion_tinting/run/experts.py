@@ -19,7 +19,7 @@ from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import call, logits_of
 from fusion_tinting.run.answers import close
 from fusion_tinting.run.cache import recall, remember
-from fusion_tinting.run.processes import Processes, sensible_threads
+from fusion_tinting.run.processes import SMALL_MODEL, Processes, sensible_threads
 from fusion_tinting.run.surroundings import undisturbed
 from fusion_tinting.run.top_predictions import (
     ClassIds,
@@ -37,7 +37,7 @@ KIND = "predictions"
 
 
 class LoadedExperts(Mapping[str, nn.Module]):
-    """Experts that are loaded when asked for; none is kept longer than somebody uses it.
+    """Experts that are loaded when asked for; none is kept longer than it is used, but for small ones.
 
     Args:
         tasks: their names, in order.
@@ -54,15 +54,20 @@ class LoadedExperts(Mapping[str, nn.Module]):
     ):
         self._tasks, self._load, self.stored = tasks, load, stored
         self._last: tuple[str, weakref.ref[nn.Module]] | None = None
+        self._small: dict[str, nn.Module] = {}
 
     def __getitem__(self, task: str) -> nn.Module:
         if task not in self._tasks:
             raise KeyError(task)
-        last = None if self._last is None or self._last[0] != task else self._last[1]()
-        if last is None:
-            last = self._load(task).eval()
-            self._last = task, weakref.ref(last)
-        return last
+        expert = self._small.get(task)
+        if expert is None and self._last is not None and self._last[0] == task:
+            expert = self._last[1]()
+        if expert is None:
+            expert = self._load(task).eval()
+            self._last = task, weakref.ref(expert)
+            if sum(parameter.numel() for parameter in expert.parameters()) <= SMALL_MODEL:
+                self._small[task] = expert
+        return expert
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)

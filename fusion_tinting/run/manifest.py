@@ -4,6 +4,7 @@ import os
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
@@ -211,13 +212,16 @@ def check_file(path: Path, digest: str) -> None:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on, those that are installed."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    versions = {package: _version(package) for package in PACKAGES}
+    return {package: found for package, found in versions.items() if found is not None}
+
+
+@cache  # reading a package's metadata takes milliseconds
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def peak_memory() -> int:
