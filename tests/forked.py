@@ -55,5 +55,8 @@ def fusion_bench(*arguments: str) -> None:
     """FusionBench's command."""
     sys.argv = ["fusion_bench", *arguments]
     from fusion_bench.scripts.cli import _hydra_main
+    from fusion_bench.utils.pylogger import RankZeroLogger
 
+    # Its loggers remember which levels were off when they were asked last, by an earlier test perhaps.
+    RankZeroLogger.manager._clear_cache()
     _hydra_main()
