@@ -183,6 +183,9 @@ def parts(device: torch.device, quick: bool) -> dict[str, Callable[[], dict]]:
             first[name] = partial(split, one.scale, one.tasks, precision, update, device)
     llamas = {
         f"llama {update}": partial(llama, update, device, quick) for update in ("joint", "sequential")
+    } | {
+        f"llama of bfloat16, {storage}": partial(llama, "sequential", device, quick, storage)
+        for storage in ("memory", "host")
     }
     return (
         first | llamas | {f"steps {config}": partial(steps, config, device) for config in (*small, *large)}

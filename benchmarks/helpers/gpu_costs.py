@@ -259,16 +259,16 @@ BATCH, LENGTH = 2, 256
 class LlamaWorld(Unhashed):
     """Three random experts of a random Llama, the logits of which are merged: no heads."""
 
-    def __init__(self, shape: dict[str, int], steps: int, device: torch.device):
+    def __init__(self, shape: dict[str, int], steps: int, device: torch.device, half: bool = False):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from fusion_tinting.families.causal_lm import LanguageModel
 
-        self.tasks, self.steps, self.device, self.precision = ["a", "b", "c"], steps, device, "bf16-mixed"
-        self.batch = BATCH
+        self.tasks, self.steps, self.device = ["a", "b", "c"], steps, device
+        self.batch, self.precision = BATCH, "32-true" if half else "bf16-mixed"
         with device:
             model = LlamaForCausalLM(LlamaConfig(**shape))
-        self.pretrained = LanguageModel(model).eval()
+        self.pretrained = LanguageModel(model.bfloat16() if half else model).eval()
         self.experts = Experts(self.pretrained, self.tasks)
         self.heads = {task: nn.Identity() for task in self.tasks}
         tokens = torch.randint(shape["vocab_size"], (2 * BATCH, LENGTH))
@@ -277,12 +277,15 @@ class LlamaWorld(Unhashed):
         self._vectors = {}
 
 
-def llama(update: str, device: torch.device, quick: bool) -> dict:
-    """Return costs of steps on a Llama, in bfloat16 with float16 task vectors; the last block is tinted."""
+def llama(update: str, device: torch.device, quick: bool, storage: str | None = None) -> dict:
+    """Return costs of steps on a Llama, the last block of which is tinted.
+
+    It is of float32, passes in bfloat16 and task vectors in float16; or, with a storage, all of bfloat16.
+    """
     settle(device)
     shape, count = (TINY if quick else LLAMA), (2 if quick else 6)
-    world, start = LlamaWorld(shape, count, device), now(device)
-    work = BlockTint(world, update)
+    world, start = LlamaWorld(shape, count, device, half=storage is not None), now(device)
+    work = BlockTint(world, update, {"dtype": "fp16"} if storage is None else {"storage": storage})
     costs = {"setup_seconds": now(device) - start, "setup_peak_gb": peak(device)}
     count_peak_anew(device)
     seconds = [timed(device, work.step) for _ in range(count)]
@@ -297,14 +300,13 @@ def llama(update: str, device: torch.device, quick: bool) -> dict:
 class BlockTint(Ours):
     """The same with each expert's last block as its task's tint."""
 
-    def __init__(self, world: World, update: str):
+    def __init__(self, world: World, update: str, kept: dict[str, str]):
         pretrained, experts = world.pretrained, world.experts
-        lean = {"dtype": "fp16"}
         with unhashed():
-            model = ft.TintedModel.untrained(pretrained, experts, world.heads, "block:-1", lean)
+            model = ft.TintedModel.untrained(pretrained, experts, world.heads, "block:-1", kept)
         settings = ft.Settings(
             layer="block:-1", sampler="all", update=update, steps=world.steps, batch_size=world.batch,
-            task_vectors=lean,
+            task_vectors=kept,
         )  # fmt: skip
         self._start(world, model, settings, InItsPrecision(world))
 

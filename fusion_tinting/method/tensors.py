@@ -94,24 +94,22 @@ class Tensors:
 
 
 class HostTensors(Tensors):
-    """Tensors that stay where they are, in files or in the host's memory beside a GPU.
+    """Tensors in files, or in the host's memory beside a GPU.
 
-    They move piece by piece, when a merge or a gradient needs them.
+    They move to the device piece by piece, when a merge or a gradient needs them.
     """
 
     def add(self, k: int, tensors: Mapping[str, Tensor]) -> None:
-        """Set the k-th expert; what lies in memory is pinned where a GPU may copy from it."""
-        super().add(k, _pinned(tensors))
+        """Set the k-th expert; what is in memory goes to the host's, pinned where a GPU copies from it."""
+        super().add(k, _on_host(tensors))
 
     def to(self, device: torch.device | str) -> "Tensors":
         """Return the same tensors, whose pieces are wanted on another device."""
-        return type(self)(_pinned(self.base), self.experts, device)
+        return type(self)(_on_host(self.base), self.experts, device)
 
 
-def _pinned(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if not (torch.cuda.is_available() and isinstance(tensors, dict)):
-        return tensors
-    return {
-        name: tensor.pin_memory() if tensor.device.type == "cpu" else tensor
-        for name, tensor in tensors.items()
-    }
+def _on_host(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not isinstance(tensors, dict):
+        return tensors  # in files
+    pins = torch.cuda.is_available()
+    return {name: tensor.cpu().pin_memory() if pins else tensor.cpu() for name, tensor in tensors.items()}
