@@ -62,6 +62,16 @@ def test_one_hot_coefficients_are_transformers_own_expert(fuse, pool, tmp_path):
         assert torch.equal(saved.get_parameter(name), parameter)
 
 
+def test_checkpoints_may_be_read_from_their_files_in_every_step(fuse, pool):
+    models = [
+        fuse(*SHORT, *pool, f"method.task_vectors.storage={storage}")["merged_model"]
+        for storage in ("memory", "stream")
+    ]
+    kept, streamed = (torch.stack(list(model.coefficients.values())) for model in models)
+    assert (kept != 0.3).any()
+    torch.testing.assert_close(kept, streamed, rtol=0, atol=1e-6)
+
+
 def test_what_cannot_work_is_refused(fuse, pool, tmp_path):
     def refused(*overrides: str) -> str:
         with pytest.raises(ValueError) as caught:
