@@ -1,6 +1,6 @@
 """Lightning Fabric as the core's `Processes`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 
@@ -57,6 +57,11 @@ class InHalf(Mapping[str, nn.Module]):
 
     def __init__(self, models: Mapping[str, nn.Module]):
         self._models = models
+
+    @property
+    def stored(self) -> Callable[[str], Mapping[str, Tensor]] | None:
+        """What gives their tensors in files; see `LoadedExperts`."""
+        return getattr(self._models, "stored", None)
 
     def __getitem__(self, name: str) -> nn.Module:
         return deepcopy(self._models[name]).bfloat16()

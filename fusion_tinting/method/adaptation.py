@@ -23,13 +23,15 @@ from fusion_tinting.method.recomputation import blocks_in, recomputed
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
-from fusion_tinting.method.task_vectors import TaskVectors
 from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import TintedNetwork
 
 ON_A_CPU = 1 << 18
 """Numbers in the batches of one pass, by default: two batches of 32 images of 32 x 32 pixels fit, never two
 of a ViT-B/32's. Two of the former in one pass take 4 % less time than apart; eight take more."""
+
+LARGE = 100_000_000
+"""Parameters from which gradients are worth the memory that they take."""
 
 FIGURES = ("loss", "agreement", "kept", "coefficient")
 """What is recorded of each visit; see `fusion_tinting.run.history.History`."""
@@ -113,7 +115,8 @@ class Adaptation:
             model.encoder,
             self.vectors,
             trainable=settings.lr_coefficients != 0,
-            arriving=_arriving(settings.task_vectors["gradients"], self.vectors),
+            arriving=not self.vectors.kept.shared
+            and arriving(settings, self.vectors.size, isinstance(self.vectors.kept, Tensors)),
         )
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
         averaged = settings.average and settings.steps > 0
@@ -312,14 +315,20 @@ class Adaptation:
         return {"coefficients": self.coefficients.raw.detach(), **tints}
 
 
-def _arriving(gradients: str, vectors: TaskVectors) -> bool:
-    """Return whether each gradient is contracted as it arrives: where memory is short, or it is asked for.
+def arriving(settings: Settings, size: int, apart: bool) -> bool:
+    """Return whether each gradient is contracted as it arrives.
 
-    Several tasks in one update then cost a contraction each, where their sum would cost one.
+    That is where it is asked for; where tensors are kept apart, for memory is short; and of a large model
+    where it costs nothing. Several tasks in one update cost a contraction each, where their sum costs one.
+
+    Args:
+        settings: of the adaptation.
+        size: P.
+        apart: whether task vectors are kept tensor by tensor.
     """
-    if vectors.kept.shared:
-        return False
-    return gradients == "arriving" or (gradients == "auto" and isinstance(vectors.kept, Tensors))
+    asked = settings.task_vectors["gradients"]
+    free = settings.update == "sequential" and size >= LARGE
+    return asked == "arriving" or (asked == "auto" and (apart or free))
 
 
 def _numbers(batches: Iterable[Tensor]) -> int:

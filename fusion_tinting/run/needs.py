@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fusion_tinting.method.adaptation import arriving
 from fusion_tinting.method.blocks import blocks_of
 from fusion_tinting.method.precision import HALF, fitting, precision_of
 from fusion_tinting.method.recomputation import recomputed
@@ -68,14 +69,16 @@ class Needs:
         )
         if options["dtype"] == "fp16" and options["storage"] == "memory":
             kept = 4 + 2 * tasks
-        arriving = options["gradients"] == "arriving" or half or options["storage"] in ("host", "stream")
+        apart = options["storage"] in ("host", "stream") or (
+            half and options["storage"] == "memory" and options["dtype"] == "fp32"
+        )
         largest = max((parameter.numel() for parameter in encoder.parameters()), default=0)
         width = 2 if half else 4
         return cls(
             model=width * (numbers + sum(p.numel() for head in own for p in head.parameters())),
             experts=kept * numbers,
             tints=_tints(encoder, own, settings),
-            gradients=width * (largest if arriving and options["gradients"] != "whole" else numbers),
+            gradients=width * (largest if arriving(settings, numbers, apart) else numbers),
             beside=options["storage"] in ("host", "stream", "mmap"),
         )
 
@@ -128,8 +131,8 @@ def available(device: torch.device) -> float:
 def _free_of_machine() -> float:
     path = Path("/proc/meminfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
-    return 1024 * float(found[0]) if found else math.inf
+    found = [line.split()[1] for line in lines if line.startswith(("MemAvailable", "SwapFree"))]
+    return 1024 * sum(map(float, found)) if found else math.inf
 
 
 def _free_of_group() -> float:

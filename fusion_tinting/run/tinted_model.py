@@ -124,8 +124,10 @@ class TintedModel(TintedNetwork):
         precision = precision or precision_of([pretrained, *heads.values()])
         encoder = working(pretrained, precision)
         copies = {task: working(heads[task], precision) for task in experts}
-        tints = make_tints(tinted, at_hand(encoder, vectors, experts), heads)
-        load_merged(encoder, vectors, torch.zeros(len(copies)))  # experts at hand have been there
+        here = at_hand(encoder, vectors, experts)
+        tints = make_tints(tinted, here, heads)
+        if here is not experts:  # but written into the encoder, one after another
+            load_merged(encoder, vectors, torch.zeros(len(copies)))
         model = cls(encoder, copies, tints, layer=tinted, vectors=vectors)
         model.coefficients = {name: torch.zeros(len(copies)) for name in vectors.slots}  # θ₀
         return model
