@@ -26,7 +26,7 @@ from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.layer_choice import choose_or_recall
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
-from fusion_tinting.run.needs import Needs
+from fusion_tinting.run.needs import Needs, require_precision
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.samples import described
 from fusion_tinting.run.storage import refuse_device
@@ -168,6 +168,7 @@ def _check(
         refuse_device(context.processes.device)
     if options.gradient_checkpointing:
         require_blocks(pretrained)
+    require_precision(context.processes.device, [pretrained, *heads.values()])
     Needs.of(pretrained, heads, options).require_room(context.processes.device)
 
 

@@ -1,7 +1,7 @@
 """How much memory an adaptation will hold, said and compared with what is there before it begins."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -114,6 +114,23 @@ class Needs:
                     f"Too little memory: this needs {self}, of which {needed / GIGABYTE:.2f} GB are to be "
                     f"found on `{place}`, where {free / GIGABYTE:.2f} GB are free. {SMALLER}."
                 )
+
+
+def require_precision(device: torch.device, models: Iterable[nn.Module]) -> None:
+    """Refuse models of bfloat16 on a GPU that does not compute in it.
+
+    Args:
+        device: where the models run.
+        models: an encoder and heads.
+
+    Raises:
+        ValueError: naming the device.
+    """
+    if device.type == "cuda" and precision_of(models) == HALF and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(
+            f"The models are of bfloat16, which `{device}` does not compute in. Give them in float32 "
+            "(`model.float()`), or use another device."
+        )
 
 
 def available(device: torch.device) -> float:

@@ -379,7 +379,7 @@ def test_trained_experts_teach_in_bfloat16_what_they_teach_in_float32(zoo, tmp_p
             model.to(dtype).save_pretrained(path)
         for style in STYLES:
             shutil.copy(zoo.folder / f"{style}.txt", folder)
-        options = {"layer": "block:-1", "lr_tints": 1e-3, "batch_size": 16, "steps": 100}
+        options = {"layer": "block:-1", "lr_tints": 1e-3, "batch_size": 6, "steps": 100}
         models[dtype], aside = learn(read(rounded.config(**options)), folder / "run", progress=False)
         told = report.compare(models[dtype], aside)
         apart[dtype] = [each.ways["tinted"].divergence for each in told.values()]

@@ -95,3 +95,11 @@ def test_a_groups_limit_counts(tmp_path, monkeypatch):
     assert needs.available(torch.device("cpu")) == 3000
     (tmp_path / "max").write_text("max\n")
     assert needs.available(torch.device("cpu")) > 1e6
+
+
+def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: False)
+    needs.require_precision(torch.device("cpu"), [nn.Linear(2, 2).bfloat16()])
+    needs.require_precision(torch.device("cuda"), [nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="of bfloat16, which `cuda` does not compute in"):
+        needs.require_precision(torch.device("cuda"), [nn.Linear(2, 2).bfloat16()])
