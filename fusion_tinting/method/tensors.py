@@ -76,9 +76,10 @@ class Tensors:
         for a in range(0, len(base), size):
             b = min(a + size, len(base))
             start = base[a:b].to(self.device, non_blocking=True).float()
-            for expert, row in zip(experts, buffer, strict=True):
-                torch.sub(expert[a:b].to(self.device, non_blocking=True), start, out=row[: b - a])
-            yield a, b, start, buffer[:, : b - a]
+            deltas = buffer[:, : b - a]
+            for expert, row in zip(experts, deltas, strict=True):
+                row.copy_(expert[a:b], non_blocking=True)
+            yield a, b, start, deltas.sub_(start)
 
     def release(self) -> None:
         """Release what is kept for the pieces: nothing."""
