@@ -48,6 +48,16 @@ def blocks_of(encoder: nn.Module) -> list[str]:
     return list(max(_stacks("", encoder), key=lambda stack: stack.size, default=Stack({})).blocks)
 
 
+def blocks_of_all(encoder: nn.Module) -> list[str]:
+    """Return the names of all blocks, of an encoder and a decoder too.
+
+    Args:
+        encoder: whose blocks are listed.
+    """
+    stacks = [stack for stack in _stacks("", encoder) if all(map(_composed, stack.blocks.values()))]
+    return [name for stack in stacks for name in stack.blocks] or blocks_of(encoder)
+
+
 def _stacks(name: str, module: nn.Module) -> Iterator[Stack]:
     """Yield the stacks within a module, itself included, that stand in no other."""
     own = _stack(name, module)

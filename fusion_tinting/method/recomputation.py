@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fusion_tinting.method.blocks import blocks_of
+from fusion_tinting.method.blocks import blocks_of_all
 from fusion_tinting.method.tinted_model import TintedNetwork
 
 
@@ -26,7 +26,7 @@ def require_blocks(encoder: nn.Module) -> None:
     Raises:
         ValueError: it has none.
     """
-    if not blocks_of(encoder):
+    if not blocks_of_all(encoder):
         raise ValueError(
             "`gradient_checkpointing` computes blocks again, of an `nn.ModuleList` or `nn.Sequential` of "
             "them; the encoder has none. Leave it out."
@@ -54,10 +54,10 @@ def blocks_in(model: TintedNetwork) -> Iterator[nn.Module]:
     """Yield the blocks of a model, and those of the tints that stand for them.
 
     Args:
-        model: whose blocks those of `blocks_of` are.
+        model: whose blocks those of `blocks_of_all` are.
     """
     layer = model.tinted
-    for name in blocks_of(model.encoder):
+    for name in blocks_of_all(model.encoder):
         yield model.encoder.get_submodule(name)
         if layer is not None and not layer.in_head and f"{name}.".startswith(f"{layer.path}."):
             within = name[len(layer.path) + 1 :]

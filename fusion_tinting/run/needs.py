@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_tinting.method.adaptation import arriving
-from fusion_tinting.method.blocks import blocks_of
+from fusion_tinting.method.blocks import blocks_of_all
 from fusion_tinting.method.precision import HALF, fitting, precision_of
 from fusion_tinting.method.recomputation import recomputed
 from fusion_tinting.method.settings import Settings
@@ -182,7 +182,7 @@ def activations(encoder: nn.Module, inputs: Unlabeled, settings: Settings, devic
         device: where the models run.
     """
     sample = fitting(to_device(inputs.first(), device), precision_of([encoder]))
-    blocks = blocks_of(encoder) if settings.gradient_checkpointing else []
+    blocks = blocks_of_all(encoder) if settings.gradient_checkpointing else []
     again = recomputed(map(encoder.get_submodule, blocks))
     with torch.enable_grad(), again, _counted(encoder) as kept:
         call(encoder, sample)
