@@ -48,16 +48,16 @@ def content_hash(tensors: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(name for name, value in tensors.items() if isinstance(value, Tensor)):
         digest.update(f"{name} ".encode())
-        tensor = tensors[name]
-        _update(digest, tensor.float() if tensor.dtype in HALVES else tensor)
+        _update(digest, _full(tensors[name]))
     return digest.hexdigest()
 
 
 def value_hash(value: object, known: Iterable[Tensor] = ()) -> str:
     """Return the sha256 of a value: of a module its class, tensors, attributes, hooks and own `forward`.
 
-    Tensors count by their bytes; containers, configurations and other objects by what is in them;
-    functions by their code, defaults and what they close over; paths and caches not at all.
+    Tensors count by their bytes, those of half precision in float32; containers, configurations and other
+    objects by what is in them; functions by their code, defaults and what they close over; paths and caches
+    not at all.
 
     Args:
         value: anything.
@@ -95,7 +95,7 @@ class _Walk:
 
     def _tensor(self, value: Tensor) -> Iterable[bytes]:
         digest = hashlib.sha256()
-        _update(digest, value, without_bytes=id(value) in self._known)
+        _update(digest, _full(value), without_bytes=id(value) in self._known)
         return [digest.digest()]
 
     def _mapping(self, value: Mapping[Any, Any]) -> Iterable[bytes]:
@@ -216,6 +216,10 @@ def _read(function: FunctionType) -> dict[str, Any]:
         for name, value in values.items()
         if isinstance(value, kinds) or getattr(value, "__module__", None) == function.__module__
     }
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def _update(digest: Any, tensor: Tensor, without_bytes: bool = False) -> None:

@@ -58,7 +58,7 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
     Raises:
         ValueError: `lam` of another shape.
     """
-    out = torch.empty(vectors.size, device=vectors.device) if out is None else out
+    out = torch.empty(vectors.size, device=vectors.device, dtype=torch.float32) if out is None else out
     merge_into(vectors.views(out), vectors, lam)
     vectors.kept.complete(out)
     return out
@@ -133,7 +133,7 @@ def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) 
             where the task vectors are shared out.
     """
     flat = _flat(vectors, gradients)
-    result = torch.zeros(len(vectors.slots), len(vectors.tasks), device=vectors.device)
+    result = torch.zeros_like(vectors.scales)
     for place, name, start, stop, _, deltas in vectors.pieces(flat):
         result[place].addmv_(deltas, flat[name][start:stop].float())
     return result * vectors.scales

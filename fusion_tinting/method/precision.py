@@ -20,13 +20,14 @@ FULL, HALF = torch.float32, torch.bfloat16
 def precision_of(models: Iterable[nn.Module]) -> torch.dtype:
     """Return bfloat16 if every floating-point parameter is of it, else float32.
 
-    What is of float16 runs in float32: its gradients would have no range there.
+    What is of float16 runs in float32: its gradients would have no range there. Of a head without
+    parameters its buffers count.
 
     Args:
         models: that run one after another: an encoder and heads.
     """
-    parameters = chain.from_iterable(model.parameters() for model in models)
-    kinds = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    tensors = chain.from_iterable(list(model.parameters()) or model.buffers() for model in models)
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return HALF if kinds == {HALF} else FULL
 
 
@@ -85,6 +86,8 @@ def _twin(module: nn.Module, precision: torch.dtype, made: dict[int, Any]) -> nn
         }
         attributes = {key: rebound(value, module, twin) for key, value in vars(module).items()}
         twin.__dict__ = {**attributes, "_parameters": parameters, "_modules": children}
+        if isinstance(twin, (nn.Embedding, nn.EmbeddingBag)):
+            twin.sparse = False  # no sparse gradient flows through a cast
     return made[id(module)]  # type: ignore[no-any-return]
 
 

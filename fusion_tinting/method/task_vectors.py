@@ -153,7 +153,7 @@ class TaskVectors:
         """What the rows are multiplied with, shape (L, K); see `Rows`."""
         if isinstance(self.kept, Rows):
             return self.kept.scales
-        return torch.ones(len(self.slots), len(self.tasks), device=self.device)
+        return torch.ones(len(self.slots), len(self.tasks), device=self.device, dtype=torch.float32)
 
     @property
     def _rows(self) -> Rows:

@@ -72,7 +72,7 @@ class Tensors:
         """
         base, experts = self.base[name].reshape(-1), [expert[name].reshape(-1) for expert in self.experts]
         size = max(1, min(len(base), PIECES.get(self.device.type, ELSEWHERE)))
-        buffer = torch.empty(len(experts), size, device=self.device)
+        buffer = torch.empty(len(experts), size, device=self.device, dtype=torch.float32)
         for a in range(0, len(base), size):
             b = min(a + size, len(base))
             start = base[a:b].to(self.device, non_blocking=True).float()

@@ -17,7 +17,7 @@ from fusion_tinting.method.content import content_hash, libraries_of, value_hash
 from fusion_tinting.method.merging import load_merged, unlike
 from fusion_tinting.method.precision import FULL, HALF, cast, fitting
 from fusion_tinting.method.task_vectors import TaskVectors
-from fusion_tinting.method.tints import Layer, make_tints, share_hooks, view
+from fusion_tinting.method.tints import Layer, make_tints, share_hooks, share_precision, view
 
 
 class _Own(threading.local):
@@ -61,7 +61,7 @@ class TintedNetwork(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleList(heads[task] for task in self.tasks)
         self.tint_modules = tints
-        self._share_hooks()
+        self._fit_tints()
         self._task: str | None = None
         self._own = _Own()
         self._splits = True
@@ -75,14 +75,19 @@ class TintedNetwork(nn.Module):
         """
         heads = dict(zip(self.tasks, self.heads, strict=True))
         self.tinted, self.tint_modules = layer, make_tints(layer, experts, heads)
-        self._share_hooks()
+        self._fit_tints()
 
-    def _share_hooks(self) -> None:
-        if self.tinted is not None and self.tinted.in_head:
-            for head, tint in zip(self.heads, self.tint_modules, strict=True):
-                share_hooks(head.get_submodule(self.tinted.path), [tint])
-        elif self.tinted is not None:
-            share_hooks(self.encoder.get_submodule(self.tinted.path), self.tint_modules)
+    def _fit_tints(self) -> None:
+        """Give tints the hooks, and their buffers the precision, of the layers that they stand in for."""
+        if self.tinted is None:
+            return
+        of_heads = zip(self.heads, self.tint_modules, strict=True) if self.tinted.in_head else ()
+        for owner, tints in [(head, [tint]) for head, tint in of_heads] or [
+            (self.encoder, [*self.tint_modules])
+        ]:
+            layer = owner.get_submodule(self.tinted.path)
+            share_hooks(layer, tints)
+            share_precision(layer, tints)
 
     def forward(self, inputs: Any, task: str | None = None) -> Tensor:
         """Return the logits of a task, shaped as its head's.

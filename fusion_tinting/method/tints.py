@@ -140,6 +140,19 @@ def make_tints(
     return tints
 
 
+def share_precision(layer: nn.Module, tints: Iterable[nn.Module]) -> None:
+    """Give buffers of tints, which are not trained, the precision of the layer's own.
+
+    Args:
+        layer: of the shared encoder, or of a head.
+        tints: of that layer.
+    """
+    own = dict(layer.named_buffers())
+    for tint in tints:
+        for name, buffer in tint.named_buffers():
+            buffer.data = buffer.to(own[name].dtype if name in own else buffer.dtype)
+
+
 def share_hooks(layer: nn.Module, tints: Iterable[nn.Module]) -> None:
     """Let what is hooked to a layer, now or when it runs, see the tints that stand in for it.
 

@@ -16,6 +16,7 @@ from fusion_tinting.errors import abbreviate
 from fusion_tinting.method.merging import load_merged, on_gradient
 from fusion_tinting.method.models import PlainModels, caching, renew
 from fusion_tinting.method.objectives import Reads, losses_of
+from fusion_tinting.method.recomputation import blocks_in, computed_twice
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import TintedNetwork
@@ -67,6 +68,7 @@ def first_look(
                 if not isinstance(experts, PlainModels) or experts.in_memory:  # or each would be loaded
                     look.require_same(experts[task], heads[task])
                 if settings.steps:
+                    look.require_recomputable()
                     look.require_gradients()
             except ValueError as error:
                 raise ValueError(f"Task `{task}`: {error}") from error
@@ -208,6 +210,20 @@ class _Look:
                 "or a function of another value in one, or something computed from its weights and kept? "
                 "Make it equal, a parameter, or empty."
             )
+
+    @torch.no_grad()
+    def require_recomputable(self) -> None:
+        """Refuse blocks whose gradients would be wrong, for they do not compute the same again."""
+        if self.settings.gradient_checkpointing:
+            with computed_twice(blocks_in(self.model)) as others:
+                self._ask(1)
+            if others:
+                raise ValueError(
+                    "With `gradient_checkpointing` blocks are computed again, and a "
+                    f"{type(others[0]).__name__} does not do the same then: it changes what it is given or "
+                    "what it keeps, such as a tensor in place, a list, a cache of keys or a counter. Make "
+                    "it do without, or leave `gradient_checkpointing` out."
+                )
 
     def require_gradients(self) -> None:
         """Refuse models in which λ or the tint could not learn."""

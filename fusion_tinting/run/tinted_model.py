@@ -351,5 +351,9 @@ class OneTask(nn.Module):
         logits: Tensor = self.model(tokens or inputs, self.task)
         return logits
 
+    def float(self) -> Self:
+        """Return itself: the model computes in its own precision, whatever that of its tints."""
+        return self
+
     def __deepcopy__(self, memo: object) -> "OneTask":
         return self  # `predict` copies what it runs; the model and its task vectors are ours already

@@ -18,6 +18,7 @@ from fusion_tinting.method.tensors import HostTensors, Tensors
 from fusion_tinting.method.tints import view
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.stored import StoredTensors
+from fusion_tinting.run.tinted_model import OneTask
 
 pytestmark = pytest.mark.quick
 
@@ -150,6 +151,143 @@ class TestHalf:
         assert precision_of([nn.Linear(2, 2).half()]) == torch.float32
 
 
+class Scaled(nn.Module):
+    """A block with a buffer, which a tint has too."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(6, 6)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 6))
+
+    def forward(self, x):
+        return self.map(x * self.scale)
+
+
+class Words(nn.Module):
+    """(B, 4) -> (B, 6), by an embedding with sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 6, sparse=True)
+        self.map = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.map(self.words(x).mean(1))
+
+
+class Products(nn.Module):
+    """A head without parameters, such as one of texts' embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("classes", torch.randn(6, 3))
+
+    def forward(self, x):
+        return x @ self.classes
+
+
+def remade(world, make, inputs=None):
+    """Give a world other models, and perhaps inputs."""
+    torch.manual_seed(1)
+    world.pretrained = make()
+    world.experts = {task: deepcopy(world.pretrained) for task in TASKS}
+    for parameter in (p for expert in world.experts.values() for p in expert.parameters()):
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    if inputs is not None:
+        world.unlabeled = {task: [inputs() for _ in range(4)] for task in TASKS}
+    return world
+
+
+def with_blocks(make):
+    """Return an encoder of the world's kind with other blocks."""
+    encoder = make_world().pretrained
+    encoder.blocks = nn.ModuleList(make() for _ in range(3))
+    return encoder
+
+
+class TestHalfOf:
+    """Models of bfloat16 that learn what those of float32 of the same values learn."""
+
+    def compare(self, world, layer):
+        full = deepcopy(in_half(world))
+        for model in (full.pretrained, *full.experts.values(), *full.heads.values()):
+            model.float()
+        half, full = (each.tint(layer=layer, steps=20, objective="soft", lr=1e-3) for each in (world, full))
+        for name, row in full.coefficients.items():
+            torch.testing.assert_close(row, half.coefficients[name], rtol=0, atol=0.02)
+        return half
+
+    @pytest.mark.parametrize("layer", ["block:1", "norm"])
+    def test_blocks_with_buffers(self, layer):
+        half = self.compare(remade(make_world(), lambda: with_blocks(Scaled)), layer)
+        assert half.precision == torch.bfloat16
+        assert all(buffer.dtype != torch.float32 for tint in half.tint_modules for buffer in tint.buffers())
+
+    @pytest.mark.parametrize("layer", ["words", "map"])
+    def test_embeddings_with_sparse_gradients(self, layer):
+        self.compare(remade(make_world(), Words, lambda: torch.randint(0, 20, (10, 4))), layer)
+
+    @pytest.mark.parametrize("layer", [None, "block:1"])
+    def test_heads_of_buffers_alone(self, layer):
+        world = make_world()
+        world.heads = {task: Products() for task in TASKS}
+        assert self.compare(world, layer).precision == torch.bfloat16
+
+    def test_heads_of_float32_buffers_are_computed_in_float32(self):
+        world = in_half(make_world())
+        world.heads = {task: Products() for task in TASKS}
+        assert world.tint(layer=None).precision == torch.float32
+
+    @pytest.mark.parametrize(
+        "load", [dict, lambda models: LoadedExperts(TASKS, lambda t: deepcopy(models[t]))]
+    )
+    def test_a_layer_is_chosen(self, load):
+        world = in_half(make_world())
+        world.experts = load(world.experts)
+        tinted = world.tint(layer="auto", steps=8)
+        assert tinted.precision == torch.bfloat16
+        assert {p.dtype for head in tinted.heads for p in head.parameters()} == {torch.bfloat16}
+
+    def test_asking_for_predictions_leaves_a_tinted_model_as_it_is(self):
+        tinted = in_half(make_world()).tint(layer="block:1")
+        before = {name: tensor.clone() for name, tensor in tinted.state_dict().items()}
+        x = torch.randn(8, 5)
+        predicted = ft.predict(OneTask(tinted, "cats"), nn.Identity(), ft.Unlabeled.of(x))
+        assert torch.equal(predicted, tinted(x, "cats").float())
+        for name, tensor in tinted.state_dict().items():
+            assert tensor.dtype == before[name].dtype
+            assert torch.equal(tensor, before[name])
+
+    @pytest.mark.parametrize("learned", [torch.bfloat16, torch.float32])
+    def test_a_run_loads_with_the_same_models_in_another_precision(self, tmp_path, learned):
+        worlds = {}
+        for dtype in (torch.bfloat16, torch.float32):
+            world = worlds[dtype] = in_half(make_world())
+            for model in (world.pretrained, *world.experts.values(), *world.heads.values()):
+                model.to(dtype)
+        tinted = worlds.pop(learned).tint(layer="block:1", run_dir=tmp_path / "run")
+        (other,) = worlds.values()
+        loaded = ft.TintedModel.load(tmp_path / "run", **other.models())
+        x = torch.randn(4, 5)
+        for task in TASKS:
+            torch.testing.assert_close(tinted(x, task).float(), loaded(x, task), rtol=0, atol=0.02)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_task_vectors_are_the_same_under_another_default_dtype(self, dtype):
+        world = in_half(make_world())
+        vectors = ft.TaskVectors.from_models(world.pretrained, world.experts)
+        lam = torch.rand(len(vectors.slots), len(TASKS))
+        want = ft.merge(vectors, lam)
+        torch.set_default_dtype(dtype)
+        try:
+            again = ft.TaskVectors.from_models(world.pretrained, world.experts)
+            merged = ft.merge(again, lam)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert merged.dtype == torch.float32 == vectors.scales.dtype
+        assert torch.equal(want, merged)
+
+
 def test_a_cast_tint_is_the_tint_and_takes_its_gradient():
     torch.manual_seed(0)
     tint = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
@@ -204,6 +342,51 @@ class TestComputedAgain:
             ):
                 world.tint(steps=1, layer=None, gradient_checkpointing=on)
         assert len(saved[True]) < len(saved[False])
+
+    def test_a_block_in_several_places_is_computed_again_in_each(self):
+        def encoder():
+            made = with_blocks(lambda: nn.Linear(6, 6))
+            made.blocks[2] = made.blocks[0]
+            return made
+
+        plain, again = (
+            remade(make_world(), encoder).tint(layer=None, gradient_checkpointing=on)
+            for on in (False, True)
+        )
+        for name, row in plain.coefficients.items():
+            torch.testing.assert_close(row, again.coefficients[name], rtol=0, atol=1e-6)
+        assert all("forward" not in vars(block) for block in again.encoder.blocks)
+
+    @pytest.mark.parametrize("kind", ["list", "in place", "raises"])
+    @pytest.mark.parametrize("layer", [None, "block:1"])
+    def test_blocks_that_do_not_do_the_same_again_are_refused(self, kind, layer):
+        class Block(nn.Linear):
+            def forward(self, x, before=None):
+                if kind == "list":
+                    before.append(x)
+                    return super().forward(sum(before))
+                if kind == "raises":
+                    assert not before
+                    before.append(x)
+                return (x.add_(1) if kind == "in place" else x) + super().forward(x + 1).tanh()
+
+        class Remembering(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.blocks = nn.Linear(5, 6), nn.ModuleList(Block(6, 6) for _ in range(3))
+
+            def forward(self, x):
+                x, before = self.stem(x), []
+                for block in self.blocks:
+                    x = block(x, before)
+                    before = before if kind == "list" else []
+                return x
+
+        remade(make_world(), Remembering).tint(layer=layer)
+        with pytest.raises(
+            ValueError, match=r"`cats`: With `gradient_checkpointing`.* a Block does not do the"
+        ):
+            remade(make_world(), Remembering).tint(layer=layer, gradient_checkpointing=True)
 
     def test_an_encoder_without_blocks_is_refused(self):
         world = make_world()
