@@ -6,6 +6,7 @@ holds the run's own λ again afterward.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +16,16 @@ from tqdm.auto import tqdm
 
 from fusion_tinting.families.labels import is_labeled
 from fusion_tinting.families.rows import Inputs
+from fusion_tinting.method.content import content_hash
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.objectives import Reads, agreement, divergence
 from fusion_tinting.reporting.tables import Table, compared, start_of
 from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.experts import outputs
-from fusion_tinting.run.files import possibly, read_json, sha256, write_json
+from fusion_tinting.run.files import possibly, read_json, sha256, write_record
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.tinted_model import TintedModel
-from fusion_tinting.run.top_predictions import TOP, Predictions, dense, kept
+from fusion_tinting.run.top_predictions import MANY_CLASSES, TOP, Predictions, dense, kept
 
 REPORT = "report.json"
 EXPERT, TINTED = "expert", "tinted"
@@ -48,6 +50,8 @@ class TaskReport(NamedTuple):
 
     Attributes:
         inputs: how many were looked at.
+        data: a hash of them and of their labels.
+        classes: how many an output distinguishes.
         reads: what of the expert is compared; a value of `Reads`.
         kind: what is scored, where it is not the accuracy of a class.
         labeled: how many of the inputs have a label.
@@ -55,6 +59,8 @@ class TaskReport(NamedTuple):
     """
 
     inputs: int
+    data: str
+    classes: int
     reads: str
     kind: str | None
     labeled: int
@@ -139,8 +145,16 @@ def _of_task(
     }
     measured[EXPERT] = _measured(map(dense, expert), expert, inputs, reads)
     labeled = 0 if known is None else int(is_labeled(known).sum())
-    kind = None if known is None else _kind(dense(expert[0]), known, reads)
-    return TaskReport(len(inputs.unlabeled), reads.value, kind, labeled, measured)
+    first = dense(expert[0])
+    kind = None if known is None else _kind(first, known, reads)
+    classes = 1 if _single(first) else first.shape[1]
+    count = len(inputs.unlabeled)
+    return TaskReport(count, _hash(inputs), classes, reads.value, kind, labeled, measured)
+
+
+def _hash(inputs: Inputs) -> str:
+    labels = {} if inputs.labels is None else {"labels": inputs.labels}
+    return f"{inputs.unlabeled.content()} {content_hash(labels)[:16]}"
 
 
 @torch.no_grad()
@@ -190,15 +204,20 @@ def _some(inputs: Inputs, most: int) -> Inputs:
 
 
 def _read(path: Path, aside: Mapping[str, Inputs]) -> dict[str, TaskReport]:
-    """Return the tasks of which a run has a report already, of as many inputs."""
-    written: dict[str, Any] = read_json(path) if path.is_file() else {}
-    if written.get("coefficients") != sha256(path.with_name(COEFFICIENTS)):
+    """Return the tasks of which a run has a report already, of the same inputs; none of a damaged file."""
+    try:
+        written = read_json(path)
+        if written["coefficients"] != sha256(path.with_name(COEFFICIENTS)):
+            return {}
+        found = {task: _task_report(told) for task, told in written["tasks"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    found = {
-        task: TaskReport(**{**told, "ways": {way: Measured(**each) for way, each in told["ways"].items()}})
-        for task, told in written["tasks"].items()
-    }
-    return {t: r for t, r in found.items() if t in aside and r.inputs == len(aside[t].unlabeled)}
+    return {task: told for task, told in found.items() if task in aside and told.data == _hash(aside[task])}
+
+
+def _task_report(told: Mapping[str, Any]) -> TaskReport:
+    ways = {way: Measured(**each) for way, each in told["ways"].items()}
+    return TaskReport(**{**told, "ways": ways})
 
 
 def _write(path: Path, report: Report) -> None:
@@ -208,7 +227,7 @@ def _write(path: Path, report: Report) -> None:
         for task, told in report.items()
     }
     coefficients = sha256(path.with_name(COEFFICIENTS))
-    possibly(write_json, path, {"coefficients": coefficients, "tasks": tasks})
+    possibly(write_record, path, {"coefficients": coefficients, "tasks": tasks})
 
 
 def tables(report: Report) -> Iterator[Table]:
@@ -225,7 +244,13 @@ def tables(report: Report) -> Iterator[Table]:
     classes = [task for task, told in report.items() if told.ways[EXPERT].divergence is not None]
     if classes:
         apart = _values(report, classes, merged, lambda each: each.divergence)
-        yield _table(f"KL(expert ‖ merged), nats, {where}", apart, ".4f")
+        many = any(report[task].classes > MANY_CLASSES for task in classes)
+        yield replace(
+            _table(f"KL(expert ‖ merged), nats, {where}", apart, ".4f"),
+            caption=f"Of an expert its {TOP} likeliest classes; the others as equally likely."
+            if many
+            else "",
+        )
     if labeled := [task for task, told in report.items() if told.ways[EXPERT].score is not None]:
         right = _values(report, labeled, [*merged, EXPERT], lambda each: 100 * each.score)
         titles = {task: _titled(task, report[task]) for task in labeled}

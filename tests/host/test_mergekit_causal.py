@@ -34,6 +34,7 @@ from fusion_tinting.mergekit.reading import read as read_recipe
 from fusion_tinting.method.objectives import divergence
 from fusion_tinting.method.tints import resolve_layer
 from fusion_tinting.run.artifact import tint_path
+from fusion_tinting.run.files import read_json
 from fusion_tinting.run.tinted_model import TintedModel
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
@@ -447,6 +448,10 @@ def test_the_report_is_kept_and_taken_up(half, monkeypatch):
     monkeypatch.setattr(report, "_of_task", None)  # nothing is asked again
     again = command(*arguments)
     assert said[: said.index("In ")] == again[: again.index("In ")]
+    (half.run / "report.json").write_text("{")  # damaged: made anew
+    monkeypatch.undo()
+    assert said[: said.index("In ")] == (again := command(*arguments))[: again.index("In ")]
+    kept = read_json(half.run / "report.json")
     kept["tasks"].pop(TASKS[1])
     (half.run / "report.json").write_text(json.dumps(kept))
     asked = []
