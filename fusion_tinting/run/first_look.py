@@ -242,7 +242,7 @@ class _Look:
             with torch.enable_grad():
                 output = self._ask(1)
                 if output.requires_grad:
-                    torch.autograd.backward(output, torch.randn_like(output))
+                    self._backward(output)
             if trains[0] and weights:
                 self._require_moving(weights)
             if trains[1] and self.model.tints:
@@ -254,6 +254,14 @@ class _Look:
                 hook.remove()
             for weight in weights.values():
                 weight.requires_grad_(False)
+
+    def _backward(self, output: Tensor) -> None:
+        try:
+            torch.autograd.backward(output, torch.randn_like(output))
+        except RuntimeError as error:
+            raise ValueError(
+                f"no gradients can be taken of the model, which must be learned from: {error}"
+            ) from error
 
     def _note(self, name: str, weight: Tensor) -> None:
         """Remember that a gradient has reached a tensor, and drop it: all are as large as a model."""

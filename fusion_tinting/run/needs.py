@@ -157,7 +157,16 @@ def _free_of_group() -> float:
         most, used = (Path(path).read_text(encoding="utf-8").strip() for path in LIMITS)
     except OSError:
         return math.inf
-    return math.inf if most == "max" else float(most) - float(used)
+    return math.inf if most == "max" else float(most) - float(used) + _cached(Path(LIMITS[1]))
+
+
+def _cached(used: Path) -> float:
+    """Return how much of a group's memory holds files that were read, and is given up for what needs it."""
+    path = used.with_name("memory.stat")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return sum(
+        float(line.split()[1]) for line in lines if line.startswith(("active_file", "inactive_file"))
+    )
 
 
 def _tints(encoder: nn.Module, heads: list[nn.Module], settings: Settings) -> int:

@@ -461,6 +461,24 @@ def test_the_report_is_kept_and_taken_up(half, monkeypatch):
     assert "inputs kept aside" not in command(*arguments[:-1], "0")
 
 
+def test_a_report_that_was_changed_is_made_anew(half):
+    arguments = ("learn", half.config(layer="block:0"), half.run, "--quiet", "--report", "3")
+    command(*arguments)
+    path = half.run / "report.json"
+    written = path.read_text()
+    whole = json.loads(written)
+    news = whole["tasks"]["news"]
+    changes = [
+        {"ways": {**news["ways"], "tinted": {**news["ways"]["tinted"], "agreement": 1.0}}},
+        {"ways": {way: told for way, told in news["ways"].items() if way != "tinted"}},
+        {"surprise": 1},
+    ]
+    for change in changes:
+        path.write_text(json.dumps({**whole, "tasks": {**whole["tasks"], "news": {**news, **change}}}))
+        command(*arguments)
+        assert path.read_text() == written
+
+
 def told_of(kept: dict) -> report.TaskReport:
     told = kept["tasks"][TASKS[0]]
     ways = {way: report.Measured(**each) for way, each in told["ways"].items()}

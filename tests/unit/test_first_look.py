@@ -366,3 +366,18 @@ def test_a_function_that_changes_what_it_is_given_is_refused(unasked, world, nam
 def test_inputs_that_is_no_function_is_said_to_be_that(unasked, world):
     with pytest.raises(ValueError, match="`inputs` must be a function"):
         world.tint(inputs="x")
+
+
+@pytest.mark.parametrize("act", [torch.tanh, torch.sigmoid])
+def test_a_model_that_cannot_take_gradients_is_refused(act):
+    """What is changed in place is no longer what the backward pass needs."""
+
+    class InPlace(nn.Linear):
+        def forward(self, x):
+            return act(super().forward(x)).mul_(2)
+
+    world = make_world()
+    for model in (world.pretrained, *world.experts.values()):
+        model.stem.__class__ = InPlace
+    with pytest.raises(ValueError, match=r"Task `cats`: no gradients can be taken of the model.*inplace"):
+        world.tint()

@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 from transformers import BertConfig, ViTConfig
+from world import TASKS, make_world
 
 from fusion_tinting.families.loading import objective_of
-from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.rows import Inputs, Rows
+from fusion_tinting.mergekit import report
 from fusion_tinting.mergekit.config import Data, Expert
 from fusion_tinting.mergekit.report import score
 from fusion_tinting.mergekit.rows import rows_of
 from fusion_tinting.mergekit.show import by_block
 from fusion_tinting.method.objectives import Reads
+from fusion_tinting.run.unlabeled import Unlabeled
 
 
 @pytest.fixture
@@ -113,3 +116,19 @@ def test_a_label_that_the_head_does_not_have(rows, bad):
 def test_a_single_output_takes_numbers(rows):
     with pytest.raises(ValueError, match="expected a number"):
         rows(["high"]).labels(1, {"LABEL_0": 0})
+
+
+@pytest.mark.parametrize("other", ["labels", "inputs", "none"])
+def test_a_report_is_taken_up_of_the_same_inputs_and_labels_alone(tmp_path, other):
+    world = make_world()
+    model = world.tint(run_dir=tmp_path / "run")
+
+    def aside(seed, known):
+        torch.manual_seed(seed)
+        return {task: Inputs(Unlabeled.of(torch.randn(6, 5)), torch.tensor(known)) for task in TASKS}
+
+    changed = {"labels": (0, [1] * 6), "inputs": (1, [0] * 6), "none": (0, [0] * 6)}[other]
+    first = report.compare(model, aside(0, [0] * 6), run_dir=tmp_path / "run")
+    again = report.compare(model, aside(*changed), run_dir=tmp_path / "run")
+    assert again == report.compare(model, aside(*changed))
+    assert (again == first) == (other == "none")

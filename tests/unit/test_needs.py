@@ -93,6 +93,8 @@ def test_a_groups_limit_counts(tmp_path, monkeypatch):
     (tmp_path / "current").write_text("2000\n")
     monkeypatch.setattr(needs, "LIMITS", (tmp_path / "max", tmp_path / "current"))
     assert needs.available(torch.device("cpu")) == 3000
+    (tmp_path / "memory.stat").write_text("anon 900\nfile 1100\ninactive_file 700\nactive_file 300\n")
+    assert needs.available(torch.device("cpu")) == 4000  # files that were read make room
     (tmp_path / "max").write_text("max\n")
     assert needs.available(torch.device("cpu")) > 1e6
 
