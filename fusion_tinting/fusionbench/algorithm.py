@@ -85,9 +85,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         family = self._checked(modelpool)
         family.load()
         if self.artifact is not None:
-            log.info(f"Applying {self.artifact}: its own settings count, the method's are not used.")
-            models = {"pretrained": family.pretrained, "experts": family.experts, "heads": family.heads}
-            return family.model_class.load(self.artifact, **models, tensor_names=family.tensor_names)
+            return self._apply(family, path_of("artifact", self.artifact))
         return self._adapt(family)
 
     @property
@@ -111,6 +109,21 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         if self.log_dir is not None:
             self.log_hyperparams()
         return family
+
+    def _apply(self, family: PoolFamily, artifact: Path) -> TintedModel:
+        log.info(f"Applying {artifact}: its own settings count, the method's are not used.")
+        learned_in_half = Manifest.read(artifact).precision == "bfloat16"
+        kinds: list[Any] = [{PRETRAINED: family.pretrained}, family.experts, family.heads]
+        if learned_in_half:
+            kinds = list(map(FabricProcesses(self.fabric).fit, kinds))
+        base, experts, heads = kinds
+        return family.model_class.load(
+            artifact,
+            pretrained=base[PRETRAINED],
+            experts=experts,
+            heads=heads,
+            tensor_names=family.tensor_names,
+        )
 
     def _adapt(self, family: PoolFamily) -> TintedModel:
         unlabeled, aside = self._unlabeled(family), {}

@@ -259,7 +259,11 @@ def test_precision_that_would_not_train_in_float32_is_refused(fuse):
 
 @pytest.mark.parametrize(("precision", "kept"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
 def test_bf16_encoders_adapt(fuse, precision, kept):
-    model = fuse(*SHORT, "~taskpool", f"fabric.precision={precision}")["merged_model"]
+    given = (*SHORT, "~taskpool", f"fabric.precision={precision}")
+    model = fuse(*given, "method.run_dir=low")["merged_model"]
+    applied = fuse(*given, "method.artifact=low")["merged_model"]
+    x = torch.rand(2, 3, 32, 32)
+    assert all(torch.equal(model(x, task), applied(x, task)) for task in model.tasks)
     assert torch.isfinite(model.history.values).all()
     assert {str(p.dtype) for p in model.merged.parameters()} == {f"torch.{kept}"}
     assert {p.dtype for p in model.tint_modules.parameters()} == {torch.float32}
