@@ -31,7 +31,16 @@ def unpickled(path: Path) -> Any:
         raise ValueError(f"`{path}` is no checkpoint that can be read: {error}.") from error
 
 
-class StandIn(nn.Module):
+class _Members(type):
+    """Of classes that have whatever member is asked for: some Pythons pickle an enumeration's by name."""
+
+    def __getattr__(cls, name: str) -> "StandIn":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn()
+
+
+class StandIn(nn.Module, metaclass=_Members):
     """Takes the state of an object whose class is not at hand."""
 
     def __init__(self, *_: Any, **__: Any):
@@ -41,7 +50,7 @@ class StandIn(nn.Module):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] in FOREIGN:
-            return type(name, (StandIn,), {"__module__": __name__})
+            return _Members(name, (StandIn,), {"__module__": __name__})
         return super().find_class(module, name)
 
 

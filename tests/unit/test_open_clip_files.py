@@ -15,10 +15,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
+from torchvision.transforms import InterpolationMode
 
 from fusion_tinting import convert
 from fusion_tinting.families.open_clip import Architecture, ClassificationHead
 from fusion_tinting.families.open_clip_files import load_encoder, load_head
+from fusion_tinting.families.pickles import StandIn, unpickled
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -182,6 +184,20 @@ def folder(tmp_path):
 
 def converted(*arguments):
     return CliRunner().invoke(convert.main, [str(argument) for argument in arguments])
+
+
+class ByName:
+    """As Python before 3.11.4 pickles the member of an enumeration."""
+
+    def __reduce__(self):
+        return getattr, (InterpolationMode, "BICUBIC")
+
+
+def test_enumerations_pickled_by_name_are_read(tmp_path):
+    (tmp_path / "one.pkl").write_bytes(pickle.dumps({"mode": ByName(), "size": 3}))
+    found = unpickled(tmp_path / "one.pkl")
+    assert found["size"] == 3
+    assert isinstance(found["mode"], StandIn)
 
 
 class TestConvert:
