@@ -92,9 +92,10 @@ def test_samples_of_unlike_sizes_are_refused_by_their_sizes():
         unlabeled.first(2)
 
 
-@pytest.mark.parametrize(
-    "collate", [None, lambda rows, turns=itertools.count(1): torch.stack(rows).roll(next(turns), 0)]
-)
+TURNS = itertools.count(1)
+
+
+@pytest.mark.parametrize("collate", [None, lambda rows: torch.stack(rows).roll(next(TURNS), 0)])
 def test_data_that_differ_when_they_are_read_again_are_refused(collate):
     source = Noisy() if collate is None else DataLoader(list(torch.randn(40, 3)), collate_fn=collate)
     with pytest.raises(ValueError, match="not the same twice"):
