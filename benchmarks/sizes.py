@@ -1,6 +1,6 @@
 """How many bytes a parameter `mergekit-tint learn` holds at its peak, on a language model of bfloat16.
 
-    python benchmarks/sizes.py                # a Llama of 176 M parameters, K = 3 and 8: about an hour
+    python benchmarks/sizes.py                # a Llama of 173 M parameters, K = 3 and 8: about an hour
     python benchmarks/sizes.py --quick        # one of 2 M: minutes; what is not of the model counts more
 
 The command runs in a process of its own, from its start to the last line of its report, with two steps of
@@ -11,6 +11,7 @@ without the optimizer's two numbers for each of a tint's.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -99,14 +100,7 @@ def numbers(file: Path) -> int:
     """Return how many numbers a safetensors file holds."""
     with safe_open(file, "pt") as tensors:
         shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
-        return sum(_product(shape) for shape in shapes)
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+        return sum(map(math.prod, shapes))
 
 
 def measure(options: argparse.Namespace) -> dict:

@@ -134,9 +134,17 @@ def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) 
     """
     flat = _flat(vectors, gradients)
     result = torch.zeros_like(vectors.scales)
-    for place, name, start, stop, _, deltas in vectors.pieces(flat):
-        result[place].addmv_(deltas, flat[name][start:stop].float())
+    for place, name in enumerate(vectors.slots):
+        if name in flat:
+            _add_products(result[place], vectors, name, flat[name])
+    vectors.kept.release()
     return result * vectors.scales
+
+
+def _add_products(row: Tensor, vectors: TaskVectors, name: str, gradient: Tensor) -> None:
+    """Add ⟨∂θ_l, τ_k,l⟩ over the scales to a row of ∂λ, shape (K,), of a gradient laid flat."""
+    for start, stop, _, deltas in vectors.kept.pieces(name):
+        row.addmv_(deltas, gradient[start:stop].float())
 
 
 def _flat(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,6 +191,7 @@ class MergedWeights:
         full = all(parameter.dtype == torch.float32 for parameter in self._parameters.values())
         self._flat = full and isinstance(vectors.kept, Rows)
         self._places = {name: place for place, name in enumerate(vectors.slots)}
+        self._scales = vectors.scales
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> "MergedWeights":
@@ -236,9 +245,8 @@ class MergedWeights:
         assert parameter.grad is not None
         gradient, parameter.grad, place = parameter.grad.to_dense().reshape(-1), None, self._places[name]
         part = torch.zeros_like(self._gradient[place])
-        for start, stop, _, deltas in self.vectors.kept.pieces(name):
-            part.addmv_(deltas, gradient[start:stop].float())
-        self._gradient[place] += part * self.vectors.scales[place]
+        _add_products(part, self.vectors, name, gradient)
+        self._gradient[place] += part * self._scales[place]
 
 
 @torch.no_grad()

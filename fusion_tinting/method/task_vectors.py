@@ -1,6 +1,6 @@
 """The pre-trained model θ₀ and the task vectors τ_k = θ_k − θ₀, matched by name."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
@@ -184,16 +184,11 @@ class TaskVectors:
         """
         return self if self.device == torch.device(device) else replace(self, kept=self.kept.to(device))
 
-    def pieces(self, names: Container[str] | None = None) -> Iterator[Piece]:
-        """Yield piece after piece of tensor after tensor; each is valid until the next.
-
-        Args:
-            names: these tensors only.
-        """
+    def pieces(self) -> Iterator[Piece]:
+        """Yield piece after piece of tensor after tensor; each is valid until the next."""
         for place, name in enumerate(self.slots):
-            if names is None or name in names:
-                for piece in self.kept.pieces(name):
-                    yield Piece(place, name, *piece)
+            for piece in self.kept.pieces(name):
+                yield Piece(place, name, *piece)
         self.kept.release()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:

@@ -53,18 +53,15 @@ class LoadedExperts(Mapping[str, nn.Module]):
         stored: Callable[[str], Mapping[str, Tensor]] | None = None,
     ):
         self._tasks, self._load, self.stored = tasks, load, stored
-        self._last: tuple[str, weakref.ref[nn.Module]] | None = None
+        self._loaded: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         self._small: dict[str, nn.Module] = {}
 
     def __getitem__(self, task: str) -> nn.Module:
         if task not in self._tasks:
             raise KeyError(task)
-        expert = self._small.get(task)
-        if expert is None and self._last is not None and self._last[0] == task:
-            expert = self._last[1]()
+        expert = self._loaded.get(task)
         if expert is None:
-            expert = self._load(task).eval()
-            self._last = task, weakref.ref(expert)
+            expert = self._loaded[task] = self._load(task).eval()
             if sum(parameter.numel() for parameter in expert.parameters()) <= SMALL_MODEL:
                 self._small[task] = expert
         return expert

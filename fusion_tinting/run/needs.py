@@ -64,16 +64,14 @@ class Needs:
         half = precision_of([encoder, *own]) == HALF
         numbers = sum(parameter.numel() for parameter in encoder.parameters())
         options = settings.task_vectors
-        kept = {"stream": 0, "mmap": 4 if options["storage"] == "mmap" else 0}.get(
-            options["storage"], (tasks + 1) * (2 if half else 4)
-        )
+        width = 2 if half else 4
+        kept = {"stream": 0, "mmap": 4}.get(options["storage"], (tasks + 1) * width)
         if options["dtype"] == "fp16" and options["storage"] == "memory":
             kept = 4 + 2 * tasks
         apart = options["storage"] in ("host", "stream") or (
             half and options["storage"] == "memory" and options["dtype"] == "fp32"
         )
         largest = max((parameter.numel() for parameter in encoder.parameters()), default=0)
-        width = 2 if half else 4
         return cls(
             model=width * (numbers + sum(p.numel() for head in own for p in head.parameters())),
             experts=kept * numbers,
