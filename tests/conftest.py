@@ -69,17 +69,24 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def blank_plots(pytestconfig):
-    """Our code draws every plot, but matplotlib turns only those of a test marked `rendered` into pixels.
+    """Only what a test marked `rendered` draws is turned into pixels; other runs' pictures are blank.
 
-    Rendering is a third of the time of a FusionBench run with models as small as the tests'.
+    Drawing and rendering are a third of the time of a FusionBench run with models as small as the tests'.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    render = FigureCanvasAgg.draw
+    from fusion_tinting.reporting import plots
 
-    def draw(self):
-        return render(self) if pytestconfig.stash[RENDERED] else self.get_renderer()
+    def unless_rendered(function, other):
+        return lambda *given: (function if pytestconfig.stash[RENDERED] else other)(*given)
+
+    def blank(*_):
+        return Figure((1, 1))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FigureCanvasAgg, "draw", draw)
+        agg = FigureCanvasAgg
+        patch.setattr(agg, "draw", unless_rendered(agg.draw, agg.get_renderer))
+        for name in ("curves", "coefficient_map"):
+            patch.setattr(plots, name, unless_rendered(getattr(plots, name), blank))
         yield

@@ -60,3 +60,10 @@ def fusion_bench(*arguments: str) -> None:
     # Its loggers remember which levels were off when they were asked last, by an earlier test perhaps.
     RankZeroLogger.manager._clear_cache()
     _hydra_main()
+
+
+def mergekit_tint(*arguments: object) -> None:
+    """Run our command."""
+    from fusion_tinting.mergekit.cli import main
+
+    main([str(argument) for argument in arguments], standalone_mode=False)

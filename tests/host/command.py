@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 STOCK = PROJECT_ROOT_PATH / "fusion_bench_config"
+GROUPS = ("method", "modelpool", "taskpool")
 
 # The command that pip installed beside this interpreter.
 FUSION_BENCH = str(Path(sys.executable).parent / "fusion_bench")
@@ -28,7 +29,7 @@ FUSION_BENCH = str(Path(sys.executable).parent / "fusion_bench")
 
 def composed(*overrides: str) -> DictConfig:
     """FusionBench's configuration with these overrides; its files are read once for each choice of them."""
-    choices = tuple(override for override in overrides if "." not in override.split("=")[0])
+    choices = tuple(override for override in overrides if override.lstrip("~+").split("=")[0] in GROUPS)
     config = deepcopy(chosen(choices))
     values = OverridesParser.create().parse_overrides([o for o in overrides if o not in choices])
     ConfigLoaderImpl._apply_overrides_to_config(values, config)
@@ -63,6 +64,8 @@ def program(folder: Path) -> Iterator[Callable[..., dict]]:
         changes.chdir(folder)
         changes.setenv("COLUMNS", "200")  # for its tables
         changes.setenv("TERM_COLOR_SCHEME", "dark")  # or it asks the terminal, which is captured
+        # Or it draws a frame around each call that it makes: `print_function_call=false` changes nothing.
+        changes.setattr("fusion_bench.utils.instantiate_utils.PRINT_FUNCTION_CALL", False)
         module = "fusion_bench.programs.fabric_fusion_program"
         changes.setattr(f"{module}.get_hydra_output_dir", lambda: str(folder))
         yield run

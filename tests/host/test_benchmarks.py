@@ -48,6 +48,27 @@ def test_a_command_finds_its_helpers_from_any_folder(tmp_path):
     assert "invalid int value: 'none'" in refused.stderr
 
 
+PROGRAM = """
+import os, time
+for line in ("loading task pool", "╰", os.getcwd() + " " + os.environ["GIVEN"], "No save path specified"):
+    print(line, flush=True)
+    time.sleep(0.1)
+exit(3)
+"""
+
+
+def test_what_a_command_costs_is_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from helpers import runs
+
+    environment = {"GIVEN": "a variable", **runs.READABLE}
+    status, cost = runs.timed([sys.executable, "-c", PROGRAM], tmp_path, environment)
+    assert status == 3
+    assert f"{tmp_path} a variable\n" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert 0.1 <= cost["method_seconds"] < cost["seconds"] < 30
+    assert 1 < cost["peak_memory_mb"] < 10_000
+
+
 def test_options_that_do_not_fit_each_other_are_refused(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark("leaderboard", "--quick", "--methods", "wemoe")

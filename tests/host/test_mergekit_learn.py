@@ -2,17 +2,16 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
 from checkpoints import WORDS, make_tokenizer, save
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from shell import run
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -31,7 +30,6 @@ from fusion_tinting.mergekit.learn import learn
 from fusion_tinting.mini import texts
 from fusion_tinting.reporting.tables import Table
 
-MERGEKIT_TINT = str(Path(sys.executable).parent / "mergekit-tint")
 FEW = {"two": 2, "number": 1}
 LABELS = {"two": 2, "three": 3, "five": 5, "number": 1}
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -187,6 +185,8 @@ def test_the_mini_texts_from_nothing_to_the_tinted_model(tmp_path, monkeypatch):
     """The bars: average < Task Arithmetic < tinted, which keeps 97 % of what the experts know."""
     monkeypatch.setattr(texts, "RECIPE", replace(texts.RECIPE, workers=0))  # another would import all anew
     texts.make(tmp_path / "demo", progress=False)
+    half = (tmp_path / "demo/config.yml").read_text().replace("steps: 80", "steps: 40")
+    (tmp_path / "demo/config.yml").write_text(half)
     options = config.read(tmp_path / "demo/config.yml")
     model, aside = learn(options, tmp_path / "run", progress=False)
     agreed, _, right = (averages(table) for table in report.tables(report.compare(model, aside)))
@@ -203,15 +203,18 @@ def averages(table: Table) -> list[float]:
 
 
 def test_the_command_itself(tmp_path):
+    """In a process of its own; `test_mergekit_recipes.py` starts the program as a shell does."""
     path = make_world(tmp_path, "roberta", AutoModelForMaskedLM)
-    found = run(MERGEKIT_TINT, "learn", path, tmp_path / "run", cwd=tmp_path)
-    assert "Agreement with the experts" in found.stdout
-    assert f"mergekit-tint variants {tmp_path / 'run'} OUT" in found.stdout
-    assert "Accuracy" not in found.stdout
+    arguments = ("learn", path, tmp_path / "run")
+    process = forked.start(forked.mergekit_tint, *arguments, folder=tmp_path, environment={})
+    found = forked.end(*process, seconds=600)
+    assert "Agreement with the experts" in found
+    assert f"mergekit-tint variants {tmp_path / 'run'} OUT" in found
+    assert "Accuracy" not in found
     recipe = tmp_path / "run" / "recipe.yml"
-    assert f"mergekit-tint pytorch {recipe} OUT --tensor-intersection" in found.stdout
-    assert re.search(r"Tinting: 100%.*agreement=.*kept=.*loss=", found.stderr)
-    assert "LOAD REPORT" not in found.stderr
+    assert f"mergekit-tint pytorch {recipe} OUT --tensor-intersection" in found
+    assert re.search(r"Tinting: 100%.*agreement=.*kept=.*loss=", found)
+    assert "LOAD REPORT" not in found
 
 
 def test_a_regression_among_classifications(tmp_path):

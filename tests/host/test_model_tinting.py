@@ -176,7 +176,7 @@ def test_a_number_of_workers_that_is_none(fuse):
 def test_the_split_is_the_one_asked_for(fuse):
     samples = {
         split: fuse(
-            *(*SHORT, BRIEF, "method.batch_size=99"),
+            *("method=model_tinting", "method.steps=2", BRIEF, "method.batch_size=99"),
             *(f"method.adapt_split={split}", f"method.run_dir={split}"),
         )["merged_model"].info.samples["mini-digits"]
         for split in ("train", "val")
@@ -194,7 +194,7 @@ def test_fast_dev_run_makes_one_step(fuse, monkeypatch):
 
 @pytest.mark.parametrize("taskpool", ["taskpool=dummy", "~taskpool"])
 def test_without_a_task_pool_it_ends_with_agreement(fuse, taskpool, capsys):
-    fuse(*SHORT, taskpool)
+    fuse("method=model_tinting", "method.steps=1", taskpool)
     out = capsys.readouterr().out
     assert "Agreement with the experts" in out
     assert "kept aside" in out

@@ -1,4 +1,4 @@
-"""`roberta-mini_4` from nothing: the bars that a mini must reach, adapted on val and scored on test."""
+"""`roberta-mini_4` from nothing, trained half as long: the bars that it reaches even so, scored on test."""
 
 from dataclasses import replace
 
@@ -18,12 +18,16 @@ def share(scores: dict[str, float], experts: dict[str, float]) -> float:
 
 @pytest.fixture(scope="module")
 def built(cache):
-    """The mini as users get it; made in this process, for another would import all anew."""
-    return mini.build(0, recipe=replace(glue.RECIPES["roberta-mini_4"], workers=0))
+    """The mini, smaller than users get it; made in this process, for another would import all anew."""
+    name = "roberta-mini_4"
+    less = {"train": 2000, "val": 800, "test": 500, "expert_steps": 150, "workers": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(glue.RECIPES, name, replace(glue.RECIPES[name], **less))
+        yield mini.build(0, recipe=name)
 
 
 def test_the_order_that_is_claimed(built, fuse):
-    options = ("method=model_tinting", "method.num_workers=0", "method.adapt_split=val", "method.steps=80")
+    options = ("method=model_tinting", "method.num_workers=0", "method.adapt_split=val", "method.steps=40")
     report = fuse(*POOLS, *options)["report"]
     base = report["baselines"]
     tinted = {task: report[task][name] for task, name in HEADLINE.items()}
