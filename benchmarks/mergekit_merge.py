@@ -12,7 +12,6 @@ time. (The file is not called after mergekit, which Python would then import fro
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 import yaml
 from helpers.command import RESULTS, Benchmark
-from helpers.machine import memory
+from helpers.machine import watch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,23 +77,16 @@ def one(way: str, folder: Path) -> dict[str, float]:
                 [*map(str, arguments), "--no-copy-tokenizer", "--quiet"], stdout=log, stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
-            anonymous, status, usage = watch(process.pid)
+            largest, status, usage = watch(process.pid)
             wall = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"{way} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
-    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "anonymous_gib": anonymous / 2**30}
-
-
-def watch(process: int) -> tuple[int, int, resource.struct_rusage]:
-    """Return the largest anonymous memory of a process until it ends, in bytes, its status and usage."""
-    anonymous = 0
-    while True:
-        ended, status, usage = os.wait4(process, os.WNOHANG)
-        if ended:
-            return anonymous, status, usage
-        anonymous = max(anonymous, memory(process)[0])
-        time.sleep(0.003)
+    return {
+        "wall_s": wall,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "anonymous_gib": max(largest.values()) / 2**30,
+    }
 
 
 def measure(options: argparse.Namespace) -> dict:

@@ -13,16 +13,16 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
+from collections import Counter
 from pathlib import Path
 
 from helpers.command import Benchmark
 from helpers.llamas import SIZES, configuration, world
-from helpers.machine import memory
+from helpers.machine import watch
 from safetensors import safe_open
 
 from fusion_tinting.reporting.tables import Table
@@ -32,47 +32,44 @@ BARS = {("memory", 3): 12, ("stream", 3): 5, ("memory", 8): 22, ("stream", 8): 5
 """(storage, K) -> bytes a parameter at most."""
 LLAMAS = {"7 B": (6.74e9, 32), "13 B": (13.0e9, 40), "70 B": (69.0e9, 80)}
 """Name -> parameters and blocks."""
+PHASES = re.compile(
+    r"(?P<loading>Models and data|Adaptation)|(?P<learning>Expert [^\r\n]*100%|Tinting:)"
+    r"|(?P<teaching>Expert )|(?P<writing>Pictures)|(?P<report>Report)"
+)
+"""What the command says when it begins something."""
 IMPORTED = """
-import fusion_tinting.mergekit.learn, datasets, transformers.models.llama.modeling_llama
+import time, fusion_tinting.mergekit.learn, datasets, transformers.models.llama.modeling_llama
 from fusion_tinting.mergekit import report
-print("ready", flush=True); input()
+time.sleep(0.2)
 """
+LEARN = [str(Path(sys.executable).with_name("mergekit-tint")), "learn"]
 
 
-def peak(command: list[str], ready: bool = False) -> tuple[float, str]:
-    """Return the largest anonymous memory of a command, in bytes, and what it wrote."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
-    largest, done = [0], threading.Event()
+def peaks(command: list[str]) -> Counter[str]:
+    """Return the largest anonymous memory of a command in each of its phases, in bytes."""
+    with tempfile.TemporaryFile("w+b") as log:
+        seen = {0: "loading"}
 
-    def watch() -> None:
-        while not done.wait(0.005):
-            largest[0] = max(largest[0], _anonymous(process.pid))
+        def phase() -> str:
+            """Return the phase of what was said last."""
+            end = os.fstat(log.fileno()).st_size
+            if end not in seen:
+                said = os.pread(log.fileno(), 4096, max(0, end - 4096)).decode(errors="replace")
+                begun = [each.lastgroup for each in PHASES.finditer(said)]
+                seen[end] = begun[-1] if begun else seen[max(seen)]
+            return seen[end]
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    if ready:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.1)
-    output, errors = process.communicate("\n")
-    done.set()
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
-    return largest[0], output
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        largest, status, _ = watch(process.pid, phase)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode()[-2000:]}")
+    return largest
 
 
-def _anonymous(process: int) -> int:
-    try:
-        return memory(process)[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, float]:
-    """Return bytes a parameter, and seconds, of one run."""
+def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, object]:
+    """Return bytes a parameter, of all and of each phase, and seconds, of one run."""
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["FUSION_TINTING_CACHE"] = temporary
         path = configuration(
@@ -80,20 +77,18 @@ def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, fl
             task_vectors={"storage": storage},
         )  # fmt: skip
         run = Path(temporary) / "run"
-        learn = [*LEARN, str(path), str(run), "--quiet", "--report", str(REPORTED)]
-        top, _ = peak(learn)
+        held = peaks([*LEARN, str(path), str(run), "--report", str(REPORTED)])
         tints = sum(numbers(file) for file in (run / "tints").glob("*.safetensors"))
         seconds = json.loads((run / "tinting.json").read_text())["seconds"]
     parameters = numbers(folder / "base" / "model.safetensors")
+    held["learning"] -= 8 * tints
+    phases = {name: (top - baseline) / parameters for name, top in held.items()}
     return {
-        "bytes": (top - baseline - 8 * tints) / parameters,
+        "bytes": max(phases.values()),
+        "phases": phases,
         "tints": 4 * tints / parameters,
         "seconds": seconds,
-        "peak_bytes": top,
     }
-
-
-LEARN = [str(Path(sys.executable).with_name("mergekit-tint")), "learn"]
 
 
 def numbers(file: Path) -> int:
@@ -108,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict:
     folder = options.work / options.size
     folder.mkdir(parents=True, exist_ok=True)
     world(folder, options.size, max(options.tasks), TOKENS)
-    baseline, _ = peak([sys.executable, "-c", IMPORTED], ready=True)
+    baseline = max(peaks([sys.executable, "-c", IMPORTED]).values())
     runs = [
         {"storage": storage, "tasks": count, **one(folder, storage, count, baseline)}
         for count in options.tasks
@@ -137,6 +132,15 @@ def table(outcome: dict) -> list[Table]:
         title=f"`mergekit-tint learn`, {outcome['parameters'] / 1e6:.0f} M parameters, bfloat16",
         numeric=False,
     )
+    phases = Table(
+        ["storage", "K", *outcome["runs"][0]["phases"]],
+        [
+            [run["storage"], run["tasks"], *(f"{held:.1f}" for held in run["phases"].values())]
+            for run in outcome["runs"]
+        ],
+        title="Bytes a parameter at the peak of each phase",
+        numeric=False,
+    )
     larger = Table(
         [
             "model",
@@ -152,7 +156,7 @@ def table(outcome: dict) -> list[Table]:
         "a parameter of its block, with its optimizer.",
         numeric=False,
     )
-    return [measured, larger]
+    return [measured, phases, larger]
 
 
 def _larger(name: str, parameters: float, blocks: int, count: int) -> list[object]:

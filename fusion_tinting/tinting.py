@@ -169,7 +169,8 @@ def _check(
     if options.gradient_checkpointing:
         require_blocks(pretrained)
     require_precision(context.processes.device, [pretrained, *heads.values()])
-    Needs.of(pretrained, heads, options).require_room(context.processes.device)
+    if _finished(context.run_dir) is None:  # such a run is loaded, which takes less
+        Needs.of(pretrained, heads, options).require_room(context.processes.device)
 
 
 def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:

@@ -1,6 +1,11 @@
 """The hardware and the versions that results are measured on, and the memory of a process."""
 
+import os
 import platform
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,3 +34,18 @@ def memory(process: int | str = "self") -> tuple[int, int]:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return tuple(1024 * int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "VmRSS"))
+
+
+def watch(process: int, phase: Callable[[], str] = str) -> tuple[Counter[str], int, resource.struct_rusage]:
+    """Return the largest anonymous memory of a process until it ends, in bytes, its status and its usage.
+
+    The memory is that of each phase that the process is in, by the phase's name.
+    """
+    largest: Counter[str] = Counter()
+    while True:
+        ended, status, usage = os.wait4(process, os.WNOHANG)
+        if ended:
+            return largest, status, usage
+        now, held = phase(), memory(process)[0]
+        largest[now] = max(largest[now], held)
+        time.sleep(0.003)

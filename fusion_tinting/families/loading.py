@@ -14,7 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from fusion_tinting.families.family import Models
 from fusion_tinting.method.objectives import l1, sigmoid
-from fusion_tinting.run.stored import StoredTensors, dtypes_in, opened
+from fusion_tinting.run.files import opened
+from fusion_tinting.run.stored import StoredTensors, dtypes_in
 
 FLOATING = ("F16", "BF16", "F32", "F64")
 """Precisions, as safetensors calls them."""

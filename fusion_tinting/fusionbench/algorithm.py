@@ -21,6 +21,7 @@ from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots, tables
 from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
+from fusion_tinting.run.identity import TRUE_HALF
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import require_free
 from fusion_tinting.run.manifest import Manifest
@@ -112,7 +113,7 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
 
     def _apply(self, family: PoolFamily, artifact: Path) -> TintedModel:
         log.info(f"Applying {artifact}: its own settings count, the method's are not used.")
-        learned_in_half = Manifest.read(artifact).precision == "bfloat16"
+        learned_in_half = Manifest.read(artifact).precision == TRUE_HALF
         kinds: list[Any] = [{PRETRAINED: family.pretrained}, family.experts, family.heads]
         if learned_in_half:
             kinds = list(map(FabricProcesses(self.fabric).fit, kinds))

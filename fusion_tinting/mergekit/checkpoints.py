@@ -2,8 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -15,12 +14,11 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from mergekit.common import ModelReference
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusion_tinting.errors import abbreviate
 from fusion_tinting.mergekit.run_files import stamp
-from fusion_tinting.run.files import read_json
+from fusion_tinting.run.files import opened, read_json
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")
 """Files of a model; the first that is there, or its index, is read, as transformers and mergekit do."""
@@ -82,8 +80,9 @@ class Checkpoint:
         path = self.folder / self.files[name]
         if path.suffix != ".safetensors":
             return _pickled(path, stamp(path))[name]
-        with _reading(path), safe_open(path, "pt") as file:
-            return file.get_tensor(name)
+        with opened(path) as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
 
     def headers(self) -> dict[str, Header]:
         """Tensor name -> what its file says of it; the tensors themselves are not read."""
@@ -129,7 +128,7 @@ def headers(path: Path) -> dict[str, Header]:
     if path.suffix != ".safetensors":
         tensors = _pickled(path, stamp(path))
         return {name: Header(tuple(t.shape), t.dtype in FLOATING.values()) for name, t in tensors.items()}
-    with _reading(path), safe_open(path, "pt") as file:
+    with opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
         return {name: Header(tuple(p.get_shape()), p.get_dtype() in FLOATING) for name, p in parts.items()}
 
@@ -253,11 +252,3 @@ def _download(model: str) -> Path:
         raise FileNotFoundError(
             f"`{model}` is neither a folder nor a model that can be reached: {error}"
         ) from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"`{path}` is cut short or holds no tensors: {error}") from error

@@ -33,6 +33,7 @@ from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import require_free
 from fusion_tinting.run.needs import GIGABYTE, Needs, activations, available
 from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.storage import stored_files
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import split_aside
 from fusion_tinting.tinting import tint
@@ -131,6 +132,8 @@ def needs(config: Config, run_dir: Path) -> str:
     family, taught, _ = _loaded(config, run_dir)
     settings = Settings.from_options(family.settings({**family.defaults, **config.adapt}))
     device = _device()
+    if settings.task_vectors["storage"] == "stream":
+        stored_files(family.experts)
     largest = max(activations(family.pretrained, t.unlabeled, settings, device) for t in taught.values())
     held = replace(Needs.of(family.pretrained, family.heads, settings), activations=largest)
     held.require_room(device)

@@ -138,9 +138,9 @@ class Adaptation:
         """Visit every task once, in random order.
 
         Each visit asks the model for its logits, keeps the samples that the sampler chooses, takes their
-        mean loss against the expert and its gradients (`teach`). Then λ and the visited tints take a step
-        of Adam, and θ(λ) is merged anew (`update`): after each task where `update` is `sequential`, after
-        all of them where it is `joint`.
+        mean loss against the expert and its gradients (`teach`). The visited tints take a step of Adam at
+        once (`step_tints`), λ does, and θ(λ) is merged anew, after each task where `update` is
+        `sequential` and after all of them where it is `joint` (`update`).
 
         Args:
             step: the iteration, from 0.
@@ -154,7 +154,9 @@ class Adaptation:
         for group in groups:
             taught: dict[str, Tensor] = {}
             for batches in self._passes(group, lessons):
-                taught |= self.teach(step, batches)
+                kept = self.teach(step, batches)
+                self.step_tints(kept)
+                taught |= kept
             self.update(step, taught)
         if self.average is not None:
             self.average.add(step)
@@ -208,8 +210,22 @@ class Adaptation:
         return loss, count > 0
 
     @torch.no_grad()
+    def step_tints(self, taught: Mapping[str, Tensor]) -> None:
+        """Take a step with the tints of tasks, and drop their gradients: other tasks have no part in them.
+
+        Args:
+            taught: task visited -> whether a sample of its batch was kept. The tints of tasks that taught
+                nothing stay, with their moments.
+        """
+        for task, kept in taught.items():
+            for parameter in self.model.tints[task].parameters() if self.model.tints else ():
+                if parameter.grad is not None:
+                    parameter.grad = self.within.sum(parameter.grad.to_dense())
+            self.optimizers.step_tint(task, kept)
+
+    @torch.no_grad()
     def update(self, step: int, taught: Mapping[str, Tensor]) -> None:
-        """Take one optimizer step from the accumulated gradients, then merge θ(λ) anew.
+        """Take a step of λ from the accumulated gradients, then merge θ(λ) anew.
 
         λ's gradient is taken here, once: ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, then through the clamp. It is linear in
         ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ (and ∂θ itself, where the
@@ -217,16 +233,11 @@ class Adaptation:
 
         Args:
             step: the iteration.
-            taught: task visited -> whether a sample of its batch was kept. The tints of tasks that taught
-                nothing stay, with their moments, and λ does if none did.
+            taught: task visited -> whether a sample of its batch was kept. λ stays, with its moments, if
+                none did.
         """
         if self.settings.lr_coefficients != 0:
             self._step_coefficients(taught.values())
-        for task, kept in taught.items():
-            for parameter in self.model.tints[task].parameters() if self.model.tints else ():
-                if parameter.grad is not None:
-                    parameter.grad = self.within.sum(parameter.grad.to_dense())
-            self.optimizers.step_tint(task, kept)
         lam = self.coefficients()
         self.merged.write(lam)
         for task in taught:

@@ -12,7 +12,7 @@ from fusion_tinting.method.content import content_hash, value_hash
 from fusion_tinting.method.matching import matched, merged_tensors
 from fusion_tinting.method.models import PlainModels, plain_model, released
 from fusion_tinting.method.rows import Rows, Slots, slots_of
-from fusion_tinting.method.tensors import Tensors
+from fusion_tinting.method.tensors import Converted, Tensors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -69,6 +69,7 @@ class TaskVectors:
         hashes: sha256 of the merged tensors of θ₀ (key `_pretrained_`) and of every expert.
         kept: where θ₀ and τ are.
         dtypes: parameter or buffer of the pre-trained model -> its precision, where that is not float32.
+        unlike: tasks whose expert is of another precision than θ₀.
         beside: hash of what θ₀ and every expert are beside their merged tensors; see `content.value_hash`.
     """
 
@@ -77,6 +78,7 @@ class TaskVectors:
     hashes: dict[str, str]
     kept: Rows | Tensors
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    unlike: frozenset[str] = frozenset()
     beside: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -124,6 +126,7 @@ class TaskVectors:
         kept = _place(reference, len(experts), dtype, storage, files)
         hashes = {PRETRAINED: content_hash(reference)}
         beside = {PRETRAINED: value_hash(pretrained, _parameters(pretrained, reference))}
+        unlike: set[str] = set()
         for k, task in enumerate(experts):
             expert = experts[task] if expert is None else expert  # the first one is here
             tensors = matched(pretrained, task, expert, reference)
@@ -133,10 +136,12 @@ class TaskVectors:
             native = isinstance(kept, Tensors)
             kept.add(k, _own(tensors, task, files, released(expert)) if native else tensors)
             hashes[task] = content_hash(tensors)
+            unlike |= {task for name, own in reference.items() if tensors[name].dtype != own.dtype}
             beside[task] = value_hash(expert, [*_parameters(expert, tensors), *pretrained.parameters()])
             del tensors  # before the next one is loaded
             expert = None
-        return cls(list(experts), slots_of(reference), hashes, kept, _precisions(pretrained), beside)
+        dtypes, tasks = _precisions(pretrained), list(experts)
+        return cls(tasks, slots_of(reference), hashes, kept, dtypes, frozenset(unlike), beside)
 
     @property
     def base(self) -> Tensor:
@@ -267,7 +272,7 @@ def _own(
 ) -> Mapping[str, Tensor]:
     """Return tensors that nobody else changes: in files, of a model that is ours, or copies."""
     if files is not None:
-        return files[name]
+        return Converted(files[name], {tensor: value.dtype for tensor, value in tensors.items()})
     return tensors if keeps else {name: tensor.clone() for name, tensor in tensors.items()}
 
 

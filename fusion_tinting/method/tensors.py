@@ -94,6 +94,27 @@ class Tensors:
         return self  # never changed, and large
 
 
+class Converted(Mapping[str, Tensor]):
+    """Tensors in files, each in the precision that the model loaded from them has.
+
+    Args:
+        stored: tensor name -> tensor in a file.
+        dtypes: tensor name -> its precision in the model.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]):
+        self._stored, self._dtypes = stored, dtypes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name].to(self._dtypes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dtypes)
+
+    def __len__(self) -> int:
+        return len(self._dtypes)
+
+
 class HostTensors(Tensors):
     """Tensors in files, or in the host's memory beside a GPU.
 

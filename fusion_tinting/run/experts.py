@@ -79,13 +79,16 @@ class ResidentExperts(Mapping[str, nn.Module]):
     Args:
         encoder: changed by each access.
         vectors: θ₀ and the experts, tensor by tensor.
+        experts: task -> encoder, loaded on access; asked for those of another precision than θ₀.
     """
 
-    def __init__(self, encoder: nn.Module, vectors: TaskVectors):
-        self._encoder, self._vectors = release(encoder), vectors
+    def __init__(self, encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module]):
+        self._encoder, self._vectors, self._experts = release(encoder), vectors, experts
 
     @torch.no_grad()
     def __getitem__(self, task: str) -> nn.Module:
+        if task in self._vectors.unlike:
+            return self._experts[task]
         assert isinstance(self._vectors.kept, Tensors)
         expert = self._vectors.kept.experts[self._vectors.tasks.index(task)]
         for name in self._vectors.slots:
@@ -112,7 +115,7 @@ def at_hand(
     """
     in_memory = not isinstance(experts, PlainModels) or experts.in_memory
     resident = isinstance(vectors.kept, Tensors) and not in_memory
-    return ResidentExperts(encoder, vectors) if resident else experts
+    return ResidentExperts(encoder, vectors, experts) if resident else experts
 
 
 CACHED_BYTES = 1 << 30

@@ -7,8 +7,8 @@ import secrets
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -222,9 +222,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: by name.
         metadata: for its header.
     """
-    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    owned = _apart(tensors)
     header = {**metadata, CHECKSUM: _checksum(owned, metadata)}
     write_atomically(path, lambda temporary: save_file(owned, temporary, header))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a file takes them: on the CPU, none in the memory of another. Few are copied."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        apart[name] = here.clone() if place in seen else here
+        seen.add(place)
+    return apart
 
 
 def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -238,7 +250,7 @@ def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
         FileNotFoundError: no such file.
         ValueError: the file is cut short, is no safetensors file, or has changed since it was written.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         names = file.keys()  # not iterable itself
         tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     written = metadata.pop(CHECKSUM, None)
@@ -247,17 +259,26 @@ def read_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
     return tensors, metadata
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Any:
+    """Return an open safetensors file, which is a context too.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is cut short, or of another kind.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"`{path}` is {'a folder; expected a file' if path.is_dir() else 'missing'}."
         )
     try:
-        with safe_open(path, "pt") as file:
-            yield file
+        return safe_open(path, "pt")
     except SafetensorError as error:
-        raise ValueError(f"`{path}` is cut short or no safetensors file: {error}.") from error
+        raise ValueError(
+            f"`{path}` is cut short or no safetensors file: {error}. Copy it again from where it comes."
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -19,6 +19,8 @@ GIVE_A_NAME = (
     "so that nobody can tell whether it is still the same: give it one, `fusion_tinting.Named('my-own-1', "
     "function)`, and start in another folder"
 )
+TRUE_HALF = "bfloat16-true"
+"""The precision of a run whose models are of bfloat16; `bfloat16` alone is that of their passes."""
 BESIDE = " (a frozen parameter, buffer, attribute, hook or `forward` of it)"
 
 
@@ -164,8 +166,7 @@ class Identity:
 
 
 def _precision(model: TintedNetwork, processes: Processes) -> str:
-    own = str(model.precision).removeprefix("torch.")
-    return processes.precision if model.precision == FULL else own
+    return processes.precision if model.precision == FULL else TRUE_HALF
 
 
 def differing_contents(

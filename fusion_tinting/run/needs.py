@@ -174,7 +174,8 @@ def _tints(encoder: nn.Module, heads: list[nn.Module], settings: Settings) -> in
     owners = heads if layer.in_head else [encoder] * len(heads)
     layers = (dict(owner.named_modules()).get(layer.path, nn.Module()) for owner in owners)
     sizes: list[int] = [sum(parameter.numel() for parameter in module.parameters()) for module in layers]
-    gradients = sum(sizes) if settings.update == "joint" else max(sizes)
+    # Several tasks with tints in their heads may go through the encoder together.
+    gradients = sum(sizes) if settings.update == "joint" and layer.in_head else max(sizes)
     each = 4 + 8 + (4 if settings.average else 0)  # a number, Adam's moments of it, its mean
     return each * sum(sizes) + 4 * gradients
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fusion_tinting.method.rows import Rows
-from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
+from fusion_tinting.method.task_vectors import PRETRAINED, Files, TaskVectors
 from fusion_tinting.method.tensors import HostTensors, Tensors
 from fusion_tinting.run.cache import cache_folder
 
@@ -198,11 +198,22 @@ def load_task_vectors(
     )
     if place != "stream":
         return load()
+    return load(files=stored_files(experts))
+
+
+def stored_files(experts: Mapping[str, nn.Module]) -> Files:
+    """Return the tensors of θ₀ and of experts as they lie in files, for `task_vectors.storage: stream`.
+
+    Args:
+        experts: task -> encoder, loaded on access.
+
+    Raises:
+        ValueError: models that are in no files, or not in such as can be read tensor by tensor.
+    """
     stored = getattr(experts, "stored", None)
     if stored is None:
         raise ValueError(
             "`task_vectors.storage: stream` reads experts from their safetensors files while it merges. "
             "These experts have none that are known: use `memory`."
         )
-    files = {name: stored(name) for name in (PRETRAINED, *experts)}
-    return load(files=files)
+    return {name: stored(name) for name in (PRETRAINED, *experts)}

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from fusion_tinting.run.files import opened
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -44,22 +44,6 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def opened(file: Path) -> Any:
-    """Return an open safetensors file.
-
-    Args:
-        file: its path.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is cut short or of another kind; it is named.
-    """
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"`{file}` is damaged or no safetensors file: {error}. Copy it again.") from error
 
 
 def dtypes_in(file: Path) -> set[str]:

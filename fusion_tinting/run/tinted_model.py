@@ -12,7 +12,7 @@ from fusion_tinting.method.batch_norm import with_merged_statistics
 from fusion_tinting.method.merging import load_merged
 from fusion_tinting.method.models import PlainModels, caching, plain_model, renew
 from fusion_tinting.method.objectives import Reads
-from fusion_tinting.method.precision import FULL, HALF, precision_of, working
+from fusion_tinting.method.precision import FULL, precision_of, working
 from fusion_tinting.method.settings import Settings, reads_in
 from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
 from fusion_tinting.method.tinted_model import TintedNetwork
@@ -22,7 +22,7 @@ from fusion_tinting.run.artifact import COEFFICIENTS, Artifact, check_names, che
 from fusion_tinting.run.experts import at_hand
 from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
-from fusion_tinting.run.identity import differing_contents
+from fusion_tinting.run.identity import TRUE_HALF, differing_contents
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import Manifest, Source, installed_versions
@@ -208,8 +208,7 @@ class TintedModel(TintedNetwork):
         # Wherever they are kept and come from: `restore` compares their hashes with the run's.
         kept = {"storage": storage, "pretraining": "different"}
         options = {**manifest.settings.get("task_vectors", {}), **kept}
-        half = manifest.precision == str(HALF).removeprefix("torch.")
-        precision = None if half else FULL  # releases before this one computed in float32
+        precision = None if manifest.precision == TRUE_HALF else FULL
         model = cls.untrained(pretrained, ordered, heads, manifest.layer, options, precision)
         return model.restore(path_of("run_dir", run_dir), manifest, tensor_names or {})
 

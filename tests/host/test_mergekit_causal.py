@@ -439,6 +439,18 @@ def test_a_dry_run_says_what_is_needed_and_loads_no_expert(half, monkeypatch):
     assert not half.run.exists()
 
 
+def test_what_cannot_be_streamed_is_refused_by_a_dry_run_too(half):
+    expert = half.experts["tales"]
+    (file,) = expert.glob("*.safetensors")
+    torch.save(tensors(expert), expert / "pytorch_model.bin")
+    file.unlink()
+    config = half.config(layer="block:0", task_vectors={"storage": "stream"})
+    for more in ((), ("--dry-run",)):
+        said = command("learn", config, half.run, "--quiet", *more, fails=True)
+        assert f"reads `{expert}` tensor by tensor from safetensors" in said
+    assert not half.run.exists()
+
+
 def test_the_report_is_kept_and_taken_up(half, monkeypatch):
     arguments = ("learn", half.config(layer="block:0"), half.run, "--quiet", "--report", "3")
     said = command(*arguments)

@@ -257,8 +257,11 @@ def test_precision_that_would_not_train_in_float32_is_refused(fuse):
         fuse(*SHORT, "fabric.precision=16-true")
 
 
-@pytest.mark.parametrize(("precision", "kept"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
-def test_bf16_encoders_adapt(fuse, precision, kept):
+@pytest.mark.parametrize(
+    ("precision", "kept", "told"),
+    [("bf16-mixed", "float32", "bfloat16"), ("bf16-true", "bfloat16", "bfloat16-true")],
+)
+def test_bf16_encoders_adapt(fuse, precision, kept, told):
     given = (*SHORT, "~taskpool", f"fabric.precision={precision}")
     model = fuse(*given, "method.run_dir=low")["merged_model"]
     applied = fuse(*given, "method.artifact=low")["merged_model"]
@@ -267,7 +270,7 @@ def test_bf16_encoders_adapt(fuse, precision, kept):
     assert torch.isfinite(model.history.values).all()
     assert {str(p.dtype) for p in model.merged.parameters()} == {f"torch.{kept}"}
     assert {p.dtype for p in model.tint_modules.parameters()} == {torch.float32}
-    assert model.info.precision == "bfloat16"
+    assert model.info.precision == told
 
 
 def test_the_returned_model_is_a_tinted_clip(done):

@@ -265,6 +265,23 @@ class Half(ft.Processes):
         return torch.autocast("cpu", torch.bfloat16)
 
 
+def test_models_of_bfloat16_are_another_run_than_passes_in_it(tmp_path):
+    def half():
+        world = make_world()
+        for model in (world.pretrained, *world.experts.values(), *world.heads.values()):
+            model.bfloat16()
+        return world
+
+    tint(half(), tmp_path, steps=1)
+    full = half()
+    for model in (full.pretrained, *full.experts.values(), *full.heads.values()):
+        model.float()  # of the same values
+    with pytest.raises(
+        ValueError, match=r"settings\.precision is 'bfloat16-true' there and 'bfloat16' here"
+    ):
+        tint(full, tmp_path, steps=1, processes=Half())
+
+
 def test_precision_is_part_of_a_run(tmp_path):
     tint(make_world(), tmp_path, steps=1, processes=Half())
     assert json.loads((tmp_path / "tinting.json").read_text())["precision"] == "bfloat16"

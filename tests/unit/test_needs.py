@@ -34,7 +34,8 @@ def test_a_float32_model_holds_four_bytes_for_each_number(world):
     assert held.gradients == 4 * encoder
     block = numbers(world.pretrained.blocks[1])
     assert held.tints == 12 * len(TASKS) * block + 4 * block
-    assert of(world, layer="block:1", update="joint").tints == 16 * len(TASKS) * block
+    assert of(world, layer="block:1", update="joint") == held  # each is stepped as soon as it was taught
+    assert of(world, layer="head", update="joint").tints == 16 * heads
     assert of(world, layer="head", average=True).tints == 16 * heads + 4 * max(
         map(numbers, world.heads.values())
     )
@@ -69,6 +70,13 @@ def test_too_little_memory_is_said_before_an_expert_is_loaded(world, monkeypatch
     ):
         world.tint()
     assert not loaded
+
+
+def test_a_finished_run_is_loaded_where_there_is_no_room_to_learn(world, monkeypatch, tmp_path):
+    learned = world.tint(run_dir=tmp_path)
+    monkeypatch.setattr(needs, "available", lambda device: 1000.0)
+    loaded = world.tint(run_dir=tmp_path)
+    assert all(row.equal(loaded.coefficients[name]) for name, row in learned.coefficients.items())
 
 
 def test_activations_are_those_of_a_batch_and_fewer_where_blocks_are_computed_again(world):

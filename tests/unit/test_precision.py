@@ -1,5 +1,6 @@
 """Models of bfloat16, tensors kept as they are or read from files, and what is computed again."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import pytest
@@ -99,7 +100,7 @@ class TestHalf:
         assert {p.dtype for p in tinted.merged.parameters()} == {torch.bfloat16}
         assert {p.dtype for p in tinted.tint_modules.parameters()} == {torch.float32}
         assert {row.dtype for row in tinted.coefficients.values()} == {torch.float32}
-        assert tinted.info.precision == "bfloat16"
+        assert tinted.info.precision == "bfloat16-true"
 
     def test_zero_is_the_pre_trained_model_and_one_the_expert_exactly(self):
         world = in_half(make_world())
@@ -430,7 +431,7 @@ class TestStored:
 
     def test_a_file_that_is_cut_short_is_named(self, file):
         file.write_bytes(file.read_bytes()[:-4])
-        with pytest.raises(ValueError, match=f"`{file}` is damaged"):
+        with pytest.raises(ValueError, match=f"`{file}` is cut short"):
             StoredTensors({"a": (file, "a")})
 
     def test_it_is_refused_where_no_file_is_known(self):
@@ -440,29 +441,88 @@ class TestStored:
     @pytest.mark.parametrize("half", [False, True])
     def test_a_run_that_streams_is_the_run_that_does_not(self, tmp_path, half):
         """Each expert is loaded once, and is asked as weights in the one encoder afterward."""
-        runs, loads = [], []
+        runs = []
         for storage in ("memory", "stream"):
             world = in_half(make_world()) if half else make_world()
-            paths = {}
-            for name, model in {PRETRAINED: world.pretrained, **world.experts}.items():
-                paths[name] = tmp_path / f"{name}.safetensors"
-                save_file(tensors_of(model), paths[name])
-            models = world.experts
-
-            def load(task, models=models):
-                loads.append(task)
-                return release(deepcopy(models[task]))
-
-            def stored(name, paths=paths, model=world.pretrained):
-                return StoredTensors({tensor: (paths[name], tensor) for tensor in tensors_of(model)})
-
-            world.experts = LoadedExperts(TASKS, load, stored)
-            loads.clear()
-            runs.append(world.tint(layer="block:1", task_vectors={"storage": storage}))
+            loads = written(world, tmp_path)
+            runs.append(streamed(world, storage))
             assert storage == "memory" or loads == TASKS
-        assert runs[0].vectors.hashes == runs[1].vectors.hashes
-        for name, row in runs[0].coefficients.items():
-            torch.testing.assert_close(row, runs[1].coefficients[name], rtol=0, atol=1e-6)
-        x = torch.randn(4, 5)
-        for task in TASKS:
-            torch.testing.assert_close(runs[0](x, task), runs[1](x, task), rtol=0, atol=1e-5)
+        require_equal(*runs)
+
+    @pytest.mark.parametrize("which", ["cats", "_pretrained_", "all"])
+    def test_models_of_another_precision_than_their_files_count_as_they_are(self, tmp_path, which):
+        """As with `fabric.precision=bf16-true`: what is merged and asked is rounded, in files too."""
+        runs = []
+        for storage in ("memory", "stream"):
+            world = make_world()
+            written(world, tmp_path)
+            world.experts = Rounded(world.experts, TASKS if which == "all" else [which])
+            if which in ("all", PRETRAINED):
+                world.pretrained.bfloat16()
+            for head in world.heads.values() if which == "all" else ():
+                head.bfloat16()
+            runs.append(streamed(world, storage))
+        require_equal(*runs)
+        assert runs[0].precision == (torch.bfloat16 if which == "all" else torch.float32)
+
+    def test_an_expert_of_float32_is_asked_in_it_wherever_it_is_kept(self, tmp_path):
+        runs = []
+        for storage in ("memory", "stream"):
+            world = in_half(make_world())
+            world.experts["dogs"] = make_world().experts["dogs"]
+            world.heads = dict.fromkeys(TASKS, nn.Identity())
+            written(world, tmp_path)
+            runs.append(streamed(world, storage))
+        require_equal(*runs)
+        assert runs[0].precision == torch.bfloat16
+
+
+class Rounded(Mapping):
+    """Experts of which some are converted when they are asked for, as FusionBench's are."""
+
+    def __init__(self, experts, tasks):
+        self.experts, self.tasks, self.stored = experts, tasks, experts.stored
+
+    def __getitem__(self, task):
+        return self.experts[task].bfloat16() if task in self.tasks else self.experts[task]
+
+    def __iter__(self):
+        return iter(self.experts)
+
+    def __len__(self):
+        return len(self.experts)
+
+
+def written(world, folder):
+    """Write a world's models, and load its experts from there; return whom it has loaded."""
+    paths, models, loads = {}, world.experts, []
+    for name, model in {PRETRAINED: world.pretrained, **models}.items():
+        paths[name] = folder / f"{name}.safetensors"
+        save_file(tensors_of(model), paths[name])
+
+    def load(task):
+        loads.append(task)
+        return release(deepcopy(models[task]))
+
+    names = list(tensors_of(world.pretrained))
+    world.experts = LoadedExperts(
+        TASKS, load, lambda name: StoredTensors({tensor: (paths[name], tensor) for tensor in names})
+    )
+    return loads
+
+
+def streamed(world, storage):
+    """Learn with gradients that are contracted in the same order."""
+    options = {"storage": storage, "gradients": "arriving"}
+    return world.tint(layer="block:1", objective="soft", task_vectors=options)
+
+
+def require_equal(one, other):
+    """Two runs have learned the same."""
+    assert one.vectors.hashes == other.vectors.hashes
+    assert torch.equal(one.history.values, other.history.values)
+    for name, row in one.coefficients.items():
+        assert torch.equal(row, other.coefficients[name]), name
+    x = torch.randn(4, 5)
+    for task in TASKS:
+        assert torch.equal(one(x, task), other(x, task))
