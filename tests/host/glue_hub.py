@@ -36,7 +36,7 @@ TASKS = {
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
            "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}  # fmt: skip
 WORDS = ["film", "dog", "was", "not", "good", "runs", "very", "old", "and", "slowly"]
-ROWS = 16
+ROWS = {"train": 8, "validation": 8, "test": 12}  # a twentieth of which is read of some, at least one
 
 
 SCORED = ("method.adapt_split=val", "report_save_path='{log_dir}/report.json'")
@@ -194,7 +194,7 @@ def make_dataset(cache: Path, task: str) -> None:
     endings = ("_matched", "_mismatched") if task == "mnli" else ("",)
     for split in ("train", *(f"{kind}{end}" for kind in ("validation", "test") for end in endings)):
         with ArrowWriter(features=features, path=str(folder / f"glue-{split}.arrow")) as writer:
-            for row in range(ROWS):
+            for row in range(ROWS[split.partition("_")[0]]):
                 texts = {c: " ".join(rng.choice(WORDS, rng.integers(2, 7))) for c in columns}
                 value = 5 * rng.random() if names is None else int(rng.integers(len(names)))
                 hidden = split.startswith("test")

@@ -144,8 +144,12 @@ def test_every_hub_pool_loads_from_a_cache_offline(hub, loaded, short, tasks):
     ids=["simple_average", "model_tinting"],
 )
 def test_the_program_merges_and_evaluates_the_hubs_checkpoints_offline(hub, fuse, method, more):
-    pools = ("modelpool=clip-vit-b32_TA8", "taskpool=clip-vit-b32_TA8")
+    """Of the tasks with the fewest classes, whose heads are made soon."""
+    tasks = ("eurosat", "svhn", "gtsrb", "mnist")
+    pools = ["modelpool=clip-vit-b32_TA8", "taskpool=clip-vit-b32_TA8"]
+    for task in set(list(TASKS)[:8]) - set(tasks):
+        pools += [f"~modelpool.models.{task}", f"~taskpool.test_datasets.{task}"]
     with read_offline(hub):
         report = fuse(*method, *pools, "taskpool.dataloader_kwargs.num_workers=0")["report"]
-    assert set(report) == {"model_info", *list(TASKS)[:8], "average", *more}
-    assert all(0 <= report[task]["accuracy"] <= 1 for task in list(TASKS)[:8])
+    assert set(report) == {"model_info", *tasks, "average", *more}
+    assert all(0 <= report[task]["accuracy"] <= 1 for task in tasks)

@@ -237,13 +237,18 @@ def test_the_real_configurations_run_on_checkpoints_in_the_hubs_layout(hub, fuse
     )
     runs = [
         (pools("convnext-base-224"), HUB_TASKS),
-        *((pools(f"resnet{size}", *experts(f"resnet-{size}")), two) for size in (18, 50, 152)),
+        (pools("resnet50", *experts("resnet-50")), two),
         *((pools(name, *experts(name)), two) for name in named),
         (pools("torchvision-resnet50", *torchvision), two),
     ]
     short = ["method=model_tinting", "method.steps=1", "method.batch_size=2", "method.adapt_split=val"]
     short += ["taskpool.dataloader_kwargs.num_workers=0"]
     with read_offline(hub):
+        for size in (18, 152):  # as the one that is run, but for what they name
+            config = composed(*pools(f"resnet{size}", *experts(f"resnet-{size}")))
+            assert instantiate(config.taskpool) is not None
+            for name in ("_pretrained_", *two):
+                assert instantiate(config.modelpool).load_model(name) is not None
         for number, (overrides, tasks) in enumerate(runs):
             left = [f"method.run_dir=run{number}", f"merged_model_save_path={tmp_path}/saved{number}"]
             # Of the first the baselines too, as it is configured.

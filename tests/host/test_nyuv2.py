@@ -9,6 +9,7 @@ import torch
 from command import composed, finished
 from fusion_bench.dataset.nyuv2 import NYUv2
 from fusion_bench.metrics.nyuv2 import DepthMetric, NormalMetric
+from fusion_bench.models.nyuv2 import resnet
 from fusion_bench.models.nyuv2.aspp import DeepLabHead
 from fusion_bench.models.nyuv2.lightning_module import NYUv2Model
 from fusion_bench.models.nyuv2.resnet_dilated import resnet_dilated
@@ -186,10 +187,14 @@ def test_missing_targets_are_refused_before_a_model_is_loaded(fuse, monkeypatch)
         fuse(*SHORT)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Path:
-    """A folder in which FusionBench's `nyuv2_mtl_train` might have been run, but with tiny images."""
-    folder = tmp_path_factory.mktemp("lab")
+@pytest.fixture
+def lab(tmp_path, monkeypatch) -> Path:
+    """A folder in which FusionBench's `nyuv2_mtl_train` might have been run, but with tiny images.
+
+    Of the ResNet-50's blocks, of which there are 16, the first of every stage are there.
+    """
+    folder, make = tmp_path, resnet._resnet
+    monkeypatch.setattr(resnet, "_resnet", lambda name, block, _, *rest: make(name, block, [1] * 4, *rest))
     for split, count in (("train", 3), ("val", 2)):
         render.write(folder / ".cache" / "nyuv2" / split, count, np.random.default_rng(count))
     torch.manual_seed(0)

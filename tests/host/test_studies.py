@@ -14,6 +14,8 @@ from fusion_tinting.reporting.tables import ACCURACY
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TASKS = ["mini-digits", "mini-textures", "mini-signs"]
 STEPS = "method.steps=2"
+PAIR = ("~modelpool.models.mini-signs", "~taskpool.test_datasets.mini-signs")
+"""Two tasks are enough, where it is not the third that is tested."""
 
 
 def content_of(folder, name: str) -> dict:
@@ -24,7 +26,7 @@ def content_of(folder, name: str) -> dict:
 
 
 def accuracies(report) -> dict[str, float]:
-    return {task: report[task]["accuracy"] for task in TASKS}
+    return {task: report[task]["accuracy"] for task in TASKS if task in report}
 
 
 def mean(values) -> float:
@@ -41,14 +43,15 @@ class TestLayerSweep:
         monkeypatch.setattr("fusion_tinting.reporting.plots.write_pictures", lambda model, run_dir: None)
 
     def test_a_row_is_the_report_of_a_run_of_its_own(self, fuse, tmp_path):
-        report = fuse(*self.SWEEP, "method.layers=[null,head,block:1]")["report"]
+        report = fuse(*self.SWEEP, *PAIR, "method.layers=[null,head,block:1]")["report"]
         rows = content_of(tmp_path, "layer_sweep")["layers"]
         assert list(rows) == ["no tint", "head", "block:1"]
         assert rows["no tint"]["extra_parameters_per_task"] == 0
         best = max(rows.values(), key=lambda row: row["agreement"])
         assert best["per_task"] == accuracies(report)
         assert best["summary"] == pytest.approx(100 * report["average"]["accuracy"])
-        alone = fuse("method=model_tinting_fast", STEPS, "method.layer=block:1", "method.run_dir=alone")
+        block = ("method.layer=block:1", "method.run_dir=alone")
+        alone = fuse("method=model_tinting_fast", STEPS, *PAIR, *block)
         assert accuracies(alone["report"]) == rows["block:1"]["per_task"]
         tint = alone["merged_model"].tints["mini-digits"]
         assert rows["block:1"]["extra_parameters_per_task"] == sum(p.numel() for p in tint.parameters())
@@ -57,13 +60,12 @@ class TestLayerSweep:
     def test_without_layers_it_takes_all_and_continues_where_it_was_stopped(
         self, fuse, tmp_path, monkeypatch
     ):
-        pair = ["~modelpool.models.mini-signs", "~taskpool.test_datasets.mini-signs"]
-        fuse(*self.SWEEP, *pair)
+        fuse(*self.SWEEP, *PAIR)
         first = content_of(tmp_path, "layer_sweep")
         assert list(first["layers"])[:4] == ["no tint", "head", "block:0", "block:1"]
         assert "visual_projection" in first["layers"]
         monkeypatch.setattr("fusion_tinting.tinting.train", None)  # nothing is adapted again
-        fuse(*self.SWEEP, *pair)
+        fuse(*self.SWEEP, *PAIR)
         assert content_of(tmp_path, "layer_sweep") == first
 
 
@@ -108,7 +110,7 @@ def test_correlation():
 
 def test_transfer_puts_every_tint_into_every_encoder(fuse, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TERM_COLOR_SCHEME", "dark")  # or FusionBench asks the terminal, which is captured
-    report = fuse("method=model_tinting/transfer", STEPS, "method.adamerging.steps=2")["report"]
+    report = fuse("method=model_tinting/transfer", STEPS, *PAIR, "method.adamerging.steps=2")["report"]
     study = content_of(tmp_path, "transfer")
     assert "Score, % of the experts, head tints" in capsys.readouterr().out
     scores = study["scores"]
@@ -116,9 +118,9 @@ def test_transfer_puts_every_tint_into_every_encoder(fuse, tmp_path, capsys, mon
     assert scores["Model Tinting"]["Model Tinting"] == tinted
     assert scores["Task Arithmetic"]["original layers"] == report["baselines"]["task_arithmetic"]
     frozen = ("method=model_tinting_fast", STEPS, "method.layer=head", "method.lr_tints=0.01")
-    frozen = fuse(*frozen, "method.lr_coefficients=0", "method.run_dir=frozen")["report"]
+    frozen = fuse(*frozen, *PAIR, "method.lr_coefficients=0", "method.run_dir=frozen")["report"]
     assert scores["Task Arithmetic"]["Task Arithmetic"] == accuracies(frozen)
-    share = mean(tinted[task] / study["experts"][task] for task in TASKS)
+    share = mean(tinted[task] / study["experts"][task] for task in tinted)
     assert study["share_of_experts"]["Model Tinting"]["Model Tinting"] == pytest.approx(100 * share)
 
 
