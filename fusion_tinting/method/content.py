@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from types import CellType, CodeType, FunctionType, MethodType
@@ -186,6 +186,7 @@ def libraries_of(modules: Iterable[nn.Module]) -> dict[str, str]:
     }
 
 
+@cache
 def _version(library: str) -> str:
     try:
         return version(library)

@@ -103,6 +103,13 @@ def test_the_command_compares_with_the_setting_as_it_is(cache, tmp_path, monkeyp
     few = ["--only", "tint: head", "soft labels", "--seeds", "0"]
     place = ["--pool", "clip-micro_3", "--work", str(tmp_path / "runs"), "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["ablations.py", *few, *place])
+
+    class Short(ablations.World):
+        def __init__(self, *given: object):
+            super().__init__(*given)
+            self.settings["steps"] = 4
+
+    monkeypatch.setattr(ablations, "World", Short)
     ablations.BENCHMARK.main()
     path = tmp_path / "ablations_clip-micro_3_model_tinting_fast.json"
     own, head = json.loads(path.read_text())["rows"]  # the labels are soft as it is

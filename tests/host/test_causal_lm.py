@@ -34,7 +34,7 @@ def pool(tmp_path):
 
 @pytest.mark.parametrize(("layer", "part"), [("block:-1", ".layers.1."), ("head", "lm_head.weight")])
 def test_a_tint_brings_each_task_nearer_to_its_expert(fuse, pool, tmp_path, capfd, layer, part):
-    options = ("method.steps=60", "method.batch_size=4", f"method.layer={layer}", "method.objective=soft")
+    options = ("method.steps=30", "method.batch_size=4", f"method.layer={layer}", "method.objective=soft")
     model = fuse(*TINTING, *pool, *options, "method.run_dir=run")["merged_model"]
     history = model.history
     assert history.loss[-10:].mean() < history.loss[:10].mean()

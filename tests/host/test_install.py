@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from shell import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,13 +19,7 @@ PLUGIN = "hydra_plugins/fusion_tinting_search_path.py"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    run(
-        *(sys.executable, "-m", "pip", "wheel", ROOT, "--wheel-dir", folder),
-        *("--no-deps", "--no-build-isolation", "--no-index", "--quiet"),
-        cwd=folder,
-    )
-    (file,) = folder.glob("*.whl")
-    return file
+    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(folder))))
 
 
 @pytest.fixture(scope="module")
