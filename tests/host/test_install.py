@@ -66,6 +66,16 @@ FusionTintingSearchPath().manipulate_search_path(path)
 assert len(path.get_path()) == 2
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 print("@@")
+from fusion_tinting.fusionbench import compat
+compat.apply(); compat.apply()
+print(sum(type(finder).__name__ == "RepairOnImport" for finder in sys.meta_path))
+print("transformers.models.clip.modeling_clip" in sys.modules)
+from transformers import CLIPVisionModel  # through transformers' own lazy modules
+from transformers.models.clip.modeling_clip import CLIPVisionTransformer
+print(CLIPVisionTransformer is CLIPVisionModel)
+compat.apply()
+print(CLIPVisionTransformer is CLIPVisionModel)
+print("@@")
 sys.argv[1:] = ["modelpool=clip-vit-b32_TA8", "--info", "searchpath"]
 _hydra_main()
 print("@@")
@@ -76,7 +86,9 @@ _hydra_main()
 
 @pytest.fixture(scope="module")
 def shown(installed, tmp_path_factory) -> tuple[Path, list[str]]:
-    """A folder with configurations of its own, and what FusionBench says there: imports, search path, help.
+    """A folder with configurations of its own, and what FusionBench says there.
+
+    These are its imports, the repair of CLIP, its search path and its help.
 
     All in one process, for FusionBench takes long to import.
     """
@@ -92,12 +104,12 @@ def test_help_lists_our_groups_beside_a_foreign_config_folder(shown):
         ("modelpool", "clip-vit-b32_TA8"),
         ("taskpool", "clip-vit-l14_TALL20"),
     ]:
-        (line,) = re.findall(rf"^{group}: (.*)$", shown[1][2], re.MULTILINE)
+        (line,) = re.findall(rf"^{group}: (.*)$", shown[1][3], re.MULTILINE)
         assert name in line.split(", ")
 
 
 def test_the_installed_yaml_is_found_inside_the_package(installed, shown):
-    rows = [line.split("|") for line in shown[1][1].splitlines() if "file://" in line]
+    rows = [line.split("|") for line in shown[1][2].splitlines() if "file://" in line]
     paths = [(row[1].strip(), row[2].strip()) for row in rows]
     assert paths[0] == ("main", f"file://{shown[0]}/config")  # the user's files win
     assert paths[1] == ("fusion_tinting", f"file://{installed}/fusion_tinting/configs")
@@ -108,6 +120,10 @@ def test_the_plugin_costs_fusionbench_no_further_imports(shown):
     added = shown[1][0].split()
     light = {"fusion_tinting", "hydra_plugins", "safetensors"}
     assert set(added) - set(sys.stdlib_module_names) <= light
+
+
+def test_clip_is_repaired_when_it_gets_imported_however_often_we_apply(shown):
+    assert shown[1][1].split() == ["1", "False", "True", "True"]  # not imported before, and repaired
 
 
 APPLICATION = """

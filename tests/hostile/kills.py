@@ -49,7 +49,7 @@ def count(tries: int, seed: int = 0, programs: tuple[Program, ...] = CORE) -> li
     verdicts = []
     with TemporaryDirectory() as name, checkpoints_every(3):
         top = Path(name)
-        whole = [_whole(program, top / f"whole{place}") for place, program in enumerate(programs)]
+        whole = [_whole(program, top / f"whole{place}") for place, program in enumerate(programs[:tries])]
         for turn in range(tries):
             place = turn % len(programs)
             folder = top / f"killed{turn}"

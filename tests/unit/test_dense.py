@@ -30,8 +30,8 @@ def encoder(seed: int) -> nn.Module:
     return found.eval()
 
 
-@pytest.fixture
-def tinted(tmp_path):
+@pytest.fixture(scope="module")
+def tinted(tmp_path_factory):
     """Two tasks, of classes and of values, tinted at the decoders' last layers."""
     experts = {task: dense.encoder_of(encoder(k + 1)) for k, task in enumerate(("segmentation", "depth"))}
     return ft.tint(
@@ -45,7 +45,7 @@ def tinted(tmp_path):
         steps=3,
         batch_size=4,
         progress=False,
-        run_dir=tmp_path / "run",
+        run_dir=tmp_path_factory.mktemp("tinted") / "run",
         model_class=dense.TintedDense,
     )
 

@@ -50,9 +50,9 @@ def dinov2(classes):
 
 
 def torchvision_resnet(classes):
-    from torchvision.models import resnet18
+    from torchvision.models.resnet import BasicBlock, ResNet
 
-    return resnet18(num_classes=classes)
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes)
 
 
 MAKERS = [resnet, convnext, dinov2, torchvision_resnet]

@@ -53,7 +53,7 @@ def test_a_layer_in_which_the_experts_differ_most_is_found():
         world.experts[task] = deepcopy(world.pretrained)
         world.experts[task].blocks[1] = block
         block.weight.data.mul_(8)
-    assert world.tint(**{**OPTIONS, "steps": 120}).layer == "blocks.1"
+    assert world.tint(**{**OPTIONS, "steps": 60}).layer == "blocks.1"
 
 
 def test_the_order_of_the_tasks_does_not_matter(world):

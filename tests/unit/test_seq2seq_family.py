@@ -151,7 +151,7 @@ def test_a_tint_of_an_untied_head_or_a_block(tokenizer, tmp_path, layer):
     experts = {f"task{seed}": AnsweringModel(fine_tuned(base, seed)) for seed in (1, 2)}
     asked = {task: texts.tokenized(tokenizer, [[c * 3 for c in "abcdefgh"]], 64) for task in experts}
     heads = {task: nn.Identity() for task in experts}
-    settings = {"steps": 30, "batch_size": 4, "objective": "soft", "layer": layer, "progress": False}
+    settings = {"steps": 16, "batch_size": 4, "objective": "soft", "layer": layer, "progress": False}
     model = ft.tint(AnsweringModel(base), experts=experts, heads=heads, unlabeled=asked, **settings)
     assert model.history.loss[-5:].mean() < model.history.loss[:5].mean()
     for task, expert in experts.items():
