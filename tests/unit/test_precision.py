@@ -111,6 +111,7 @@ class TestHalf:
             for name, value in expert.state_dict().items():
                 assert torch.equal(untrained.remerged(task).merged.state_dict()[name], value)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("layer", ["head", "block:1", "norm"])
     def test_what_is_learned_is_near_to_float32s(self, layer):
         half, full = in_half(make_world()), in_half(make_world())
@@ -218,16 +219,19 @@ class TestHalfOf:
             torch.testing.assert_close(row, half.coefficients[name], rtol=0, atol=0.02)
         return half
 
+    @pytest.mark.long
     @pytest.mark.parametrize("layer", ["block:1", "norm"])
     def test_blocks_with_buffers(self, layer):
         half = self.compare(remade(make_world(), lambda: with_blocks(Scaled)), layer)
         assert half.precision == torch.bfloat16
         assert all(buffer.dtype != torch.float32 for tint in half.tint_modules for buffer in tint.buffers())
 
+    @pytest.mark.long
     @pytest.mark.parametrize("layer", ["words", "map"])
     def test_embeddings_with_sparse_gradients(self, layer):
         self.compare(remade(make_world(), Words, lambda: torch.randint(0, 20, (10, 4))), layer)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("layer", [None, "block:1"])
     def test_heads_of_buffers_alone(self, layer):
         world = make_world()
