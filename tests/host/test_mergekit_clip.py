@@ -350,6 +350,8 @@ def test_the_recipe_for_the_hub_runs(tmp_path, monkeypatch):
     config = yaml.safe_load(RECIPE.read_text())
     tasks = [model["task"] for model in config["models"]]
     assert tasks == list(TASKS)[:8]
+    tasks = [task for task in tasks if task not in ("sun397", "stanford-cars")]  # which have many classes
+    config["models"] = [model for model in config["models"] if model["task"] in tasks]
     make_hub(tmp_path / "hub", (ARCHITECTURE,), tasks)
     config["adapt"] |= {"steps": 1, "batch_size": 2}
     (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
@@ -359,4 +361,4 @@ def test_the_recipe_for_the_hub_runs(tmp_path, monkeypatch):
         command("variants", "run", "out")
     for task in tasks:
         CLIPVisionModel.from_pretrained(tmp_path / "out" / task)
-    assert len(load_file(tmp_path / "out" / "sun397" / "head.safetensors")["bias"]) == 397
+    assert len(load_file(tmp_path / "out" / "resisc45" / "head.safetensors")["bias"]) == 45

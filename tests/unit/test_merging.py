@@ -173,8 +173,8 @@ class TestLeanTaskVectors:
     @pytest.mark.long
     def test_a_whole_adaptation_saved_and_loaded(self, world, dtype, storage, tmp_path):
         how = {"dtype": dtype, "storage": storage}
-        plain = world.tint(steps=10)
-        lean = world.tint(steps=10, task_vectors=how, run_dir=tmp_path)
+        plain = world.tint(steps=5)
+        lean = world.tint(steps=5, task_vectors=how, run_dir=tmp_path)
         error = 2e-3 if dtype == "fp16" else 0
         for name, row in plain.coefficients.items():
             torch.testing.assert_close(lean.coefficients[name], row, rtol=0, atol=error)

@@ -27,8 +27,11 @@ def written(folder) -> list[str]:
 
 
 @pytest.mark.rendered
-def test_a_run_gets_its_pictures(run):
+@pytest.mark.parametrize("times", [1, 20])
+def test_a_run_gets_its_pictures(run, times):
+    """Short or long, when its curves are smoothed."""
     model, folder = run
+    model.history.values = model.history.values.repeat(times, 1, 1)
     write_pictures(model, str(folder))
     assert written(folder) == sorted(PICTURES)
     for name in PICTURES:
