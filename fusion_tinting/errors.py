@@ -1,6 +1,7 @@
 """Small helpers for the errors that users see: name near misses, list the choices."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 from unicodedata import category
@@ -32,6 +33,42 @@ def abbreviate(names: Sequence[str]) -> str:
     """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{list(names[:3])}{more}" if names else "none"
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Make a `ValueError` that says where of what a user's data or model raises.
+
+    Args:
+        what: did not work.
+
+    Raises:
+        ValueError: as it is, or made of another error; too little memory stays what it is.
+    """
+    try:
+        yield
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever it is
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for this
+            raise
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def of_task(task: str) -> Iterator[None]:
+    """Name the task in a `ValueError`.
+
+    Args:
+        task: its name.
+
+    Raises:
+        ValueError: with it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Task `{task}`: {error}") from error
 
 
 def require_rows(returned: Any, count: int, what: str, wanted: str, right: bool = True) -> None:
@@ -88,6 +125,8 @@ def same_tasks(tasks: Sequence[str], **entries: Iterable[str]) -> None:
                 "The names of tasks must have letters, and no line breaks or other control characters. "
                 f"Found {task!r}."
             )
+    if not tasks:
+        raise ValueError("There are no tasks: `experts` is empty. Expected `{task: its expert}`.")
     for what, names in entries.items():
         names = list(names)
         missing = [task for task in tasks if task not in names]

@@ -1,5 +1,6 @@
 """`tint`: the whole of Model Tinting in one call, the method and what a run needs around it."""
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion_tinting.errors import require_mappings, same_tasks
+from fusion_tinting.errors import explained, of_task, require_mappings, same_tasks
 from fusion_tinting.method.coefficients import Init
 from fusion_tinting.method.recomputation import require_blocks
 from fusion_tinting.method.schedule import batch_schedule
@@ -82,6 +83,7 @@ def tint(
         OSError: `run_dir` cannot be written, or another run works there now.
     """
     require_mappings(experts=experts, heads=heads, unlabeled=unlabeled)
+    _check_kinds(processes, info, model_class, on_step)
     pretrained, experts, heads = plain_models(pretrained, experts, heads)
     options = Settings.from_options(settings)
     processes = processes or Processes(next(pretrained.parameters(), torch.empty(0)).device)
@@ -125,7 +127,13 @@ def _adapt(
     top = {task: classes_kept(options, task) for task in experts}
     experts = at_hand(model.encoder, model.vectors, experts)
     predictions = predict_experts(
-        experts, heads, inputs, processes=context.processes, progress=context.progress, cache=True, top=top
+        experts,
+        heads,
+        inputs,
+        processes=context.processes,
+        progress=context.shows_progress,
+        cache=True,
+        top=top,
     )
     if options.layer == AUTO:
         name, trials = choose_or_recall(model, inputs, predictions, options, context)
@@ -138,6 +146,27 @@ def _adapt(
     model.info = replace(model.info, seconds=seconds, peak_memory_bytes=peak_memory())
 
 
+def _check_kinds(processes: object, info: object, model_class: object, on_step: object) -> None:
+    """Refuse what is none of the kinds that `tint` takes."""
+    for name, given, kind in (("processes", processes, Processes), ("info", info, RunInfo)):
+        if not (given is None or isinstance(given, kind)):
+            raise ValueError(f"`{name}` must be a `{kind.__name__}`. Found {described(given)}.")
+    if not (isinstance(model_class, type) and issubclass(model_class, TintedModel)):
+        raise ValueError(f"`model_class` must be a kind of `TintedModel`. Found {model_class!r}.")
+    if on_step is None:
+        return
+    if not callable(on_step):
+        raise ValueError(f"`on_step` must be a function. Found {on_step!r}.")
+    try:
+        inspect.signature(on_step).bind(0, None)
+    except TypeError as error:
+        raise ValueError(
+            f"`on_step` is called with (step, history), and does not take it: {error}."
+        ) from error
+    except ValueError:  # what is written in C has no signature
+        return
+
+
 def _check(
     options: Settings,
     context: Context,
@@ -147,10 +176,6 @@ def _check(
     unlabeled: Mapping[str, Iterable[Any]],
 ) -> None:
     """Refuse tasks without head, data or objective, and settings that the processes cannot follow."""
-    if not isinstance(context.processes, Processes):
-        raise ValueError(f"`processes` must be a `Processes`. Found {described(context.processes)}.")
-    if context.on_step is not None and not callable(context.on_step):
-        raise ValueError(f"`on_step` must be a function. Found {context.on_step!r}.")
     objectives = {"objective": options.objective} if isinstance(options.objective, Mapping) else {}
     same_tasks(tasks, heads=heads, unlabeled=unlabeled, **objectives)
     count = context.processes.count
@@ -219,14 +244,9 @@ def _visited(
             "`inputs` must be a function, from a batch to what the encoder takes. Found "
             f"{described(inputs)}."
         )
-    try:
+    with of_task(task), explained("its inputs cannot be read"):
         unlabeled = Unlabeled.of(source, encoder, inputs)
         unlabeled.first(2)
-    except Exception as error:  # whatever the user's data set raises
-        kind = (
-            "" if isinstance(error, ValueError) else f"its inputs cannot be read: {type(error).__name__}: "
-        )
-        raise ValueError(f"Task `{task}`: {kind}{error}") from error
     places = options.steps * options.batch_size
     if places == 0 or places >= len(unlabeled):
         return unlabeled

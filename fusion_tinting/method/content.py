@@ -9,7 +9,7 @@ from enum import Enum
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -78,7 +78,10 @@ class _Walk:
             return _digest(type(value).__name__, repr(value))
         if id(value) not in self._seen:
             self._seen[id(value)] = value, b"itself"
-            self._seen[id(value)] = value, self._look(value)
+            try:
+                self._seen[id(value)] = value, self._look(value)
+            except Exception:  # an object that cannot be looked into; what it does, `run.answers` asks
+                self._seen[id(value)] = value, _digest(type(value).__qualname__)
         return self._seen[id(value)][1]
 
     def _look(self, value: Any) -> bytes:
@@ -141,6 +144,9 @@ class _Walk:
     def _class(self, value: type) -> Iterable[bytes]:
         return [_digest(value.__qualname__)]
 
+    def _python_module(self, value: ModuleType) -> Iterable[bytes]:
+        return [_digest(value.__name__)]
+
     def _nothing(self, _: object) -> Iterable[bytes]:
         return []
 
@@ -168,6 +174,7 @@ class _Walk:
         (partial, _partial),
         (PurePath, _nothing),
         (type, _class),
+        (ModuleType, _python_module),
     )
 
 

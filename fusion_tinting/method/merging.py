@@ -301,6 +301,7 @@ def unlike(module: nn.Module, vectors: TaskVectors, rows: Mapping[str, Tensor]) 
 
 def _rows(vectors: TaskVectors, lam: Tensor) -> Tensor:
     """Return λ with a row for each tensor and a column for each task."""
+    lam = torch.as_tensor(lam)
     shape = len(vectors.slots), len(vectors.tasks)
     if lam.shape == shape:
         return lam

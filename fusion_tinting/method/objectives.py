@@ -8,6 +8,7 @@ of any equal shape, to the B losses. Pass a function of your own wherever a name
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -108,7 +109,8 @@ l1 = Objective("l1", _l1, Reads.VALUES)
 cosine = Objective("cosine", _cosine, Reads.DIRECTION)
 sigmoid = Objective("sigmoid", _sigmoid, Reads.LABELS)
 
-OBJECTIVES = {objective.name: objective for objective in (hard, soft, entropy, l1, cosine, sigmoid)}
+OBJECTIVES = MappingProxyType({o.name: o for o in (hard, soft, entropy, l1, cosine, sigmoid)})
+"""Name -> objective; as `SAMPLERS`, what a name means cannot be changed."""
 
 
 def resolve_objective(objective: str | Loss) -> Objective:

@@ -7,6 +7,7 @@ mask (B,). Write your own and pass it wherever a sampler's name goes.
 import math
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -64,11 +65,13 @@ def top_confidence(logits: Tensor, expert: Tensor, share: float = DEFAULT_SHARE)
     return torch.zeros(len(p_e), dtype=torch.bool, device=p_e.device).index_fill_(0, kept, True)
 
 
-SAMPLERS: dict[str, Sampler] = {
+_SAMPLERS: dict[str, Sampler] = {
     "all": every_sample,
     "confidence_difference": confidence_difference,
     "top_confidence": top_confidence,
 }
+SAMPLERS = MappingProxyType(_SAMPLERS)
+"""Name -> sampler. Runs are told apart by these names, so that nobody can change what they mean."""
 
 
 def resolve_sampler(sampler: str | Sampler) -> Sampler:
@@ -82,10 +85,10 @@ def resolve_sampler(sampler: str | Sampler) -> Sampler:
     """
     if callable(sampler):
         return sampler
-    name, _, text = str(sampler).partition(":")
-    if name not in SAMPLERS or (text and name != "top_confidence"):
+    name, colon, text = str(sampler).partition(":")
+    if name not in SAMPLERS or (colon and name != "top_confidence"):
         raise unknown("sampler", sampler, [*SAMPLERS, "top_confidence:<share>"])
-    if not text:
+    if not colon:
         return SAMPLERS[name]
     try:
         share = float(text)

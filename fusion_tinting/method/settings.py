@@ -197,10 +197,10 @@ def reads_in(settings: Mapping[str, Any], task: str) -> Reads:
         task: its name.
     """
     objective = settings.get("objective", Settings.objective)
-    name = objective.get(task) if isinstance(objective, Mapping) else objective
+    name = str(objective.get(task) if isinstance(objective, Mapping) else objective)
     if name in OBJECTIVES:
         return OBJECTIVES[name].reads
-    return next((reads for reads in Reads if str(name).endswith(READS + reads.value)), Reads.EVERYTHING)
+    return next((reads for reads in Reads if name.endswith(READS + reads.value)), Reads.EVERYTHING)
 
 
 def _plain(value: Any) -> Any:

@@ -65,7 +65,7 @@ class Artifact:
         Raises:
             OSError: no room.
         """
-        for path in (run_dir / MANIFEST, *(run_dir / TINTS).glob("*.safetensors")):  # of an earlier run
+        for path in (run_dir / MANIFEST, *_tints_of_earlier(run_dir)):
             path.unlink(missing_ok=True)
         columns = {"format": "pt", "tasks": json.dumps(self.manifest.tasks)}
         write_tensors(run_dir / COEFFICIENTS, self.coefficients, columns)
@@ -111,6 +111,13 @@ def tint_path(run_dir: Path, task: str) -> Path:
         task: its name.
     """
     return run_dir / TINTS / f"{file_name(task)}.safetensors"
+
+
+def _tints_of_earlier(run_dir: Path) -> list[Path]:
+    """Return the tints of the run that is in a folder; what else is there is the user's."""
+    with suppress(ValueError, KeyError, TypeError, OSError):
+        return [tint_path(run_dir, task) for task in read_json(run_dir / MANIFEST)["tasks"]]
+    return []
 
 
 def read_coefficients(path: Path) -> tuple[list[str], dict[str, Tensor]]:

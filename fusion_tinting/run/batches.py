@@ -35,6 +35,7 @@ class Signature:
         required: how many of these must be given.
         names: parameters that can be given by name.
         more: whether it takes other names too.
+        by_name: whether it takes nothing by position.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Signature:
     required: int
     names: Sequence[str]
     more: bool
+    by_name: bool
 
     @classmethod
     def of(cls, encoder: nn.Module) -> "Signature":
@@ -65,6 +67,7 @@ class Signature:
             sum(p.default is p.empty for p in named),
             keyword,
             untyped or (inspect.Parameter.VAR_POSITIONAL in kinds and bool(rest)),
+            {p.kind for p in _own_parameters(encoder)} == {inspect.Parameter.VAR_KEYWORD},
         )
 
 
@@ -72,10 +75,7 @@ def _parameters(encoder: nn.Module) -> list[inspect.Parameter]:
     """Return the parameters of `forward`; of a wrapper's, those of what it wraps."""
     seen: list[nn.Module] = []
     while True:
-        try:
-            parameters = list(inspect.signature(encoder.forward).parameters.values())
-        except (TypeError, ValueError):  # compiled code has no signature
-            parameters = []
+        parameters = _own_parameters(encoder)
         seen.append(encoder)
         inner, tensors = _wrapped(encoder), any(_is_tensor(p.annotation) for p in parameters)
         variadic = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) and not tensors
@@ -83,6 +83,13 @@ def _parameters(encoder: nn.Module) -> list[inspect.Parameter]:
         if not passes_on or inner is None or any(inner is module for module in seen):
             return parameters
         encoder = inner
+
+
+def _own_parameters(encoder: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(encoder.forward).parameters.values())
+    except (TypeError, ValueError):  # compiled code has no signature
+        return []
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
@@ -191,8 +198,8 @@ def _by_name(signature: Signature, batch: Mapping[str, Any]) -> _Picked:
         if missing or _alike(others, signature, named):
             raise _unclear(signature, batch)
         keys = [*named, *(others if signature.more else ())]
-        return _Picked(keys, alone=keys == list(signature.positions[:1]))
-    if signature.more and not signature.positions:
+        return _Picked(keys, alone=keys == list(signature.positions[:1]) and not signature.by_name)
+    if signature.by_name or (signature.more and not signature.positions):
         return _Picked([key for key in tensors if key not in _NUMBERING] or rest)
     usual = [key for key in rest if key in INPUT_KEYS]
     for candidates in (rest, wide, tensors, usual if len(signature.positions) < 2 else []):

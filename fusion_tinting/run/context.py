@@ -1,5 +1,6 @@
 """What travels with a run and is no part of the method."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Context:
     @property
     def shows_progress(self) -> bool:
         """Whether this process shows progress bars."""
-        return self.progress and self.processes.rank == 0
+        return bool(self.progress) and self.processes.rank == 0 and sys.stderr is not None
 
     @property
     def writes(self) -> bool:

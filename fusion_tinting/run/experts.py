@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fusion_tinting.errors import explained, of_task
 from fusion_tinting.method.content import content_hash, value_hash
 from fusion_tinting.method.models import PlainModels, caching, release, renew, require_module
 from fusion_tinting.method.precision import FULL, fitting, precision_of, working
@@ -22,6 +23,7 @@ from fusion_tinting.run.cache import recall, remember
 from fusion_tinting.run.processes import SMALL_MODEL, Processes, sensible_threads
 from fusion_tinting.run.surroundings import undisturbed
 from fusion_tinting.run.top_predictions import (
+    WHOLE_BYTES,
     ClassIds,
     Predictions,
     TopPredictions,
@@ -161,6 +163,7 @@ def predict(
     """
     require_module("The expert", encoder)
     require_module("The head", head)
+    unlabeled = unlabeled if isinstance(unlabeled, Unlabeled) else Unlabeled.of(unlabeled, encoder)
     processes, unlabeled = processes or Processes(), unlabeled.fitted(encoder)
     count = len(unlabeled)
     # With too few samples to share every process predicts them all.
@@ -170,7 +173,7 @@ def predict(
     parts: list[Predictions] = []
     with sensible_threads(sum(p.numel() for p in expert.parameters()), processes.device):
         for output in outputs(expert, unlabeled, rows, processes=processes, batch_size=batch_size):
-            part = kept(output, top)
+            part = kept(output, top, count)
             _require_finite(output if isinstance(part, ClassIds) else part)
             parts.append(part.to("cpu"))
             if progress is not None:
@@ -213,10 +216,14 @@ def outputs(
         with processes.autocast():
             return model(to_device(inputs, processes.device)).float()
 
-    one = run(unlabeled.first())
+    with explained("the model cannot take the first sample"):
+        one = run(unlabeled.first())
     size = max(1, min(batch_size, BATCH_BYTES // max(1, one.nbytes)))
     schedule = [rows[start : start + size] for start in range(0, len(rows), size)]
-    yield from map(run, unlabeled.batches(schedule))
+    for chosen, inputs in zip(schedule, unlabeled.batches(schedule), strict=True):
+        with explained(f"the model cannot take {unlabeled.named(chosen)}"):
+            output = run(inputs)
+        yield output
 
 
 def _require_finite(predictions: Predictions) -> None:
@@ -274,10 +281,8 @@ def predict_experts(
                 predictions[task] = kept_there
                 bar.update(len(kept_there))
                 continue
-            try:
+            with of_task(task):
                 predicted = predict(*models, unlabeled[task], processes=processes, progress=bar, top=amount)
-            except ValueError as error:
-                raise ValueError(f"Task `{task}`: {error}") from error
             predictions[task] = predicted
             if key is not None and processes.rank == 0 and predicted.nbytes <= CACHED_BYTES:
                 remember(KIND, key, predicted if isinstance(predicted, Tensor) else predicted.tensors())
@@ -297,7 +302,7 @@ def _confirmed(
     rows = sorted({last * place // (ASKED - 1) for place in range(ASKED)})
     expert, few, alone = _Expert(encoder, head, processes.device), unlabeled.subset(rows), processes.alone()
     asked = outputs(expert, few, range(len(rows)), processes=alone)
-    now = joined([kept(output, top).to("cpu") for output in asked])
+    now = joined([kept(output, top, len(unlabeled)).to("cpu") for output in asked])
     one, other = dense(there[torch.tensor(rows)]), dense(now)
     if one.shape != other.shape:
         return False
@@ -317,9 +322,8 @@ def _key(
     if content is None:
         return None
     models = [_whole_hash(module) for module in (encoder, head)]
-    return hashlib.sha256(json.dumps([*models, content, processes.precision, top]).encode()).hexdigest()[
-        :32
-    ]
+    parts = [*models, content, processes.precision, top, WHOLE_BYTES]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _whole_hash(module: nn.Module) -> str:

@@ -121,7 +121,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def path_of(what: str, given: str | Path) -> Path:
-    """Return a path that a user gives; `~` is their home.
+    """Return a path that a user gives, whole: `~` is their home, and the working folder may change.
 
     Args:
         what: how the error calls it.
@@ -130,10 +130,27 @@ def path_of(what: str, given: str | Path) -> Path:
     Raises:
         ValueError: none, an empty one, or one that no file system takes.
     """
-    path = Path(given).expanduser() if isinstance(given, (str, Path)) and str(given).strip() else None
+    known = isinstance(given, (str, Path)) and str(given).strip()
+    path = Path(given).expanduser().absolute() if known else None
     if path is None or "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise ValueError(f"`{what}` must be the path of a file or folder. Found {given!r}.")
     return path
+
+
+def made(folder: Path) -> Path:
+    """Make a folder where there is none, with those that it is in, and return it.
+
+    Args:
+        folder: which.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Could not make the folder `{folder}`: {error}. Choose another.") from error
+    return folder
 
 
 def require_writable(folder: Path) -> None:

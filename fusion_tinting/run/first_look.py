@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_tinting.errors import abbreviate
+from fusion_tinting.errors import abbreviate, of_task
 from fusion_tinting.method.merging import load_merged, on_gradient
 from fusion_tinting.method.models import PlainModels, caching, renew
 from fusion_tinting.method.objectives import Reads, losses_of
@@ -61,7 +61,7 @@ def first_look(
     model.to(processes.device)
     with torch.random.fork_rng(devices=[]), _unchanged(model):
         for task, inputs in unlabeled.items():
-            try:
+            with of_task(task):
                 inputs.require_repeatable()
                 look = _Look(model, task, inputs, settings, processes)
                 look.require_output()
@@ -70,8 +70,6 @@ def first_look(
                 if settings.steps:
                     look.require_recomputable()
                     look.require_gradients()
-            except ValueError as error:
-                raise ValueError(f"Task `{task}`: {error}") from error
 
 
 class _Look:
@@ -102,7 +100,8 @@ class _Look:
         except Exception as error:  # whatever a model raises
             raise ValueError(
                 "the model and its head cannot take this task's inputs, of which the first is "
-                f"{described(inputs)}: {error}"
+                f"{described(inputs)}: {error}. Another choice is made with `inputs=`: a function from a "
+                "batch to what the encoder takes."
             ) from error
 
     @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fusion_tinting.errors import of_task
 from fusion_tinting.method.named import UNNAMED
 from fusion_tinting.method.precision import FULL
 from fusion_tinting.method.sampling import DEFAULT_SHARE
@@ -74,16 +75,19 @@ class Identity:
             split: the part of the data that they are.
             processes: in whose precision models run; how many there are does not count.
         """
+        fingerprints, contents = {}, {}
+        for task, inputs in unlabeled.items():
+            with of_task(task):
+                fingerprints[task], contents[task] = inputs.fingerprint(), inputs.content()
         return cls(
             tasks=model.tasks,
             settings={**settings.to_json(), "split": split, "precision": _precision(model, processes)},
             models=model.vectors.hashes,
             heads=model.head_hashes,
             samples={task: len(inputs) for task, inputs in unlabeled.items()},
-            data={task: inputs.fingerprint() for task, inputs in unlabeled.items()},
+            data=fingerprints,
             layer=model.layer,
-            contents=model.contents
-            | {"data": {task: inputs.content() for task, inputs in unlabeled.items()}},
+            contents=model.contents | {"data": contents},
             answers=answers(model, unlabeled),
         )
 

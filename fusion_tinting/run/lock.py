@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
-from fusion_tinting.run.files import alive, remove_unfinished, require_no_file, require_writable
+from fusion_tinting.run.files import alive, made, remove_unfinished, require_no_file, require_writable
 from fusion_tinting.run.processes import Processes
 
 LOCK = ".lock"
@@ -78,7 +78,7 @@ def _locked(folder: Path) -> Iterator[None]:
         if folder in _OWNERS and _OWNERS[folder][0] == me[0]:
             raise _busy(folder / LOCK, _OWNERS[folder][2])
         new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
+        made(folder)
         file = _acquire(folder / LOCK)
         _OWNERS[folder] = (*me, _holder(file))
     try:

@@ -166,6 +166,18 @@ def equal(one: Any, other: Any) -> bool:
     return one.shape == other.shape and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
+def finite(inputs: Any) -> bool:
+    """Return whether all numbers in inputs are finite.
+
+    Args:
+        inputs: of the encoder.
+    """
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    if isinstance(inputs, (Mapping, tuple, list)):
+        return all(map(finite, values))
+    return not isinstance(inputs, Tensor) or bool(inputs.isfinite().all())
+
+
 def nbytes(inputs: Any) -> int:
     """Return the memory of all tensors in inputs.
 

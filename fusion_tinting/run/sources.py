@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.distributed import is_initialized
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -30,8 +32,8 @@ def read(source: Any, encoder: nn.Module | None, inputs: Take | None) -> tuple[A
 
     From a DataLoader: its data set, the samples that its sampler names, its collate function and workers;
     order, batch size and `drop_last` do not count. From a `Dataset`, also one of `datasets`, or a tensor or
-    array: its rows are the samples. A mapping holds columns. Anything else is an iterable of batches, read
-    once and cut into samples.
+    array: its rows are the samples. A mapping holds columns. Anything else, also a DataLoader with an
+    `__iter__` of its own, is an iterable of batches, read once and cut into samples.
 
     Args:
         source: any of these.
@@ -41,7 +43,8 @@ def read(source: Any, encoder: nn.Module | None, inputs: Take | None) -> tuple[A
     Raises:
         ValueError: none of these, an iterable without end, or batches that make no samples.
     """
-    if isinstance(source, DataLoader) and source.batch_sampler is not None:
+    plain = getattr(type(source), "__iter__", None) is DataLoader.__iter__
+    if isinstance(source, DataLoader) and source.batch_sampler is not None and plain:
         return _loaded(source)
     if isinstance(source, (Tensor, np.ndarray)):
         rows = as_tensor(source)
@@ -105,14 +108,18 @@ def _loaded(loader: DataLoader[Any]) -> tuple[Any, dict[str, Any]]:
 def _rows_of(loader: DataLoader[Any]) -> list[int] | None:
     """Return the samples that a loader's sampler names, in order; None for all."""
     own = loader.batch_size is None  # the user's sampler of whole batches
-    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.batch_sampler) if own else loader.sampler
-    if isinstance(sampler, (SequentialSampler, DistributedSampler)):
-        return None
-    every = isinstance(sampler, RandomSampler) and not sampler.replacement
-    if every and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+    batches: Any = loader.batch_sampler
+    plain = batches.sampler if type(batches) is BatchSampler else None
+    sampler: Any = plain if own else loader.sampler
+    if type(sampler) is DistributedSampler and is_initialized():
+        return None  # a process's share, of samples that are shared out again here
+    every = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement
+    )
+    if every and len(sampler) == len(loader.dataset):  # type: ignore[arg-type]
         return None
     if own:
-        return sorted(row for batch in _limited(loader.batch_sampler or ()) for row in batch)
+        return sorted(row for batch in _limited(batches) for row in batch)
     return sorted(_limited(sampler))
 
 

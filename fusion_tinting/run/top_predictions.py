@@ -27,6 +27,8 @@ TOP = 64
 MANY_CLASSES = 1024
 """Distributions over more classes than this are kept by their top. ImageNet's thousand stay whole; beyond,
 the top takes an eighth of the memory or less."""
+WHOLE_BYTES = 1 << 28
+"""One distribution a sample is kept whole, of however many classes, where all fit in this much memory."""
 ARG_MAX = 0
 """Classes kept with their probabilities where an objective reads the arg-max alone: none, only the ids."""
 
@@ -185,16 +187,19 @@ def classes_kept(settings: Settings, task: str) -> int | None:
     return TOP if reads in (Reads.ARG_MAX, Reads.DISTRIBUTION) else None
 
 
-def kept(output: Tensor, top: int | None) -> Predictions:
+def kept(output: Tensor, top: int | None, samples: int | None = None) -> Predictions:
     """Return what to keep of a batch's outputs.
 
     With `ARG_MAX` the class ids, where there are positions and classes; otherwise the `top` of more than
-    `MANY_CLASSES`; all of anything else.
+    `MANY_CLASSES`; all of anything else, and of what fits in `WHOLE_BYTES`.
 
     Args:
         output: (B, V, ...).
         top: as `classes_kept` gives it.
+        samples: of the task, where all of them will be kept.
     """
+    if samples is not None and output.ndim == 2 and output[0].nbytes * samples <= WHOLE_BYTES:
+        return output
     if top == ARG_MAX and output.ndim > 2 and output.shape[1] > 1:
         return ClassIds.of(output)
     many = output.ndim > 1 and output.shape[1] > MANY_CLASSES

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fusion_tinting.errors import of_task
 from fusion_tinting.method.adaptation import Adaptation, Lesson
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
@@ -19,6 +20,7 @@ from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
+from fusion_tinting.run.samples import finite
 from fusion_tinting.run.surroundings import attributes_kept, one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import Predictions, dense
@@ -190,10 +192,10 @@ class Training:
         schedule, predictions = self._schedules[task][start:], self._predictions[task]
         batches = self.unlabeled[task].batches(map(within.share, schedule))
         rows = schedule.to(predictions.device)
-        return (
-            Lesson(to_device(batch, device), dense(predictions[chosen].to(device)))
-            for batch, chosen in zip(batches, rows, strict=True)
-        )
+        for chosen in rows:
+            with of_task(task):
+                batch = to_device(next(batches), device)
+            yield Lesson(batch, dense(predictions[chosen].to(device)))
 
     def _first_batch(self) -> Any:
         task = self.adaptation.tasks[0]
@@ -238,18 +240,28 @@ class Training:
             loss = self.history.loss[new[place], k].item()
             raise ValueError(
                 f"The loss of `{self.history.tasks[k]}` became {loss} in iteration {new[place]}. "
-                "Lower the learning rate."
+                + self._remedy(step)
             )
         loss, agreed, kept, _ = self.history.values[step].mean(0).tolist()
         bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreed:.1%}", kept=f"{kept:.0%}")
         bar.update(len(new))
         self._tell(new)
 
+    def _remedy(self, step: int) -> str:
+        """Return what to do about a loss that is not finite, after the inputs of these iterations."""
+        for task, inputs in self.unlabeled.items():
+            rows = sorted({*self._schedules[task][: step + 1].flatten().tolist()})
+            for row, batch in zip(rows, inputs.batches([[row] for row in rows]), strict=True):
+                if not finite(batch):
+                    return f"Of `{task}` {inputs.named([row])} holds NaN or infinite numbers: leave it out."
+        return "Lower the learning rate."
+
     def _tell(self, new: range) -> None:
         """Tell the caller of iterations; where that raises, a checkpoint is left."""
         try:
             if self.context.on_step is not None:
-                with torch.random.fork_rng(devices=[]):  # what it draws is no matter of the sampler's
+                # What it draws is no matter of the sampler's, and whether gradients are on its own alone.
+                with torch.random.fork_rng(devices=[]), torch.enable_grad():
                     for seen in new:
                         self.context.on_step(seen, self.history)
         except BaseException:

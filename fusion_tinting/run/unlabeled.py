@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from fusion_tinting.errors import explained
 from fusion_tinting.method.content import value_hash
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.run import sources
@@ -156,15 +157,28 @@ class Unlabeled:
             )
 
     def _taken(self, rows: Sequence[int]) -> Any:
-        return self._input_of(self.collate([self.dataset[place] for place in rows]))
+        with explained(f"{self.named(rows)} cannot be read"):
+            return self._input_of(self.collate([self.dataset[place] for place in rows]))
+
+    def named(self, rows: Sequence[int]) -> str:
+        """Return what an error calls samples: by their places in the user's data set.
+
+        Args:
+            rows: the indices of some.
+        """
+        dataset: Any = self.dataset
+        places = list(rows)
+        while isinstance(dataset, Subset):
+            dataset, places = dataset.dataset, [dataset.indices[place] for place in places]
+        first, last = min(places), max(places)
+        return f"sample {first}" if first == last else f"one of the samples {first} to {last}"
 
     def _input_of(self, batch: Any) -> Any:
         return input_of(batch) if self.take is None else self.take(batch)
 
     def fingerprint(self) -> str:
         """Return a hash of the number of samples and of three of them, as release 0.1.0 wrote it."""
-        three = [self.dataset[index] for index in (0, len(self) // 2, len(self) - 1)]
-        inputs = self._input_of(self.collate(three))
+        inputs = self._taken([0, len(self) // 2, len(self) - 1])
         values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
         parts = [
             v.cpu().float().numpy().tobytes() if isinstance(v, Tensor) else repr(v).encode() for v in values
@@ -223,7 +237,11 @@ class Unlabeled:
             num_workers=self.num_workers,
             generator=torch.Generator(),  # or every pass would draw from the caller's
         )
-        return map(self._input_of, loader)
+        batches = iter(loader)
+        for rows in schedule:
+            with explained(f"{self.named(rows)} cannot be read"):
+                batch = self._input_of(next(batches))
+            yield batch
 
     def _in_memory(self) -> Tensor | None:
         """Return all inputs as one tensor, where they are tensors of one shape and not too large."""
