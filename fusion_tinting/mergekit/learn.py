@@ -15,7 +15,7 @@ from fusion_tinting.families import family_class, family_of_architecture
 from fusion_tinting.families.family import BY_ARCHITECTURE, Family, Models
 from fusion_tinting.families.loading import reachable
 from fusion_tinting.families.rows import Inputs, Rows
-from fusion_tinting.mergekit import recipes, report
+from fusion_tinting.mergekit import recipes, report, rest
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_floating
 from fusion_tinting.mergekit.class_names import classes_of
 from fusion_tinting.mergekit.config import AUTO, FAMILIES, Config, read
@@ -111,6 +111,7 @@ def learn(
             run_dir, ids[PRETRAINED], experts, model.tasks, family.recipes, family.variance_epsilon
         )
         family.write_beside(run_dir)
+        rest.remember(run_dir, experts)
     if lacking is not None:
         phases.notes.append(
             f"There is no recipe for the shared model alone: {lacking} `variants` writes it, in OUT/shared."

@@ -10,6 +10,7 @@ from mergekit.graph import Task
 from mergekit.options import MergeOptions
 from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_merge
 
+from fusion_tinting.errors import abbreviate
 from fusion_tinting.families.loading import require_one_architecture
 from fusion_tinting.mergekit.checkpoints import Checkpoint, require_floating, require_same
 from fusion_tinting.mergekit.folders import require_other, require_plain
@@ -35,6 +36,12 @@ def check(config: MergeConfiguration, options: MergeOptions, out: Path) -> None:
     Raises:
         FileNotFoundError, ValueError: naming the model, task, tensor or file.
     """
+    for model in config.referenced_models():
+        if Path(model.model.path).is_file():
+            raise ValueError(
+                f"`{model.model.path}` is a file: `mergekit-tint pytorch` merges files, `yaml` and `multi` "
+                "the folders of whole models."
+            )
     checkpoints = {model: opened(model, options) for model in config.referenced_models()}
     require_other(out, (checkpoint.folder for checkpoint in checkpoints.values()))
     if config.merge_method != NAME:
@@ -78,6 +85,8 @@ def check_files(
     paths = filter(None, (config.base_model, *(model.model for model in config.models)))
     files = {ModelReference(model={"path": path}): _file(path) for path in paths}
     require_other(out, (checkpoint.folder for checkpoint in files.values()))
+    if intersection is None:
+        _require_same_tensors(files)
     tasks = plan_flat_merge(config, str(out), intersection is False, bool(intersection), options)
     if config.merge_method == NAME:
         for checkpoint in files.values():
@@ -89,6 +98,18 @@ def check_files(
         require_sound(merges, next(iter(files.values())))
     wanted = {name: shape for file in reversed(files.values()) for name, shape in file.shapes().items()}
     return tasks, {name: wanted[name] for name in (names_of(tasks) if intersection else wanted)}
+
+
+def _require_same_tensors(files: Mapping[ModelReference, Checkpoint]) -> None:
+    """Refuse files of other tensors where the command does not say what becomes of them."""
+    names = {name for file in files.values() for name in file.files}
+    for model, file in files.items():
+        if lacking := sorted(names - {*file.files}):
+            raise ValueError(
+                f"`{model.model.path}` lacks {len(lacking)} tensor(s) that others hold: "
+                f"{abbreviate(lacking)}. Add `--tensor-intersection`, to merge what all of them hold, or "
+                "`--tensor-union`."
+            )
 
 
 def _file(path: str) -> Checkpoint:
@@ -115,7 +136,13 @@ def require_sound(merges: list[Merge], base: Checkpoint) -> None:
         _require_used(f"The tint `{path}`", tint_file(path), names)
     for path in {merge.shared["coefficients"] for merge in merges} - {None}:
         affected = [merge for merge in merges if merge.shared["coefficients"] == path]
-        rows = coefficient_file(path).rows
+        rows, tasks = coefficient_file(path).rows, coefficient_file(path).tasks
+        given = {own["task"] for merge in affected for m, own in merge.own.items() if m != merge.base}
+        if given < {*tasks}:
+            raise ValueError(
+                f"`{path}` was learned for the tasks {tasks} together; the recipe has models of "
+                f"{sorted(given)} alone. To merge these, give every model a `weight` instead."
+            )
         lacking = [m.name for m in affected if not m.has_coefficients]
         if lacking:
             raise ValueError(

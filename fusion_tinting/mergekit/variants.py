@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusion_tinting.errors import unknown
+from fusion_tinting.mergekit import rest
 from fusion_tinting.mergekit.checkpoints import INDEX, WEIGHTS, Checkpoint, require_same
 from fusion_tinting.mergekit.clip_variants import run_of
 from fusion_tinting.mergekit.folders import moves_of, require_empty, require_folder, require_other
@@ -90,6 +91,8 @@ def write(
         for folder in (out / SHARED, *(out / folder_of(task) for task in chosen)):
             require_other(folder, run.sources)
             require_folder(folder)
+        for task in chosen:
+            rest.require_unchanged(run_dir, task, run.experts[task].checkpoint.folder)
         shared = _shared(run, out / SHARED, _digest(run_dir))
         bar = tqdm(chosen, desc="Writing", unit="task", disable=None, dynamic_ncols=True)
         return [_variant(run, task, out / folder_of(task), shared) for task in bar]

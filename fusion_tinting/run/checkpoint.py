@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -95,7 +96,7 @@ def use_threads(count: int) -> None:
 
 
 class HeldInterrupt:
-    """Holds back Ctrl-C and SIGTERM until a checkpoint is there: an iteration, or on a GPU the next look.
+    """Holds back Ctrl-C, SIGTERM and SIGHUP until a checkpoint is there: an iteration, on a GPU up to ten.
 
     Used as a context; a second one interrupts at once. Signals reach the main thread only: elsewhere, where
     nothing is written, and where they are ignored, they keep their usual meaning.
@@ -113,7 +114,7 @@ class HeldInterrupt:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "HeldInterrupt":
-        for number in (signal.SIGINT, signal.SIGTERM) if self._holds else ():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if self._holds else ():
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._handlers[number] = signal.signal(number, self._press)
         return self
@@ -131,19 +132,20 @@ class HeldInterrupt:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
-            SystemExit: after SIGTERM, with the status that a shell gives it.
+            SystemExit: after another signal, with the status that a shell gives it.
         """
         number, self.pressed = self.pressed or signal.SIGINT, None
         handler = self._handlers.get(number)
         if alone and callable(handler) and handler is not signal.default_int_handler:
             handler(number, None)
-        elif number == signal.SIGTERM:
-            print(message, file=sys.stderr)
+        elif number != signal.SIGINT:
+            with suppress(OSError, ValueError, AttributeError):  # a terminal that was closed
+                print(message, file=sys.stderr, flush=True)
             raise SystemExit(128 + number)
         else:
             raise KeyboardInterrupt(message)
 
     def _press(self, number: int, _: FrameType | None) -> None:
         if self.pressed is not None:
-            raise SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.pressed = number

@@ -192,10 +192,10 @@ class Training:
         schedule, predictions = self._schedules[task][start:], self._predictions[task]
         batches = self.unlabeled[task].batches(map(within.share, schedule))
         rows = schedule.to(predictions.device)
-        for chosen in rows:
-            with of_task(task):
-                batch = to_device(next(batches), device)
-            yield Lesson(batch, dense(predictions[chosen].to(device)))
+        return (
+            Lesson(to_device(batch, device), dense(predictions[chosen].to(device)))
+            for batch, chosen in zip(_of_task(task, batches), rows, strict=True)
+        )
 
     def _first_batch(self) -> Any:
         task = self.adaptation.tasks[0]
@@ -336,3 +336,8 @@ class Training:
             disable=not self.context.shows_progress,
             dynamic_ncols=True,
         )
+
+
+def _of_task(task: str, batches: Iterator[Any]) -> Iterator[Any]:
+    with of_task(task):
+        yield from batches

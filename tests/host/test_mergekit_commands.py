@@ -81,7 +81,10 @@ def test_pytorch_with_tensors_that_one_expert_lacks(world, tmp_path, option):
     recipe = world.of_files()
     recipe["models"][2]["model"] = str(path)
     refused = world.run(recipe, out=tmp_path / "refused", command="pytorch")
-    assert refused.exit_code == 1 and "Missing tensors" in refused.output
+    assert (
+        refused.exit_code == 1
+        and "lacks 1 tensor(s) that others hold: ['lm_head.weight']. Add `--tensor-inter" in refused.output
+    )
     found = tensors(world.merge(recipe, option, command="pytorch"))
     wanted = world.by_hand()
     experts = [tensors(world.experts[task])[gone] for task in TASKS[:2]]

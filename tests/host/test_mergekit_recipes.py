@@ -130,6 +130,9 @@ def test_tasks(world, refused):
     assert "Unknown task `owl`. Did you mean `owls`?" in refused(world.recipe(models=models))
     models[2]["parameters"] = {}
     assert "every model needs a `task`" in refused(world.recipe(models=models))
+    assert "together; the recipe has models of ['cats', 'dogs'] alone" in refused(
+        world.recipe(models=models[:2])
+    )
 
 
 def test_neither_or_both_of_weight_and_coefficients(world, refused):
@@ -299,6 +302,9 @@ def test_pytorch_is_refused(world, refused, tmp_path):
     recipe = world.recipe(base_model=str(world.base / "model.safetensors"))
     recipe["models"] = [{**m, "model": f"{m['model']}/model.safetensors"} for m in recipe["models"]]
     assert "`slices`" in refused({**recipe, "slices": []}, command="pytorch")
+    assert "is a file: `mergekit-tint pytorch` merges files" in refused(recipe)
+    alone = {**recipe, "models": recipe["models"][1:2]}
+    assert "has models of ['dogs'] alone" in refused(alone, command="pytorch")
     fewer = dict(list(world.lam.items())[1:])
     write_coefficients(tmp_path / "fewer.safetensors", fewer)
     changed = {**recipe, "parameters": {"coefficients": str(tmp_path / "fewer.safetensors")}}

@@ -397,6 +397,17 @@ def _unfinished(run):
     return ["tinting.json", "no finished run"]
 
 
+def _configured_otherwise(run):
+    path = run.experts["mnli"] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "regression"}))
+    return ["['config.json'] of the expert `mnli`", "changed since the run was learned", "sources.json"]
+
+
+def _reads_otherwise(run):
+    (run.experts["stars"] / "tokenizer_config.json").unlink()
+    return ["['tokenizer_config.json'] of the expert `stars`", "Restore them"]
+
+
 def _made_in_python(run):
     manifest = json.loads((run.folder / "tinting.json").read_text())
     manifest["base"]["id"] = None
@@ -419,6 +430,8 @@ def _made_in_python(run):
         _tint_changed,
         _tint_gone,
         _unfinished,
+        _configured_otherwise,
+        _reads_otherwise,
         _made_in_python,
     ],
 )
@@ -428,6 +441,15 @@ def test_what_does_not_fit_is_named_before_anything_is_written(heads, tmp_path, 
     said = run.variants(tmp_path / "out", fails=True)
     assert all(word in said for word in words), said
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_may_be_named_anew(heads, tmp_path):
+    run = heads.copy(tmp_path)
+    path = run.experts["sst2"] / "config.json"
+    names = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+    run.variants(tmp_path / "out", "--task", "sst2")
+    assert json.loads((tmp_path / "out" / "sst2" / "config.json").read_text())["id2label"]["1"] == "good"
 
 
 def _bert() -> PreTrainedModel:

@@ -156,7 +156,11 @@ def test_an_error_of_on_step_leaves_a_checkpoint_and_everything_as_it_was(world,
 
 @pytest.mark.parametrize(
     ("number", "error", "status"),
-    [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
+    [
+        (signal.SIGINT, KeyboardInterrupt, None),
+        (signal.SIGTERM, SystemExit, 143),
+        (signal.SIGHUP, SystemExit, 129),
+    ],
 )
 def test_a_signal_leaves_a_checkpoint(world, tmp_path, capsys, number, error, status):
     whole = world.tint()
