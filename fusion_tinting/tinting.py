@@ -28,7 +28,7 @@ from fusion_tinting.run.layer_choice import choose_or_recall
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.needs import Needs, require_precision
-from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.processes import Processes, give_back_memory
 from fusion_tinting.run.samples import described
 from fusion_tinting.run.storage import refuse_device
 from fusion_tinting.run.surroundings import one_at_a_time, undisturbed
@@ -135,6 +135,7 @@ def _adapt(
         cache=True,
         top=top,
     )
+    give_back_memory()
     if options.layer == AUTO:
         name, trials = choose_or_recall(model, inputs, predictions, options, context)
         layer = resolve_layer(model.encoder, name)
@@ -142,6 +143,7 @@ def _adapt(
             model.tint(layer, experts)
         model.info = replace(model.info, layer_choice=trials)
     train(model, inputs, predictions, options, context)
+    give_back_memory()
     seconds = round(time.perf_counter() - start, 3)
     model.info = replace(model.info, seconds=seconds, peak_memory_bytes=peak_memory())
 

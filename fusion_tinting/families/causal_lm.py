@@ -10,14 +10,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fusion_tinting.families.family import BY_ARCHITECTURE
-from fusion_tinting.families.loading import load_whole, stored_tensors
+from fusion_tinting.families.loading import load_whole
 from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.stored import in_files
 from fusion_tinting.families.texts import TextFamily, readable
 from fusion_tinting.method.models import release
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tints import AUTO, HEAD, find_layer
 from fusion_tinting.run.experts import LoadedExperts
-from fusion_tinting.run.stored import StoredTensors
 from fusion_tinting.run.unlabeled import Unlabeled
 
 
@@ -48,7 +48,7 @@ class WholeModels(TextFamily):
     def load(self) -> None:
         """Load the pre-trained model; the experts are loaded one at a time."""
         self.pretrained = self._encoder(PRETRAINED)
-        self.experts = LoadedExperts(self.models.tasks, self._encoder, self._stored)
+        self.experts = self._loaded()
         self.heads = {task: nn.Identity() for task in self.models.tasks}
         self.names = names_on_disk(self.pretrained.model)
 
@@ -72,8 +72,8 @@ class WholeModels(TextFamily):
         encoder = self.encoder(load_whole(self.auto, self.models.paths[name]))
         return encoder if name == PRETRAINED else release(encoder)
 
-    def _stored(self, name: str) -> StoredTensors:
-        return stored_tensors(self.models.paths[name], self.names)
+    def _loaded(self) -> LoadedExperts:
+        return LoadedExperts(self.models.tasks, self._encoder, in_files(self, self.auto.from_config))
 
 
 class CausalLM(WholeModels):

@@ -17,6 +17,7 @@ from fusion_tinting.families.class_token import unobserved
 from fusion_tinting.families.family import BY_FILE, Family
 from fusion_tinting.families.loading import load_partly, reachable, require_complete
 from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.stored import in_files
 from fusion_tinting.method.content import content_hash
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.cache import recall, remember
@@ -32,6 +33,8 @@ SAME = ("hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "pa
 """What two towers must agree in beside the shapes of their tensors, which alone do not tell all of it."""
 
 WHOLE = {"clip": CLIPModel}
+TOWERS = {"clip_vision_model": CLIPVisionModel, **WHOLE}
+"""Architecture -> the class of transformers; the second of whole models alone."""
 CLIP = CLIPVisionModel.__module__
 """Where transformers keeps its classes of CLIP."""
 
@@ -147,7 +150,9 @@ class Clip(Family):
         base = load(self.models.base) if given is None else given.eval()
         projection, scale = base.visual_projection, base.logit_scale.detach().exp()
         self.pretrained = CLIPImageEncoder(base.vision_model, projection)
-        self.experts = LoadedExperts(tasks, lambda task: CLIPImageEncoder(self._tower(task), projection))
+        self.experts = LoadedExperts(
+            tasks, lambda task: CLIPImageEncoder(self._tower(task), projection), in_files(self, _made)
+        )
         self.heads = {
             task: folded_head(zero_shot_weights(base, self.processor, *self.models.classes[task]), scale)
             for task in tasks
@@ -175,6 +180,11 @@ class Clip(Family):
                 {**head.state_dict(), PROJECTION: self.pretrained.visual_projection.weight},
                 {"task": task, "classes": list(self.models.classes[task].names), "logits": LOGITS},
             )
+
+    @staticmethod
+    def parameter_of(name: str, prefix: str) -> str:
+        """Return what `CLIPImageEncoder` calls a tensor of a whole CLIP, or of a tower alone."""
+        return name if name.startswith("vision_model.") else f"vision_model.{name}"
 
     def _tower(self, task: str) -> CLIPVisionModel:
         model = self.models.opened(task)
@@ -248,7 +258,7 @@ def load_tower(path: str) -> CLIPVisionModel:
     Args:
         path: folder or hub id.
     """
-    model = _loaded(path, {"clip_vision_model": CLIPVisionModel, "clip": CLIPModel})
+    model = _loaded(path, TOWERS)
     return model.vision_model if isinstance(model, CLIPModel) else model
 
 
@@ -325,6 +335,10 @@ def _loaded(path: str, classes: Mapping[str, type]) -> CLIPModel | CLIPVisionMod
     model, missing = load_partly(classes[kind], path, safetensors=None)
     require_complete(path, model, missing)
     return model.requires_grad_(False)
+
+
+def _made(config: Any) -> CLIPModel | CLIPVisionModel:
+    return TOWERS[config.model_type](config)
 
 
 def _class_embedding(clip_model: CLIPModel, processor: Any, texts: list[str]) -> Tensor:

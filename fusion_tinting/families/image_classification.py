@@ -29,6 +29,7 @@ from fusion_tinting.families.loading import (
     require_one_architecture,
 )
 from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.stored import in_files
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.tinted_model import TintedModel
@@ -117,7 +118,11 @@ class ImageClassification(Family):
     def load(self) -> None:
         """Load the pre-trained model and, one after another, every expert for its head."""
         self.pretrained, _ = self._split(PRETRAINED)
-        self.experts = LoadedExperts(self.models.tasks, lambda task: self._split(task)[0])
+        self.experts = LoadedExperts(
+            self.models.tasks,
+            lambda task: self._split(task)[0],
+            in_files(self, AutoModelForImageClassification.from_config),
+        )
         self.heads, configs = {}, {}
         for task in self.models.tasks:
             encoder, self.heads[task] = self._split(task)

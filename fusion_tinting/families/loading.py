@@ -14,8 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from fusion_tinting.families.family import Models
 from fusion_tinting.method.objectives import l1, sigmoid
-from fusion_tinting.run.files import opened
-from fusion_tinting.run.stored import StoredTensors, dtypes_in
+from fusion_tinting.run.stored import dtypes_in
 
 FLOATING = ("F16", "BF16", "F32", "F64")
 """Precisions, as safetensors calls them."""
@@ -203,27 +202,6 @@ def files_of(path: str) -> list[Path]:
     names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
     shards = [own_file(path, name) for name in sorted(set(names))]
     return [Path(shard) for shard in shards if shard]
-
-
-def stored_tensors(path: str, names: Mapping[str, str]) -> StoredTensors:
-    """Return the tensors of a checkpoint as they lie in its files.
-
-    Args:
-        path: folder or hub id.
-        names: parameter name -> its tensor's name on disk.
-
-    Raises:
-        ValueError: a checkpoint without safetensors, or one that lacks a tensor of that name.
-    """
-    places = {name: file for file in files_of(path) for name in opened(file).keys()}  # noqa: SIM118
-    missing = [name for name in names.values() if name not in places]
-    if missing:
-        raise ValueError(
-            f"`task_vectors.storage: stream` reads `{path}` tensor by tensor from safetensors files, which "
-            f"lack {len(missing)} of them under the names that transformers writes: {missing[:3]}. Save it "
-            "anew with `save_pretrained`, or use `memory`."
-        )
-    return StoredTensors({name: (places[stored], stored) for name, stored in names.items()})
 
 
 def require_complete(path: str, model: nn.Module, missing: Iterable[str]) -> None:

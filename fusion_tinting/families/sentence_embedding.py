@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from fusion_tinting.families.loading import load_partly, require_complete
 from fusion_tinting.families.sequence_classification import Backbones, Features, TextEncoder
+from fusion_tinting.families.stored import in_files
 from fusion_tinting.method.objectives import cosine
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.experts import LoadedExperts
@@ -53,7 +54,9 @@ class SentenceEmbedding(Backbones):
     def load(self) -> None:
         """Load the pre-trained encoder, and what the experts' files say of their pooling."""
         self.pretrained = self._encoder(PRETRAINED)
-        self.experts = LoadedExperts(self.models.tasks, self._encoder)
+        self.experts = LoadedExperts(
+            self.models.tasks, self._encoder, in_files(self, AutoModel.from_config)
+        )
         self.heads = {task: pooling_of(path) for task, path in self.models.experts.items()}
         model, self.names = self.pretrained.backbone, {}
         for name, parameter in model.named_parameters():

@@ -28,7 +28,6 @@ from fusion_tinting.families.texts import digest, readable, require_known_tokens
 from fusion_tinting.method.objectives import PADDING
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tints import HEAD
-from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.unlabeled import Unlabeled
 
 RATINGS = [tenths / 10 for tenths in range(51)]
@@ -115,7 +114,7 @@ class Seq2Seq(WholeModels):
         if hasattr(self.pretrained.model, BIAS) and any(getattr(m.model, BIAS).any() for m in models):
             self._biased = True
             self.pretrained = _with_merged_bias(self.pretrained)
-            self.experts = LoadedExperts(self.models.tasks, self._encoder)
+            self.experts = self._loaded()
             self.names = names_on_disk(self.pretrained.model)
 
     @cached_property

@@ -15,6 +15,7 @@ from fusion_tinting.families.family import BY_FILE
 from fusion_tinting.families.labels import names_of
 from fusion_tinting.families.loading import load_partly, objectives_of, require_complete
 from fusion_tinting.families.rows import Rows
+from fusion_tinting.families.stored import in_files
 from fusion_tinting.families.texts import TextFamily, readable, tokenized
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.method.tints import view
@@ -113,7 +114,9 @@ class SequenceClassification(Backbones):
             self.names |= names_on_disk(model, pooled)
             _, self.heads[task] = self.split(model, pooled)
         self.experts = LoadedExperts(
-            self.models.tasks, lambda task: self.split(self.classifier(task), pooled)[0]
+            self.models.tasks,
+            lambda task: self.split(self.classifier(task), pooled)[0],
+            in_files(self, self.auto.from_config),
         )
         self.pretrained, _ = self.split(base)
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 from lightning import Fabric
 from torch import Tensor, nn
 
+from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.processes import Processes
 
 HALF = "bf16-true"
@@ -30,6 +31,7 @@ class FabricProcesses(Processes):
                 f"{', '.join(PRECISIONS)}. λ and the tints are trained in float32 in any of them."
             )
         self._half = precision == HALF
+        self._converted: dict[int, nn.Parameter] = {}
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over all processes."""
@@ -42,10 +44,18 @@ class FabricProcesses(Processes):
     def fit(self, models: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
         """Return models in Fabric's precision: copies where that is `bf16-true`, made on access.
 
+        What experts share with the pre-trained model, such as CLIP's projection, their copies share too.
+
         Args:
             models: by name.
         """
-        return InHalf(models) if self._half else models
+        if not self._half:
+            return models
+        for parameter in models[PRETRAINED].parameters() if PRETRAINED in models else ():
+            if parameter.is_floating_point():
+                half = parameter.detach().bfloat16()
+                self._converted[id(parameter)] = nn.Parameter(half, parameter.requires_grad)
+        return InHalf(models, self._converted)
 
 
 class InHalf(Mapping[str, nn.Module]):
@@ -53,10 +63,11 @@ class InHalf(Mapping[str, nn.Module]):
 
     Args:
         models: by name.
+        converted: id of a parameter of the pre-trained model, which outlives this -> its copy.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]):
-        self._models = models
+    def __init__(self, models: Mapping[str, nn.Module], converted: Mapping[int, nn.Parameter]):
+        self._models, self._converted = models, converted
 
     @property
     def stored(self) -> Callable[[str], Mapping[str, Tensor]] | None:
@@ -64,7 +75,7 @@ class InHalf(Mapping[str, nn.Module]):
         return getattr(self._models, "stored", None)
 
     def __getitem__(self, name: str) -> nn.Module:
-        return deepcopy(self._models[name]).bfloat16()
+        return deepcopy(self._models[name], dict(self._converted)).bfloat16()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._models)

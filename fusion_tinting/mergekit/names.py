@@ -1,8 +1,4 @@
-"""Tensor names as a model has them, whatever its checkpoints call them on disk.
-
-A base may be the bare model (`h.0.…`) and its experts not (`transformer.h.0.…`), older checkpoints of BERT
-say `LayerNorm.gamma`: transformers knows all of that when it loads them, and is asked here.
-"""
+"""Tensor names as a model has them, whatever its checkpoints call them on disk."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +6,10 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fusion_tinting.families import family_class, family_of_architecture
 from fusion_tinting.families.batch_norm import AS_IT_IS, Form, is_variance, log_variance
+from fusion_tinting.families.stored import names_in_model
 
 
 class ModelNames:
@@ -59,21 +54,5 @@ class ModelNames:
         return log_variance(self._model.get_submodule(name.rpartition(".")[0]).eps)
 
     def of(self, stored: Iterable[str]) -> dict[str, str]:
-        """Return name in the model -> name among `stored`; names that the model has not stay as they are.
-
-        Raises:
-            ValueError: tensors that transformers changes when it loads them.
-        """
-        conversions = get_model_conversion_mapping(self._model)
-        renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-        converters = [c for c in conversions if isinstance(c, WeightConverter)]
-        prefix, have, names = self._model.base_model_prefix, self._model.state_dict(), {}
-        for name in sorted(stored):
-            in_model, converted = rename_source_key(name, renamings, converters, prefix, have)
-            if converted or in_model in names:
-                raise ValueError(
-                    f"`{name}` is stored in another form than {type(self._model).__name__} computes with "
-                    f"(as `{in_model}`): such models cannot be merged tensor by tensor."
-                )
-            names[in_model] = name
-        return names
+        """Return name in the model -> name among `stored`; raises as `names_in_model`."""
+        return names_in_model(self._model, stored)

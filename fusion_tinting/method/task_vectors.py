@@ -250,12 +250,14 @@ def _check(name: str, tensors: Mapping[str, Tensor], files: Files | None) -> Non
             f"Tensor `{bad[0]}` of {owner} holds NaN or infinite values ({len(bad)} such "
             f"tensor(s) in all). Check that checkpoint: it cannot be merged."
         )
-    stored = tensors if files is None else files[name]
+    if files is None:
+        return
     for tensor, value in tensors.items():
-        if stored is not tensors and not torch.equal(stored[tensor].to(value.dtype), value.cpu()):
+        stored = files[name].get(tensor)
+        if stored is None or not torch.equal(stored.to(value.dtype), value.cpu()):
             raise ValueError(
-                f"Tensor `{tensor}` of {owner} is another in its file than in the loaded model, so that "
-                "the file cannot be read piece by piece. Set `task_vectors.storage: memory`."
+                f"Tensor `{tensor}` of {owner} is another in its file than in the loaded model, or is in "
+                "none, so that it cannot be read piece by piece. Set `task_vectors.storage: memory`."
             )
 
 

@@ -6,6 +6,7 @@ A model of bfloat16 then takes two bytes a parameter here and loses nothing; fro
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Tensors:
         device: torch.device | str = "cpu",
     ):
         self.base, self.experts, self.device = base, experts, torch.device(device)
+        self._spare: list[Tensor] = []
 
     def add(self, k: int, tensors: Mapping[str, Tensor]) -> None:
         """Set the k-th expert, the next one.
@@ -71,18 +73,32 @@ class Tensors:
             name: of the tensor, in which a and b are counted.
         """
         base, experts = self.base[name].reshape(-1), [expert[name].reshape(-1) for expert in self.experts]
-        size = max(1, min(len(base), PIECES.get(self.device.type, ELSEWHERE)))
-        buffer = torch.empty(len(experts), size, device=self.device, dtype=torch.float32)
-        for a in range(0, len(base), size):
+        size = min(len(base), PIECES.get(self.device.type, ELSEWHERE))
+        buffer = self._buffer(len(experts) * size)
+        for a in range(0, len(base), max(1, size)):
             b = min(a + size, len(base))
             start = base[a:b].to(self.device, non_blocking=True).float()
-            deltas = buffer[:, : b - a]
+            deltas = buffer[: len(experts) * (b - a)].view(len(experts), b - a)
             for expert, row in zip(experts, deltas, strict=True):
                 row.copy_(expert[a:b], non_blocking=True)
             yield a, b, start, deltas.sub_(start)
+        self._spare = [buffer]
+
+    def _buffer(self, numbers: int) -> Tensor:
+        """Return memory for so many numbers: that of the tensor before, where it is free and large enough.
+
+        glibc would take new memory for many of such buffers, as the holes that they leave are nibbled at.
+        """
+        with suppress(IndexError):
+            spare = self._spare.pop()
+            if len(spare) >= numbers:
+                return spare
+        return torch.empty(numbers, device=self.device, dtype=torch.float32)
 
     def release(self) -> None:
-        """Release what is kept for the pieces: nothing."""
+        """Release what is kept for the pieces; on a CPU that is little, and wanted again soon."""
+        if self.device.type != "cpu":
+            self._spare.clear()
 
     def complete(self, flat: Tensor) -> None:
         """Make `flat` whole; `pieces` gave all of it."""

@@ -1,7 +1,7 @@
 """Tensors that stay in their files: read when they are asked for, refused once a file has changed."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -17,14 +17,19 @@ class StoredTensors(Mapping[str, Tensor]):
 
     Args:
         places: parameter name -> (file, name in it).
+        forms: parameter name -> what makes it of the tensor in the file, where they are not the same.
 
     Raises:
         OSError: a file that cannot be read.
         ValueError: a file that is cut short or no safetensors file.
     """
 
-    def __init__(self, places: Mapping[str, tuple[Path, str]]):
-        self._places = dict(places)
+    def __init__(
+        self,
+        places: Mapping[str, tuple[Path, str]],
+        forms: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ):
+        self._places, self._forms = dict(places), forms or {}
         files = {file for file, _ in self._places.values()}
         self._seen = {file: _state(file) for file in files}
         self._open = {file: opened(file) for file in files}
@@ -37,7 +42,7 @@ class StoredTensors(Mapping[str, Tensor]):
                 "files as they were; a checkpoint of the run continues it."
             )
         tensor: Tensor = self._open[file].get_tensor(stored)
-        return tensor
+        return self._forms[name](tensor) if name in self._forms else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

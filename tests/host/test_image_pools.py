@@ -136,6 +136,19 @@ def test_what_is_saved_is_the_shared_classifier_and_loads_in_the_pool(done):
     torch.testing.assert_close(pool.load_model("_pretrained_").eval()(x), model.merged(x).logits)
 
 
+def test_experts_are_read_from_their_files_and_teach_the_same(fuse):
+    given = (*SHORT, "taskpool.baselines=false")
+    kept, streamed = (
+        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
+            "merged_model"
+        ]
+        for storage in ("memory", "stream")
+    )
+    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
+    for name, row in kept.coefficients.items():
+        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+
+
 def test_an_expert_that_would_get_a_new_head_is_refused(fuse):
     entry = "modelpool.models.mini-cards={config_path: mini-cards, dataset_name: mini-cards}"
     with pytest.raises(ValueError, match="expert `mini-cards` a new, untrained head"):

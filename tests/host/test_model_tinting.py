@@ -273,6 +273,19 @@ def test_bf16_encoders_adapt(fuse, precision, kept, told):
     assert model.info.precision == told
 
 
+def test_experts_are_read_from_their_files_and_teach_the_same(fuse):
+    given = (*SHORT, BRIEF, "fabric.precision=bf16-true")
+    kept, streamed = (
+        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
+            "merged_model"
+        ]
+        for storage in ("memory", "stream")
+    )
+    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
+    for name, row in kept.coefficients.items():
+        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+
+
 def test_the_returned_model_is_a_tinted_clip(done):
     assert isinstance(done.model, TintedCLIP)
     assert isinstance(done.model.merged, CLIPVisionModel)

@@ -126,6 +126,19 @@ def test_fusionbenchs_own_methods_merge_the_backbones(done, fuse):
     fuse(*POOLS, *of("sst2", "stsb"), "method=simple_average")
 
 
+def test_experts_are_read_from_their_files_and_teach_the_same(hub, fuse):
+    given = (*SHORT, *of("sst2", "stsb"), "taskpool.baselines=false")
+    kept, streamed = (
+        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
+            "merged_model"
+        ]
+        for storage in ("memory", "stream")
+    )
+    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
+    for name, row in kept.coefficients.items():
+        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+
+
 def test_an_artifact_applied_gives_the_runs_own_report(done, fuse):
     again = fuse(*TINTING, f"method.artifact={done.folder}/tinting", "taskpool.baselines=false")
     assert headlines(again["report"]) == headlines(done.report)

@@ -152,7 +152,8 @@ class PoolFamily:
 
     def models(self) -> Models:
         """Return the pool's models: by default the pool loads them itself."""
-        return Models(PRETRAINED, {task: task for task in self.tasks}, load=self.opened)
+        paths = {name: model_id(self.pool, name) for name in (PRETRAINED, *self.tasks)}
+        return Models(paths.pop(PRETRAINED), paths, load=self.opened)
 
     def opened(self, name: str, load: Callable[[str], Any] | None = None) -> Any:
         """Return a model as the pool loads it.
