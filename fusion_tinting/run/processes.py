@@ -156,7 +156,7 @@ def freed_memory_kept(parameters: int, device: torch.device) -> Iterator[None]:
 
 
 def give_back_memory() -> None:
-    """Give what has been freed back to the system: glibc keeps the memory of all but the largest tensors."""
+    """Give freed memory back to the system: glibc keeps that of all but the largest tensors."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
