@@ -28,8 +28,14 @@ from fusion_tinting.run.layer_choice import choose_or_recall
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.needs import Needs, require_precision
+<<<<<<< HEAD
 from fusion_tinting.run.processes import Processes, give_back_memory
+=======
+from fusion_tinting.run.peers import naming_the_lost
+from fusion_tinting.run.processes import Processes
+>>>>>>> ec3f2b6 (Several processes share one model by FSDP2; sharded task vectors and their broadcasts are gone)
 from fusion_tinting.run.samples import described
+from fusion_tinting.run.sharding import require_shardable
 from fusion_tinting.run.storage import refuse_device
 from fusion_tinting.run.surroundings import one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel, plain_models
@@ -39,6 +45,7 @@ from fusion_tinting.run.unlabeled import Unlabeled
 
 
 @one_at_a_time
+@naming_the_lost
 @undisturbed()
 def tint(
     pretrained: nn.Module,
@@ -80,7 +87,7 @@ def tint(
     Raises:
         ValueError: bad settings, models that do not fit each other or their inputs, tasks without head or
             data, or a `run_dir` of another run; always before any work is done.
-        OSError: `run_dir` cannot be written, or another run works there now.
+        OSError: `run_dir` cannot be written, another run works there now, or another process has died.
     """
     require_mappings(experts=experts, heads=heads, unlabeled=unlabeled)
     _check_kinds(processes, info, model_class, on_step)
@@ -95,7 +102,9 @@ def tint(
     options = replace(options, init=_start(options, list(experts), info))
     finished = _finished(context.run_dir)
     layer = (None if finished is None else finished.layer) if options.layer == AUTO else options.layer
-    model = model_class.untrained(pretrained, experts, heads, layer, options.task_vectors)
+    model = model_class.untrained(
+        pretrained, experts, heads, layer, options.task_vectors, processes=processes
+    )
     model.info = info
     visited = {task: _visited(task, unlabeled[task], pretrained, inputs, options) for task in experts}
     first_look(model, experts, heads, visited, options, processes)
@@ -109,8 +118,8 @@ def tint(
         _require_unfinished(context.run_dir, identity)
         _adapt(model, experts, heads, visited, options, context)
         model.info = replace(model.info, settings=options.to_json(), **identity.told())
-        if context.run_dir is not None and context.writes:
-            model.save(context.run_dir)
+        if context.run_dir is not None and (context.writes or processes.shards):
+            model.save(context.run_dir, context.writes)
     return model
 
 
@@ -181,12 +190,14 @@ def _check(
     objectives = {"objective": options.objective} if isinstance(options.objective, Mapping) else {}
     same_tasks(tasks, heads=heads, unlabeled=unlabeled, **objectives)
     count = context.processes.count
-    if options.update == "joint" and count > len(tasks):
+    require_shardable(options, context.processes)
+    by_task = options.update == "joint" and not context.processes.shards
+    if by_task and count > len(tasks):
         raise ValueError(
             f"`update=joint` gives every process tasks of its own: {count} processes are too many for "
             f"{len(tasks)} tasks. Use fewer, or `update=sequential`."
         )
-    if options.update == "sequential" and count > options.batch_size:
+    if not by_task and count > options.batch_size:
         raise ValueError(
             f"`batch_size={options.batch_size}` is smaller than the number of processes, "
             f"{count}: each must have a share of every batch."
@@ -196,8 +207,12 @@ def _check(
     if options.gradient_checkpointing:
         require_blocks(pretrained)
     require_precision(context.processes.device, [pretrained, *heads.values()])
+<<<<<<< HEAD
     if _finished(context.run_dir) is None:  # such a run is loaded, which takes less
         Needs.of(pretrained, heads, options).require_room(context.processes.device)
+=======
+    Needs.of(pretrained, heads, options, context.processes).require_room(context.processes.device)
+>>>>>>> 69bd0d9 (Several processes share one model by FSDP2; sharded task vectors and their broadcasts are gone)
 
 
 def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 
 from lightning import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from fusion_tinting.method.task_vectors import PRETRAINED
@@ -24,6 +25,7 @@ class FabricProcesses(Processes):
     def __init__(self, fabric: Fabric):
         super().__init__(fabric.device)
         self.fabric, self.rank, self.count = fabric, fabric.global_rank, fabric.world_size
+        self.shards = self.count > 1 and isinstance(fabric.strategy, ModelParallelStrategy)
         precision = fabric._precision.precision
         if precision not in PRECISIONS:
             raise ValueError(

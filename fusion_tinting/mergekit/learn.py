@@ -1,7 +1,7 @@
 """`mergekit-tint learn CONFIG RUN`: coefficients and tints from unlabeled inputs, and ready recipes."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from fusion_tinting.method.models import release
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.reporting import plots
-from fusion_tinting.reporting.tables import show
+from fusion_tinting.reporting.tables import Table, show
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import require_free
 from fusion_tinting.run.needs import GIGABYTE, Needs, activations, available
+from fusion_tinting.run.peers import ended, started
 from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.storage import stored_files
 from fusion_tinting.run.tinted_model import TintedModel
@@ -49,18 +50,30 @@ def command(config: Path, run_dir: Path, quiet: bool, report_on: int, dry_run: b
         report_on: how many inputs of a task the report looks at; with 0 there is none.
         dry_run: whether to stop before the experts are loaded, and to say what will be held in memory.
     """
-    phases = Phases(not quiet)
-    if dry_run:
-        with quiet_libraries():
-            click.echo(needs(read(config), run_dir))
-        return
+    processes = started()
+    first = processes.rank == 0
+    progress, phases = first and not quiet, Phases(first and not quiet)
     with quiet_libraries():
-        model, aside = learn(read(config), run_dir, not quiet, phases)
-    if report_on:
+        if dry_run:
+            said = needs(read(config), run_dir, processes)
+        else:
+            model, aside = learn(read(config), run_dir, progress, phases, processes)
+    if report_on and not dry_run:
         with phases("Report"):
-            compared = report.compare(model, aside, not quiet, most=report_on, run_dir=run_dir)
-        for table in report.tables(compared):
-            show(table)
+            compared = report.compare(
+                model, aside, progress, most=report_on, run_dir=run_dir, processes=processes
+            )
+    ended(processes)
+    if first and dry_run:
+        click.echo(said)
+    elif first:
+        _say(run_dir, report.tables(compared) if report_on else (), phases)
+
+
+def _say(run_dir: Path, tables: Iterable[Table], phases: Phases) -> None:
+    """Print the report, what can be done with a run, and how long it took."""
+    for table in tables:
+        show(table)
     run = shlex.quote(str(run_dir))
     Console(soft_wrap=True).print(
         f"\nIn [bold]{escape(str(run_dir))}[/]: coefficients, tints, curves. Next:"
@@ -74,7 +87,11 @@ def command(config: Path, run_dir: Path, quiet: bool, report_on: int, dry_run: b
 
 
 def learn(
-    config: Config, run_dir: Path, progress: bool = True, phases: Phases | None = None
+    config: Config,
+    run_dir: Path,
+    progress: bool = True,
+    phases: Phases | None = None,
+    processes: Processes | None = None,
 ) -> tuple[TintedModel, dict[str, Inputs]]:
     """Adapt, write the artifact and the recipes, and return the tinted model and what was kept aside.
 
@@ -83,12 +100,13 @@ def learn(
         run_dir: where all is written; a run found there continues.
         progress: whether to show progress bars.
         phases: told what is done, and what there is to say at the end.
+        processes: where it runs, and the first of them writes; found out by default.
 
     Raises:
         FileNotFoundError: a model or data that cannot be reached; before anything is written.
         ValueError: bad settings, models or data, named; before anything is written.
     """
-    phases = phases or Phases(progress)
+    phases, processes = phases or Phases(progress), processes or started()
     with phases("Models and data"):
         family, taught, aside = _loaded(config, run_dir)
     ids = {name: absolute(path) for name, path in family.models.paths.items()}
@@ -99,11 +117,13 @@ def learn(
             heads=family.heads,
             unlabeled={task: inputs.unlabeled for task, inputs in taught.items()},
             run_dir=run_dir,
-            processes=Processes(_device()),
+            processes=processes,
             progress=progress,
             info=RunInfo(ids=ids, tensor_names=_names(family)),
             **family.settings({**family.defaults, **config.adapt}),
         )
+    if processes.rank:
+        return model, aside
     experts = {task: ids[task] for task in config.by_task}
     with phases("Pictures and recipes"):
         plots.write_pictures(model, run_dir)
@@ -119,12 +139,13 @@ def learn(
     return model, aside
 
 
-def needs(config: Config, run_dir: Path) -> str:
+def needs(config: Config, run_dir: Path, processes: Processes) -> str:
     """Return what an adaptation will hold in memory, beside what is there, as a sentence.
 
     Args:
         config: models, data and settings.
         run_dir: where all would be written.
+        processes: where it would run.
 
     Raises:
         FileNotFoundError: a model or data that cannot be reached.
@@ -132,18 +153,14 @@ def needs(config: Config, run_dir: Path) -> str:
     """
     family, taught, _ = _loaded(config, run_dir)
     settings = Settings.from_options(family.settings({**family.defaults, **config.adapt}))
-    device = _device()
+    device = processes.device
     if settings.task_vectors["storage"] == "stream":
         stored_files(family.experts)
     largest = max(activations(family.pretrained, t.unlabeled, settings, device) for t in taught.values())
-    held = replace(Needs.of(family.pretrained, family.heads, settings), activations=largest)
+    held = replace(Needs.of(family.pretrained, family.heads, settings, processes), activations=largest)
     held.require_room(device)
     free = available(device) / GIGABYTE
     return f"To be held: {held}; free on `{device}`: {free:.2f} GB. Nothing was learned."
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _loaded(config: Config, run_dir: Path) -> tuple[Family, dict[str, Inputs], dict[str, Inputs]]:

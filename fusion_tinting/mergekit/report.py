@@ -23,6 +23,7 @@ from fusion_tinting.reporting.tables import Table, compared, start_of
 from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.experts import outputs
 from fusion_tinting.run.files import possibly, read_json, sha256, write_record
+from fusion_tinting.run.peers import naming_the_lost
 from fusion_tinting.run.processes import Processes, sensible_threads
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import MANY_CLASSES, TOP, Predictions, dense, kept
@@ -71,6 +72,7 @@ Report = Mapping[str, TaskReport]
 """Task -> how all ways of merging do on it."""
 
 
+@naming_the_lost
 def compare(
     model: TintedModel,
     aside: Mapping[str, Inputs],
@@ -78,6 +80,7 @@ def compare(
     *,
     most: int | None = None,
     run_dir: Path | None = None,
+    processes: Processes | None = None,
 ) -> Report:
     """Return how four ways of merging, and the experts, do on inputs kept aside.
 
@@ -88,22 +91,23 @@ def compare(
         most: how many inputs of a task are looked at, evenly spread; all by default.
         run_dir: where each task's figures are written as soon as they are there, and those that are there
             are read.
+        processes: who share the model, of which the first writes; this one alone by default.
     """
+    processes = processes or Processes(next(model.parameters()).device)
     path = None if run_dir is None else run_dir / REPORT
     looked_at = {task: _some(inputs, most or len(inputs.unlabeled)) for task, inputs in aside.items()}
     report = {} if path is None else _read(path, looked_at)
     todo = {task: inputs for task, inputs in looked_at.items() if task not in report}
     ways = _ways(model)
     total = (len(ways) + 1) * sum(len(inputs.unlabeled) for inputs in todo.values())
-    device = next(model.parameters()).device
     with (
         _encoder_kept(model),
-        sensible_threads(model.vectors.size, device),
+        sensible_threads(model.vectors.size, processes.device),
         tqdm(total=total, desc="Report", unit="input", disable=not progress, dynamic_ncols=True) as bar,
     ):
         for task, inputs in todo.items():
             report[task] = _of_task(model, task, inputs, ways, bar)
-            if path is not None:
+            if path is not None and processes.rank == 0:
                 _write(path, report)
     return {task: report[task] for task in aside}
 

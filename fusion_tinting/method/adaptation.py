@@ -23,6 +23,7 @@ from fusion_tinting.method.recomputation import blocks_in, recomputed
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.shards import fill, is_sharded
 from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import TintedNetwork
 
@@ -55,6 +56,7 @@ class Workers(Protocol):
     rank: int
     count: int
     device: torch.device
+    shards: bool
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over all processes."""
@@ -79,7 +81,8 @@ class Adaptation:
     iteration waits for the device; whoever reads `figures` does.
 
     Several processes share the work: in sequential mode each batch, in joint mode the tasks, whose tints
-    are trained where they live and known elsewhere after `share_tints`.
+    are trained where they live and known elsewhere after `share_tints`. Where they share one model too,
+    they share each batch in either mode, for all of them must run the same layers at the same time.
 
     Args:
         model: trained in place.
@@ -95,7 +98,7 @@ class Adaptation:
 
     def __init__(self, model: TintedNetwork, settings: Settings, processes: Workers):
         self.settings, self.processes = settings, processes
-        device, joint = processes.device, settings.update == "joint"
+        device, joint = processes.device, settings.update == "joint" and not processes.shards
         self.within = processes.alone() if joint else processes  # those who share one batch
         self.tasks: list[str] = processes.share(model.tasks) if joint else model.tasks
         self.model, self.caching = model.to(device), caching(model)
@@ -115,8 +118,7 @@ class Adaptation:
             model.encoder,
             self.vectors,
             trainable=settings.lr_coefficients != 0,
-            arriving=not self.vectors.kept.shared
-            and arriving(settings, self.vectors.size, isinstance(self.vectors.kept, Tensors)),
+            arriving=arriving(settings, self.vectors.size, isinstance(self.vectors.kept, Tensors)),
         )
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
         averaged = settings.average and settings.steps > 0
@@ -219,7 +221,7 @@ class Adaptation:
         """
         for task, kept in taught.items():
             for parameter in self.model.tints[task].parameters() if self.model.tints else ():
-                if parameter.grad is not None:
+                if parameter.grad is not None and not is_sharded(parameter):
                     parameter.grad = self.within.sum(parameter.grad.to_dense())
             self.optimizers.step_tint(task, kept)
 
@@ -228,8 +230,7 @@ class Adaptation:
         """Take a step of λ from the accumulated gradients, then merge θ(λ) anew.
 
         λ's gradient is taken here, once: ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, then through the clamp. It is linear in
-        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ (and ∂θ itself, where the
-        task vectors are shared out).
+        ∂θ, so that several processes need to sum only the (L, K) numbers ∂λ.
 
         Args:
             step: the iteration.
@@ -273,7 +274,7 @@ class Adaptation:
     @property
     def tasks_are_shared(self) -> bool:
         """Whether the processes visit different tasks."""
-        return self.settings.update == "joint" and self.processes.count > 1
+        return self.settings.update == "joint" and self.processes.count > 1 and not self.processes.shards
 
     @torch.no_grad()
     def share_tints(self) -> None:
@@ -317,7 +318,7 @@ class Adaptation:
         if set(state) != set(tensors):
             raise ValueError("The checkpoint was written by another version; delete it to start anew.")
         for name, tensor in tensors.items():
-            tensor.copy_(state[name])
+            fill(tensor, state[name])
         self.merged.write(self.coefficients())
 
     def _trained(self) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fusion_tinting.method.shards import here
+
 LAST = 0.25
 """Share of the iterations that are averaged, the last ones; at least one."""
 
@@ -35,10 +37,10 @@ class Average:
         """
         if step >= self.first:
             for name, tensor in self.trained.items():
-                self.means[name].lerp_(tensor, 1 / (step - self.first + 1))
+                here(self.means[name]).lerp_(here(tensor), 1 / (step - self.first + 1))
 
     @torch.no_grad()
     def take(self) -> None:
         """Set the tensors to their means."""
         for name, tensor in self.trained.items():
-            tensor.copy_(self.means[name])
+            here(tensor).copy_(here(self.means[name]))

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fusion_tinting.method.models import caching, renew
 from fusion_tinting.method.rows import Rows
+from fusion_tinting.method.shards import here
 from fusion_tinting.method.task_vectors import TaskVectors
 
 ELEMENTS = 1 << 18
@@ -33,9 +34,9 @@ def merge_reference(vectors: TaskVectors, lam: Tensor) -> dict[str, Tensor]:
         lam: the effective coefficients, shape (L, K).
 
     Raises:
-        ValueError: `lam` of another shape.
+        ValueError: `lam` of another shape; or other processes hold parts of the task vectors.
     """
-    lam = _rows(vectors, lam)
+    lam = _rows(vectors, _whole(vectors, lam))
     weights = lam.to(vectors.device) * vectors.scales
     parts: dict[str, list[Tensor]] = {name: [] for name in vectors.slots}
     for place, name, _, _, base, deltas in vectors.pieces():
@@ -56,11 +57,10 @@ def merge(vectors: TaskVectors, lam: Tensor, out: Tensor | None = None) -> Tenso
         out: the buffer to fill, shape (P,); a new one by default.
 
     Raises:
-        ValueError: `lam` of another shape.
+        ValueError: `lam` of another shape; or other processes hold parts of the task vectors.
     """
     out = torch.empty(vectors.size, device=vectors.device, dtype=torch.float32) if out is None else out
-    merge_into(vectors.views(out), vectors, lam)
-    vectors.kept.complete(out)
+    merge_into(vectors.views(out), vectors, _whole(vectors, lam))
     return out
 
 
@@ -69,7 +69,7 @@ def merge_into(tensors: Mapping[str, Tensor], vectors: TaskVectors, lam: Tensor)
     """Set tensors to θ(λ), in their own precision; the sums are taken in float32.
 
     Args:
-        tensors: tensor name -> tensor to fill.
+        tensors: tensor name -> tensor to fill; of a sharded one the rows that are here.
         vectors: θ₀ and the task vectors.
         lam: the effective coefficients, shape (L, K).
 
@@ -77,9 +77,10 @@ def merge_into(tensors: Mapping[str, Tensor], vectors: TaskVectors, lam: Tensor)
         ValueError: `lam` of another shape.
     """
     weights = _rows(vectors, lam).to(vectors.device, torch.float32) * vectors.scales
+    own = {name: here(tensor) for name, tensor in tensors.items()}
     flat = {
         name: tensor.view(-1) if tensor.is_contiguous() else tensor.new_empty(tensor.numel())
-        for name, tensor in tensors.items()
+        for name, tensor in own.items()
     }
     for place, name, start, stop, base, deltas in vectors.pieces():
         target = flat[name][start:stop]
@@ -87,7 +88,7 @@ def merge_into(tensors: Mapping[str, Tensor], vectors: TaskVectors, lam: Tensor)
             torch.addmv(base, deltas.t(), weights[place], out=target)
         else:
             target.copy_(torch.addmv(base, deltas.t(), weights[place]))
-    for name, tensor in tensors.items():
+    for name, tensor in own.items():
         if not tensor.is_contiguous():
             tensor.copy_(flat[name].view(tensor.shape))
 
@@ -125,14 +126,13 @@ def merge_tensor(base: Tensor, experts: Iterable[Tensor], lams: Iterable[float])
 def coefficient_gradient(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> Tensor:
     """Return ∂λ_lk = ⟨∂θ_l, τ_k,l⟩, shape (L, K).
 
-    Where the task vectors are shared out over processes, it is this process's part of the sum over them.
+    Where several processes hold parts of the task vectors, it is this process's part of the sum over them.
 
     Args:
         vectors: θ₀ and the task vectors.
-        gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0. Overwritten
-            where the task vectors are shared out.
+        gradients: tensor name -> ∂θ_l; a tensor that is not named has none, and ∂λ_l = 0.
     """
-    flat = _flat(vectors, gradients)
+    flat = {name: here(gradient).reshape(-1) for name, gradient in gradients.items()}
     result = torch.zeros_like(vectors.scales)
     for place, name in enumerate(vectors.slots):
         if name in flat:
@@ -145,15 +145,6 @@ def _add_products(row: Tensor, vectors: TaskVectors, name: str, gradient: Tensor
     """Add ⟨∂θ_l, τ_k,l⟩ over the scales to a row of ∂λ, shape (K,), of a gradient laid flat."""
     for start, stop, _, deltas in vectors.kept.pieces(name):
         row.addmv_(deltas, gradient[start:stop].float())
-
-
-def _flat(vectors: TaskVectors, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    flat = {name: gradient.reshape(-1) for name, gradient in gradients.items()}
-    if vectors.kept.shared:  # every process takes part for every tensor, whatever it has visited
-        for name, (start, stop, _) in vectors.slots.items():
-            flat.setdefault(name, torch.zeros(stop - start, device=vectors.device))
-            vectors.kept.sum(start, flat[name])
-    return flat
 
 
 def on_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> RemovableHandle:
@@ -224,14 +215,14 @@ class MergedWeights:
         if self._flat:
             merge(self.vectors, lam, out=self._weights)
         else:
-            _fill({name: p.data for name, p in self._parameters.items()}, self.vectors, lam)
+            merge_into({name: p.data for name, p in self._parameters.items()}, self.vectors, lam)
 
     def take_gradient(self) -> Tensor:
         """Return ∂λ, shape (L, K), of what has been accumulated since the last call."""
         if self._arriving:
             taken, self._gradient = self._gradient, self._no_gradient()
             return taken
-        gradients = {n: p.grad.to_dense() for n, p in self._parameters.items() if p.grad is not None}
+        gradients = {n: here(p.grad).to_dense() for n, p in self._parameters.items() if p.grad is not None}
         for name in gradients:
             self._parameters[name].grad = None
         return coefficient_gradient(self.vectors, gradients)
@@ -243,7 +234,8 @@ class MergedWeights:
     def _contract(self, name: str, parameter: Tensor) -> None:
         """Add ⟨∂θ_l, τ_k,l⟩ of a gradient that has just arrived to ∂λ, and drop it."""
         assert parameter.grad is not None
-        gradient, parameter.grad, place = parameter.grad.to_dense().reshape(-1), None, self._places[name]
+        gradient, place = here(parameter.grad).to_dense().reshape(-1), self._places[name]
+        parameter.grad = None
         part = torch.zeros_like(self._gradient[place])
         _add_products(part, self.vectors, name, gradient)
         self._gradient[place] += part * self._scales[place]
@@ -263,18 +255,9 @@ def load_merged(module: nn.Module, vectors: TaskVectors, lam: Tensor) -> nn.Modu
     """
     if not lam.isfinite().all():
         raise ValueError("`lam` must hold finite numbers.")
-    _fill({name: module.get_parameter(name).data for name in vectors.slots}, vectors, lam)
+    merge_into({name: module.get_parameter(name).data for name in vectors.slots}, vectors, lam)
     renew(caching(module))
     return module
-
-
-def _fill(tensors: Mapping[str, Tensor], vectors: TaskVectors, lam: Tensor) -> None:
-    """Set tensors to θ(λ), of which other processes may hold parts."""
-    if not vectors.kept.shared:
-        return merge_into(tensors, vectors, lam)
-    for name, merged in vectors.views(merge(vectors, lam)).items():
-        tensors[name].copy_(merged)
-    return None
 
 
 @torch.no_grad()
@@ -291,12 +274,22 @@ def unlike(module: nn.Module, vectors: TaskVectors, rows: Mapping[str, Tensor]) 
     for place, name, start, stop, base, deltas in vectors.pieces():
         merged = torch.addmv(base, deltas.t(), lam[place])
         parameter = module.get_parameter(name)
-        own = parameter.reshape(-1)[start:stop].to(merged)
+        own = here(parameter).reshape(-1)[start:stop].to(merged)
         share = max(ROUNDING, torch.finfo(parameter.dtype).eps)
         allowed = share * torch.cat([own, merged]).abs().sum() / max(1, len(own))
         if not ((own - merged).abs() <= torch.maximum(share * merged.abs(), allowed)).all():
             found += [name] if name not in found else []
     return found
+
+
+def _whole(vectors: TaskVectors, lam: Tensor) -> Tensor:
+    """Return `lam`, where all of the task vectors is here to be merged by it."""
+    if vectors.kept.shared:
+        raise ValueError(
+            "Several processes share these task vectors, so that none can merge them as a whole: "
+            "`load_merged` writes a merge into the model that they share."
+        )
+    return lam
 
 
 def _rows(vectors: TaskVectors, lam: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.shards import here, is_sharded
 
 
 class Optimizers:
@@ -62,19 +63,27 @@ class Optimizers:
 
 class _Adam:
     def __init__(self, parameters: list[nn.Parameter], rate: float):
-        self._parameters = parameters
-        self._adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.999), fused=True)
-        for p in parameters:  # from the start, so that a checkpoint of any step has the same names
-            self._adam.state[p] = {
+        # Of a sharded parameter each process steps the rows that it holds.
+        self._own = {p: nn.Parameter(here(p.detach())) if is_sharded(p) else p for p in parameters}
+        self._adam = torch.optim.Adam(self._own.values(), lr=rate, betas=(0.9, 0.999), fused=True)
+        self._moments: list[dict[str, Tensor]] = [
+            {
                 "step": torch.zeros((), device=p.device),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
+            for p in parameters
+        ]  # from the start, so that a checkpoint of any step has the same names
+        for own, moments in zip(self._own.values(), self._moments, strict=True):
+            self._adam.state[own] = {name: here(tensor) for name, tensor in moments.items()}
 
     def moments(self) -> list[dict[str, Tensor]]:
-        return [self._adam.state[p] for p in self._parameters]
+        return self._moments
 
     def step(self, taught: Tensor) -> None:
+        for parameter, own in self._own.items():
+            if own is not parameter and parameter.grad is not None:
+                own.grad, parameter.grad = here(parameter.grad), None
         # What torch's gradient scaler says to a fused optimizer when a gradient is infinite.
         setattr(self._adam, "found_inf", (~taught).float())  # noqa: B010 (torch declares no such attribute)
         self._adam.step()

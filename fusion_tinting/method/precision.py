@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_tinting.method.models import rebound, released
+from fusion_tinting.method.shards import is_sharded
 
 FULL, HALF = torch.float32, torch.bfloat16
 
@@ -70,7 +71,7 @@ def cast(module: nn.Module, precision: torch.dtype) -> nn.Module:
         module: with parameters of float32.
         precision: of the twin's.
     """
-    if precision == FULL:
+    if precision == FULL or any(map(is_sharded, module.parameters())):  # FSDP2 casts what it gathers
         return module
     return _twin(module, precision, {})
 

@@ -25,11 +25,11 @@ class Rows:
     Attributes:
         slots: tensor name -> its place in a row.
         base: θ₀, shape (P,), float32.
-        whole: the rows, or this process's columns of them.
+        whole: the rows.
         scales: (L, K), powers of two, such that τ_k,l = scales[l, k] · row k of l. All one in
             float32; in float16 each tensor's largest value is brought near the top of the range, so that
             small values keep their eleven bits: relative error of a tensor 2⁻¹¹ at most.
-        shared: whether the columns are shared out over processes.
+        shared: whether these are but this process's part; never.
     """
 
     shared = False
@@ -115,21 +115,6 @@ class Rows:
 
     def release(self) -> None:
         """Release cached pages of a file; nothing to do in memory."""
-
-    def complete(self, flat: Tensor) -> None:
-        """Make `flat` whole, of which `pieces` gave only what is here; nothing to do in memory.
-
-        Args:
-            flat: shape (P,).
-        """
-
-    def sum(self, start: int, part: Tensor) -> None:
-        """Sum `part` over the processes that share the columns; nothing to do in memory.
-
-        Args:
-            start: its first column.
-            part: shape (columns,).
-        """
 
     def __deepcopy__(self, _: object) -> "Rows":
         return self  # never changed once written, and large

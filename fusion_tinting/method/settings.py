@@ -19,7 +19,7 @@ from fusion_tinting.method.sampling import SAMPLERS, Sampler, every_sample, reso
 from fusion_tinting.method.task_vectors import DTYPES, GRADIENTS, PRETRAININGS
 
 UPDATES = ("sequential", "joint")
-STORAGES = ("memory", "host", "stream", "mmap", "sharded")
+STORAGES = ("memory", "host", "stream", "mmap")
 """Places for task vectors; `fusion_tinting.run.storage` has them."""
 READS = ", reads "
 """Between the name of a user's objective and what it reads, where that is not everything."""
@@ -53,10 +53,10 @@ class Settings:
         clamp: whether λ is kept in [0, 1].
         task_vectors: `dtype` (`fp32`, or `fp16` for half the memory of a float32 model); `storage`
             (`memory`; `host`, in the memory beside a GPU; `stream`, nothing is kept and the experts' own
-            files are read when they are needed; `mmap`, a file that is read piece by piece; `sharded`
-            over processes); whether experts of `different` `pretraining` are allowed, see
-            `TaskVectors.from_models`; and when `gradients` are contracted: `whole` after the backward
-            pass, `arriving` within it, or as the storage suggests (`auto`).
+            files are read when they are needed; `mmap`, a file that is read piece by piece); whether
+            experts of `different` `pretraining` are allowed, see `TaskVectors.from_models`; and when
+            `gradients` are contracted: `whole` after the backward pass, `arriving` within it, or as the
+            storage suggests (`auto`).
         seed: of batches and task order.
 
     Raises:

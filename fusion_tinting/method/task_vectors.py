@@ -1,6 +1,6 @@
 """The pre-trained model θ₀ and the task vectors τ_k = θ_k − θ₀, matched by name."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
@@ -34,6 +34,8 @@ FINITE = 1 << 24
 
 Files = Mapping[str, Mapping[str, Tensor]]
 """Task, or `_pretrained_` -> tensor name -> tensor in a file."""
+Part = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""A model's tensors -> those rows of them that a process keeps; see `shards.OwnRows`."""
 
 
 class Piece(NamedTuple):
@@ -90,6 +92,7 @@ class TaskVectors:
         dtype: str = "fp32",
         storage: type[Rows] | type[Tensors] = Rows,
         files: Files | None = None,
+        part: Part | None = None,
         pretraining: str = "same",
     ) -> "TaskVectors":
         """Subtract `pretrained` from each expert, one expert at a time.
@@ -107,6 +110,8 @@ class TaskVectors:
                 another of `fusion_tinting.run.storage.STORAGES`.
             files: task, or `_pretrained_` -> tensor name -> tensor, read when it is needed; then nothing is
                 kept.
+            part: where several processes share the models, what this one keeps of each; `storage` is a kind
+                of `Tensors` then.
             pretraining: `same`, the experts were fine-tuned from `pretrained`; or `different`, they may
                 have another origin, and `pretrained` is the anchor around which they are merged: the
                 disjoint basins of arXiv 2412.19098, where plain merges fail.
@@ -123,7 +128,7 @@ class TaskVectors:
         assert expert is not None
         reference = merged_tensors(pretrained, next(iter(experts)), expert)
         _check(PRETRAINED, reference, files)
-        kept = _place(reference, len(experts), dtype, storage, files)
+        kept = _place(reference, len(experts), dtype, storage, files, part)
         hashes = {PRETRAINED: content_hash(reference)}
         beside = {PRETRAINED: value_hash(pretrained, _parameters(pretrained, reference))}
         unlike: set[str] = set()
@@ -134,7 +139,7 @@ class TaskVectors:
             if pretraining == "same":
                 _check_same_origin(task, reference, tensors)
             native = isinstance(kept, Tensors)
-            kept.add(k, _own(tensors, task, files, released(expert)) if native else tensors)
+            kept.add(k, _own(tensors, task, files, part, released(expert)) if native else tensors)
             hashes[task] = content_hash(tensors)
             unlike |= {task for name, own in reference.items() if tensors[name].dtype != own.dtype}
             beside[task] = value_hash(expert, [*_parameters(expert, tensors), *pretrained.parameters()])
@@ -150,7 +155,7 @@ class TaskVectors:
 
     @property
     def deltas(self) -> Tensor:
-        """τ / scale, shape (K, P); of `Rows` alone, of `sharded` storage only this process's columns."""
+        """τ / scale, shape (K, P); of `Rows` alone."""
         return self._rows.whole
 
     @property
@@ -233,13 +238,15 @@ def _place(
     dtype: str,
     storage: type[Rows] | type[Tensors],
     files: Files | None,
+    part: Part | None,
 ) -> Rows | Tensors:
     """Return what will keep θ₀ and the task vectors, with θ₀ in it."""
     half = dtype == "fp32" and any(tensor.dtype != torch.float32 for tensor in reference.values())
     kind: type[Rows] | type[Tensors] = Tensors if half and storage is Rows else storage
     if issubclass(kind, Rows):
         return kind(reference, count, DTYPES[dtype])
-    return kind(_own(reference, PRETRAINED, files, False), [], next(iter(reference.values())).device)
+    own = _own(reference, PRETRAINED, files, part, False)
+    return kind(own, [], next(iter(reference.values())).device, part is not None)
 
 
 def _check(name: str, tensors: Mapping[str, Tensor], files: Files | None) -> None:
@@ -270,12 +277,17 @@ def _own(
     tensors: Mapping[str, Tensor],
     name: str,
     files: Files | None,
+    part: Part | None,
     keeps: bool,
 ) -> Mapping[str, Tensor]:
     """Return tensors that nobody else changes: in files, of a model that is ours, or copies."""
+    own = tensors
     if files is not None:
-        return Converted(files[name], {tensor: value.dtype for tensor, value in tensors.items()})
-    return tensors if keeps else {name: tensor.clone() for name, tensor in tensors.items()}
+        own = Converted(files[name], {tensor: value.dtype for tensor, value in tensors.items()})
+    own = own if part is None else part(own)
+    if files is not None or (keeps and part is None):
+        return own
+    return {name: tensor.clone() for name, tensor in own.items()}
 
 
 def _check_same_origin(task: str, reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -24,22 +24,23 @@ class Tensors:
         base: tensor name -> θ₀_l, on access.
         experts: of every expert tensor name -> θ_k,l, on access.
         device: where merged tensors are wanted; pieces are moved there.
+        shared: whether these are but this process's rows; see `shards.own_rows`.
 
     Attributes:
         base: θ₀.
         experts: the K experts.
-        shared: whether several processes hold parts; never.
+        shared: as given.
     """
-
-    shared = False
 
     def __init__(
         self,
         base: Mapping[str, Tensor],
         experts: Sequence[Mapping[str, Tensor]],
         device: torch.device | str = "cpu",
+        shared: bool = False,
     ):
         self.base, self.experts, self.device = base, experts, torch.device(device)
+        self.shared = shared
         self._spare: list[Tensor] = []
 
     def add(self, k: int, tensors: Mapping[str, Tensor]) -> None:
@@ -62,7 +63,7 @@ class Tensors:
             {name: tensor.to(device) for name, tensor in tensors.items()}
             for tensors in (self.base, *self.experts)
         )
-        return type(self)(base, experts, device)
+        return type(self)(base, experts, device, self.shared)
 
     def pieces(self, name: str) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """Yield (a, b, θ₀ from a to b, the K task vectors from a to b, shape (K, b - a)), in float32.
@@ -99,12 +100,6 @@ class Tensors:
         """Release what is kept for the pieces; on a CPU that is little, and wanted again soon."""
         if self.device.type != "cpu":
             self._spare.clear()
-
-    def complete(self, flat: Tensor) -> None:
-        """Make `flat` whole; `pieces` gave all of it."""
-
-    def sum(self, start: int, part: Tensor) -> None:
-        """Sum over processes; nothing to do, for none shares."""
 
     def __deepcopy__(self, _: object) -> "Tensors":
         return self  # never changed, and large
@@ -143,7 +138,7 @@ class HostTensors(Tensors):
 
     def to(self, device: torch.device | str) -> "Tensors":
         """Return the same tensors, whose pieces are wanted on another device."""
-        return type(self)(_on_host(self.base), self.experts, device)
+        return type(self)(_on_host(self.base), self.experts, device, self.shared)
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -219,9 +219,8 @@ class TintedNetwork(nn.Module):
         changed = [
             f"the head of `{task}`" for task, hash_ in self.head_hashes.items() if now[task] != hash_
         ]
-        if not self.vectors.kept.shared:  # or other processes would have to take part
-            names = unlike(self.encoder, self.vectors, coefficients)
-            changed += [f"`{name}` of the shared encoder, or its λ," for name in names]
+        names = unlike(self.encoder, self.vectors, coefficients)
+        changed += [f"`{name}` of the shared encoder, or its λ," for name in names]
         if changed:
             raise ValueError(
                 f"This model is not what it was learned to be: {changed[0]} was changed, converted or "

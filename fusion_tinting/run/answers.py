@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_tinting.method.shards import settle
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.run.unlabeled import Unlabeled, to_device
 
@@ -129,6 +130,7 @@ def _ask(model: TintedNetwork, task: str, inputs: Any) -> dict[str, Any] | None:
         with torch.random.fork_rng(), torch.autocast(device.type, enabled=False):
             logits = plain(to_device(inputs, device), task).float().cpu()
     except Exception:  # whatever a model raises
+        settle(model.encoder)
         return None
     if not logits.isfinite().all() or logits.numel() == 0:
         return None

@@ -15,6 +15,7 @@ from fusion_tinting.errors import explained, of_task
 from fusion_tinting.method.content import content_hash, value_hash
 from fusion_tinting.method.models import PlainModels, caching, release, renew, require_module
 from fusion_tinting.method.precision import FULL, fitting, precision_of, working
+from fusion_tinting.method.shards import here
 from fusion_tinting.method.task_vectors import TaskVectors
 from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import call, logits_of
@@ -82,19 +83,30 @@ class ResidentExperts(Mapping[str, nn.Module]):
         encoder: changed by each access.
         vectors: θ₀ and the experts, tensor by tensor.
         experts: task -> encoder, loaded on access; asked for those of another precision than θ₀.
+        part: beginning of the names that are wanted; the other tensors are left as they are.
     """
 
-    def __init__(self, encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module]):
+    def __init__(
+        self, encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module], part: str = ""
+    ):
         self._encoder, self._vectors, self._experts = release(encoder), vectors, experts
+        self._names = [name for name in vectors.slots if name.startswith(part)]
 
-    @torch.no_grad()
     def __getitem__(self, task: str) -> nn.Module:
         if task in self._vectors.unlike:
             return self._experts[task]
         assert isinstance(self._vectors.kept, Tensors)
-        expert = self._vectors.kept.experts[self._vectors.tasks.index(task)]
-        for name in self._vectors.slots:
-            self._encoder.get_parameter(name).copy_(expert[name])
+        return self._written(self._vectors.kept.experts[self._vectors.tasks.index(task)])
+
+    def restore(self) -> None:
+        """Write θ₀ into the encoder again."""
+        assert isinstance(self._vectors.kept, Tensors)
+        self._written(self._vectors.kept.base)
+
+    @torch.no_grad()
+    def _written(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        for name in self._names:
+            here(self._encoder.get_parameter(name)).copy_(tensors[name])
         renew(caching(self._encoder))
         return self._encoder
 
@@ -106,7 +118,7 @@ class ResidentExperts(Mapping[str, nn.Module]):
 
 
 def at_hand(
-    encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module]
+    encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module], part: str = ""
 ) -> Mapping[str, nn.Module]:
     """Return experts without loading them again, where their tensors are at hand already.
 
@@ -114,10 +126,11 @@ def at_hand(
         encoder: ours, changed by each access where that is so.
         vectors: θ₀ and the task vectors.
         experts: task -> encoder.
+        part: see `ResidentExperts`.
     """
     in_memory = not isinstance(experts, PlainModels) or experts.in_memory
-    resident = isinstance(vectors.kept, Tensors) and not in_memory
-    return ResidentExperts(encoder, vectors, experts) if resident else experts
+    resident = isinstance(vectors.kept, Tensors) and (vectors.kept.shared or not in_memory)
+    return ResidentExperts(encoder, vectors, experts, part) if resident else experts
 
 
 CACHED_BYTES = 1 << 30
@@ -168,7 +181,9 @@ def predict(
     count = len(unlabeled)
     # With too few samples to share every process predicts them all.
     sharers = processes.alone() if count < processes.count else processes
-    rows = sharers.share(range(count))
+    own: range = sharers.share(range(count))
+    # Who share a model must run it as often: whoever has a sample less takes one twice.
+    rows = [*own, *own[:1]] if processes.shards and len(own) * sharers.count < count else own
     expert = _Expert(encoder, head, processes.device)
     parts: list[Predictions] = []
     with sensible_threads(sum(p.numel() for p in expert.parameters()), processes.device):
@@ -178,7 +193,7 @@ def predict(
             parts.append(part.to("cpu"))
             if progress is not None:
                 progress.update(len(parts[-1]))
-    return mapped(joined(parts), lambda part: sharers.gather(part, count))
+    return mapped(joined(parts), lambda part: sharers.gather(part[: len(own)], count))
 
 
 class _Expert(nn.Module):
@@ -270,7 +285,12 @@ def predict_experts(
             bar.set_description(f"Expert {task}")
             models = experts[task], heads[task]
             amount = top[task] if isinstance(top, Mapping) else top
-            key = _key(*models, unlabeled[task], processes, amount) if cache else None
+            # Who share a model hold no whole tensor whose content could be looked at.
+            key = (
+                _key(*models, unlabeled[task], processes, amount)
+                if cache and not processes.shards
+                else None
+            )
             rows = len(unlabeled[task])
             kept_there = None if key is None else recall(KIND, key, rows, partial(read, name=KIND))
             if kept_there is not None and not _confirmed(

@@ -19,6 +19,7 @@ from fusion_tinting.method.objectives import Reads, losses_of
 from fusion_tinting.method.recomputation import blocks_in, computed_twice
 from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.shards import here
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HOOKS
 from fusion_tinting.run.experts import predict
@@ -282,7 +283,7 @@ class _Look:
 
     @torch.no_grad()
     def _depends_on(self, weights: Any) -> bool:
-        kept = [(weight, weight.clone()) for weight in weights]
+        kept = [(here(weight), here(weight).clone()) for weight in weights]
         try:
             for weight, before in kept:
                 weight += 0.1 * (before.abs().mean() + 1e-3) * torch.randn_like(before)

@@ -16,6 +16,7 @@ from fusion_tinting.method.recomputation import recomputed
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.tinted_model import call
 from fusion_tinting.method.tints import AUTO, find_layer
+from fusion_tinting.run.processes import Processes
 from fusion_tinting.run.unlabeled import Unlabeled, to_device
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
@@ -49,17 +50,25 @@ class Needs:
     beside: bool = field(default=False, kw_only=True)
 
     @classmethod
-    def of(cls, encoder: nn.Module, heads: Mapping[str, nn.Module], settings: Settings) -> "Needs":
+    def of(
+        cls,
+        encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
+        settings: Settings,
+        processes: Processes | None = None,
+    ) -> "Needs":
         """Return what follows from the models and the settings.
 
         Args:
             encoder: θ₀.
             heads: task -> its head.
             settings: of the adaptation.
+            processes: where it will run; who share one model hold their parts of it.
 
         Raises:
             ValueError: a layer that is not there.
         """
+        parts = processes.count if processes is not None and processes.shards else 1
         own, tasks = list(heads.values()), len(heads)
         half = precision_of([encoder, *own]) == HALF
         numbers = sum(parameter.numel() for parameter in encoder.parameters())
@@ -68,15 +77,17 @@ class Needs:
         kept = {"stream": 0, "mmap": 4}.get(options["storage"], (tasks + 1) * width)
         if options["dtype"] == "fp16" and options["storage"] == "memory":
             kept = 4 + 2 * tasks
-        apart = options["storage"] in ("host", "stream") or (
-            half and options["storage"] == "memory" and options["dtype"] == "fp32"
+        apart = (
+            parts > 1
+            or options["storage"] in ("host", "stream")
+            or (half and options["storage"] == "memory" and options["dtype"] == "fp32")
         )
         largest = max((parameter.numel() for parameter in encoder.parameters()), default=0)
         return cls(
-            model=width * (numbers + sum(p.numel() for head in own for p in head.parameters())),
-            experts=kept * numbers,
-            tints=_tints(encoder, own, settings),
-            gradients=width * (largest if arriving(settings, numbers, apart) else numbers),
+            model=width * (numbers // parts + sum(p.numel() for head in own for p in head.parameters())),
+            experts=kept * numbers // parts,
+            tints=_tints(encoder, own, settings) // parts,
+            gradients=width * (largest if arriving(settings, numbers, apart) else numbers // parts),
             beside=options["storage"] in ("host", "stream", "mmap"),
         )
 

@@ -32,10 +32,12 @@ class Processes:
     Attributes:
         rank: which of the processes this is, from 0.
         count: how many there are.
+        shards: whether they share one model too, of which each holds a part; see `run.sharding`.
     """
 
     rank: int = 0
     count: int = 1
+    shards: bool = False
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -63,7 +65,7 @@ class Processes:
     def alone(self) -> "Processes":
         """Return the same device and precision, without the other processes."""
         one = copy.copy(self)
-        one.rank, one.count = 0, 1
+        one.rank, one.count, one.shards = 0, 1, False
         return one
 
     def share(self, items: Any) -> Any:
@@ -93,11 +95,13 @@ class DistributedProcesses(Processes):
 
     Args:
         device: where this process's arithmetic runs.
+        shards: whether the processes share one model, each holding a part of it.
     """
 
-    def __init__(self, device: torch.device | str = "cpu"):
+    def __init__(self, device: torch.device | str = "cpu", shards: bool = False):
         super().__init__(device)
         self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        self.shards = shards and self.count > 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes; see `Processes.sum`."""

@@ -1,19 +1,20 @@
-"""Other places for task vectors than memory: a file that is read piece by piece, or several processes."""
+"""Other places for task vectors than memory: files that are read piece by piece."""
 
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import pairwise
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from fusion_tinting.method.rows import Rows
+from fusion_tinting.method.shards import OwnRows
 from fusion_tinting.method.task_vectors import PRETRAINED, Files, TaskVectors
 from fusion_tinting.method.tensors import HostTensors, Tensors
 from fusion_tinting.run.cache import cache_folder
+from fusion_tinting.run.processes import Processes
 
 HELD = 1 << 20
 """Columns of a memory-mapped file that may be resident before they are released."""
@@ -88,69 +89,6 @@ class MappedRows(Rows):
         self._released = b
 
 
-class ShardedRows(Rows):
-    """Rows shared out over N processes: each holds P / N columns of every row, in memory.
-
-    A merge then costs each process P / N of the arithmetic, and the merged weights are gathered; the
-    gradients of the weights are summed where their columns are. Each update moves P numbers twice, where
-    rows in memory move none. Every process must do the same at the same time.
-
-    Args:
-        tensors: tensor name -> θ₀_l.
-        count: K.
-        dtype: of what is kept; see `Rows`.
-
-    Raises:
-        ValueError: no process group of torch.distributed.
-    """
-
-    shared = True
-
-    def _room(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
-        if not distributed.is_initialized():
-            raise ValueError(
-                "`task_vectors.storage: sharded` shares task vectors out over the processes of "
-                "torch.distributed. Found a single one; use `fabric.devices=2` or more, or `memory`."
-            )
-        ranks = distributed.get_world_size()
-        self._bounds = [width * rank // ranks for rank in range(ranks + 1)]
-        self._first, self._last = self._bounds[distributed.get_rank() :][:2]
-        return super()._room(count, self._last - self._first, dtype)
-
-    def write(self, k: int, row: Tensor) -> None:
-        """Set this process's columns of row `k`; see `Rows.write`."""
-        super().write(k, row[self._first : self._last])
-
-    def columns(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield those of the columns that are here; see `Rows.columns`."""
-        start, stop = max(start, self._first), min(stop, self._last)
-        if start < stop:
-            for a, b, columns in super().columns(start - self._first, stop - self._first):
-                yield a + self._first, b + self._first, columns
-
-    def complete(self, flat: Tensor) -> None:
-        """Gather `flat` from the processes that hold its parts; see `Rows.complete`."""
-        for rank, share in self._shares(0, flat):
-            distributed.broadcast(share, rank)
-
-    def sum(self, start: int, part: Tensor) -> None:
-        """Sum `part` over the processes; each gets the columns that it holds.
-
-        Args:
-            start: the first column of `part`.
-            part: shape (columns,).
-        """
-        for rank, share in self._shares(start, part):
-            distributed.reduce(share, rank)
-
-    def _shares(self, start: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (rank, what it holds of the columns from `start` on), for those that hold any."""
-        for rank, (a, b) in enumerate(pairwise(self._bounds)):
-            share = part[max(a - start, 0) : max(b - start, 0)]
-            if len(share):
-                yield rank, share
-
-
 def refuse_device(device: torch.device) -> None:
     """Refuse a device other than the CPU for a memory-mapped file.
 
@@ -172,13 +110,15 @@ STORAGES: dict[str, type[Rows] | type[Tensors]] = {
     "host": HostTensors,
     "stream": HostTensors,
     "mmap": MappedRows,
-    "sharded": ShardedRows,
 }
 """Name in `task_vectors.storage` -> what keeps the rows."""
 
 
 def load_task_vectors(
-    pretrained: nn.Module, experts: Mapping[str, nn.Module], options: Mapping[str, str]
+    pretrained: nn.Module,
+    experts: Mapping[str, nn.Module],
+    options: Mapping[str, str],
+    processes: Processes | None = None,
 ) -> TaskVectors:
     """Return θ₀ and the task vectors, kept where the options say; raises as `TaskVectors.from_models`.
 
@@ -186,19 +126,32 @@ def load_task_vectors(
         pretrained: θ₀, an encoder.
         experts: task -> the encoder fine-tuned on it.
         options: as `Settings.task_vectors`; what is not named is as there.
+        processes: who share the models, each keeping its rows; this one alone by default.
     """
     place = options.get("storage", "memory")
-    load = partial(
-        TaskVectors.from_models,
+    processes = processes or Processes()
+    storage, shared = STORAGES[place], processes.shards
+    return TaskVectors.from_models(
         pretrained,
         experts,
-        storage=STORAGES[place],
+        storage=Tensors if shared and storage is Rows else storage,
         dtype=options.get("dtype", "fp32"),
+        files=_files(experts, place, shared),
+        part=partial(OwnRows, rank=processes.rank, count=processes.count) if shared else None,
         pretraining=options.get("pretraining", "same"),
     )
-    if place != "stream":
-        return load()
-    return load(files=stored_files(experts))
+
+
+def _files(experts: Mapping[str, nn.Module], place: str, shared: bool) -> Files | None:
+    """Return the files to read from: where asked, and by processes that share a model if there are any."""
+    if place != "stream" and not shared:
+        return None
+    try:
+        return stored_files(experts)
+    except ValueError:
+        if place == "stream":
+            raise
+        return None  # each process loads whole models then, one at a time, and keeps its rows
 
 
 def stored_files(experts: Mapping[str, nn.Module]) -> Files:

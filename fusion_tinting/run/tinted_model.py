@@ -14,18 +14,21 @@ from fusion_tinting.method.models import PlainModels, caching, plain_model, rene
 from fusion_tinting.method.objectives import Reads
 from fusion_tinting.method.precision import FULL, precision_of, working
 from fusion_tinting.method.settings import Settings, reads_in
+from fusion_tinting.method.shards import fill, gathered
 from fusion_tinting.method.task_vectors import PRETRAINED, TaskVectors
 from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HEAD, Layer, make_tints, resolve_layer
 from fusion_tinting.run.answers import otherwise
 from fusion_tinting.run.artifact import COEFFICIENTS, Artifact, check_names, check_rows, tint_path
-from fusion_tinting.run.experts import at_hand
+from fusion_tinting.run.experts import ResidentExperts, at_hand
 from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import TRUE_HALF, differing_contents
 from fusion_tinting.run.info import RunInfo
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import Manifest, Source, installed_versions
+from fusion_tinting.run.processes import Processes
+from fusion_tinting.run.sharding import shard
 from fusion_tinting.run.storage import load_task_vectors
 from fusion_tinting.run.surroundings import undisturbed
 
@@ -100,6 +103,7 @@ class TintedModel(TintedNetwork):
         layer: str | None = HEAD,
         task_vectors: Mapping[str, str] | None = None,
         precision: torch.dtype | None = None,
+        processes: Processes | None = None,
     ) -> Self:
         """Return where adaptation starts: the pre-trained encoder, and each task's own layer.
 
@@ -112,6 +116,7 @@ class TintedModel(TintedNetwork):
             layer: as `resolve_layer` takes it.
             task_vectors: their `dtype` and `storage`; see `Settings`.
             precision: in which it computes; as `precision_of` says by default.
+            processes: who share it, where several do; see `run.sharding`.
 
         Raises:
             ValueError: see `plain_model`, `TaskVectors.from_models`, `resolve_layer` and `make_tints`; or
@@ -119,16 +124,19 @@ class TintedModel(TintedNetwork):
         """
         same_tasks(list(experts), heads=heads)
         pretrained, experts, heads = plain_models(pretrained, experts, heads)
-        vectors = load_task_vectors(pretrained, experts, task_vectors or {})
+        vectors = load_task_vectors(pretrained, experts, task_vectors or {}, processes)
         tinted = resolve_layer(pretrained, layer)
         precision = precision or precision_of([pretrained, *heads.values()])
         encoder = working(pretrained, precision)
         copies = {task: working(heads[task], precision) for task in experts}
-        here = at_hand(encoder, vectors, experts)
-        tints = make_tints(tinted, here, heads)
-        if here is not experts:  # but written into the encoder, one after another
-            load_merged(encoder, vectors, torch.zeros(len(copies)))
+        layers = experts
+        if not vectors.kept.shared:  # else whole layers are nowhere but in the experts
+            layers = at_hand(encoder, vectors, experts, "" if tinted is None else f"{tinted.path}.")
+        tints = make_tints(tinted, layers, heads)
+        if isinstance(layers, ResidentExperts):  # which were written into the encoder, one after another
+            layers.restore()
         model = cls(encoder, copies, tints, layer=tinted, vectors=vectors)
+        shard(model, processes or Processes())
         model.coefficients = {name: torch.zeros(len(copies)) for name in vectors.slots}  # θ₀
         return model
 
@@ -151,11 +159,12 @@ class TintedModel(TintedNetwork):
             return torch.tensor([float(init[task]) for task in self.tasks])
         return init if isinstance(init, (int, float)) else 0.3
 
-    def save(self, run_dir: str | Path) -> None:
+    def save(self, run_dir: str | Path, writes: bool = True) -> None:
         """Write the artifact folder: `tinting.json`, `coefficients.safetensors`, `tints/`, curves.
 
         Args:
             run_dir: the folder.
+            writes: whether this process does; all processes that share the model must call.
 
         Raises:
             ValueError: a model of no run, or one that was changed since: `load` would return another.
@@ -169,11 +178,14 @@ class TintedModel(TintedNetwork):
         self.require_as_learned(self.coefficients)
         coefficients = {self.info.on_disk(name): row for name, row in self.coefficients.items()}
         tints = {
-            task: {self._name_in_tint(name): tensor for name, tensor in tint.state_dict().items()}
+            task: {self._name_in_tint(name): tensor for name, tensor in tensors.items()}
             for task, tint in self.tints.items()
+            for tensors in [gathered(tint.state_dict(), kept=writes)]
         }
-        with held(path_of("run_dir", run_dir)):
-            Artifact(self._manifest(), coefficients, tints, self.history).write(path_of("run_dir", run_dir))
+        if writes:
+            with held(path_of("run_dir", run_dir)):
+                artifact = Artifact(self._manifest(), coefficients, tints, self.history)
+                artifact.write(path_of("run_dir", run_dir))
 
     @classmethod
     @undisturbed()
@@ -299,7 +311,8 @@ class TintedModel(TintedNetwork):
                     f"`{name}` in `{path}` has shape {tuple(tensor.shape)}; the layer `{self.layer}` "
                     f"of these models has {tuple(target.shape)}."
                 )
-        tint.load_state_dict({own[name]: tensor for name, tensor in stored.items()})
+        for name, tensor in stored.items():
+            fill(tint.state_dict()[own[name]], tensor)
 
     def _name_in_tint(self, name: str) -> str:
         """Return what a tensor of the tinted layer is called in its file."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusion_tinting.errors import of_task
 from fusion_tinting.method.adaptation import Adaptation, Lesson
 from fusion_tinting.method.schedule import batch_schedule
 from fusion_tinting.method.settings import Settings
+from fusion_tinting.method.shards import gathered
 from fusion_tinting.run import checkpoint
 from fusion_tinting.run.context import Context, OnStep
 from fusion_tinting.run.files import path_of
@@ -106,7 +106,8 @@ def train(
         freed_memory_kept(size, device),
     ):
         training = Training(adaptation, unlabeled, predictions, context)
-        with sensible_threads(size, device, training.rehearsal):
+        rehearsal = None if context.processes.shards else training.rehearsal  # who share do all alike
+        with sensible_threads(size, device, rehearsal):
             torch.manual_seed(settings.seed)
             training.run()
     model.coefficients = adaptation.coefficients.named()
@@ -210,7 +211,8 @@ class Training:
         """
         adaptation, device = self.adaptation, self.context.processes.device
         joint, steps = adaptation.settings.update == "joint", adaptation.settings.steps
-        if device.type != "cuda" or not joint or steps == 0 or adaptation.numbers_at_once == 0:
+        alone = device.type != "cuda" or self.context.processes.shards
+        if alone or not joint or steps == 0 or adaptation.numbers_at_once == 0:
             return adaptation.numbers_at_once
         first = self._first_batch()
         if not adaptation.model.one_pass([first]):
@@ -308,19 +310,14 @@ class Training:
     def _write(self, next_step: int) -> None:
         """Write a checkpoint, if the run has a folder."""
         run_dir = self.context.run_dir
-        if run_dir is not None:
-            self.adaptation.share_tints()
-        if run_dir is not None and self.context.writes:
+        if run_dir is None:
+            return
+        self.adaptation.share_tints()
+        trained = gathered(self.adaptation.state(), kept=self.context.writes)
+        if self.context.writes:
+            state = {**trained, "history": self.history.values, "rng": torch.get_rng_state()}
             path = checkpoint.checkpoint_path(run_dir)
-            checkpoint.write_checkpoint(path, self._state(), self.identity, next_step)
-
-    def _state(self) -> dict[str, Tensor]:
-        """Return everything that the next iteration depends on, as named tensors."""
-        return {
-            **self.adaptation.state(),
-            "history": self.history.values,
-            "rng": torch.get_rng_state(),
-        }
+            checkpoint.write_checkpoint(path, state, self.identity, next_step)
 
     @property
     def identity(self) -> Identity:
