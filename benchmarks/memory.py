@@ -29,8 +29,7 @@ from fusion_tinting.reporting.tables import Table
 MEGABYTE = 1e6
 LEAN = {"dtype": "fp16"}
 MAPPED = {"dtype": "fp16", "storage": "mmap"}
-SHARDED = {"dtype": "fp16", "storage": "sharded"}
-TWO = "ours, fp16, sharded over 2"
+TWO = "ours, one model over 2"
 WAYS: dict[str, Callable[[World], object]] = {
     "FusionBench AdaMerging": lambda world: fusionbench_steps(world, 1),
     "paper's loop": lambda world: Paper(world, "sequential").step(),
@@ -38,7 +37,7 @@ WAYS: dict[str, Callable[[World], object]] = {
     "ours": lambda world: Ours(world, update="joint").step(),
     "ours, fp16": lambda world: Ours(world, update="joint", task_vectors=LEAN).step(),
     "ours, fp16, mmap": lambda world: Ours(world, update="joint", task_vectors=MAPPED).step(),
-    TWO: lambda world: Ours(world, ft.DistributedProcesses(), update="joint", task_vectors=SHARDED).step(),
+    TWO: lambda world: Ours(world, ft.DistributedProcesses(shards=True), update="joint").step(),
 }
 """Name -> a step of all tasks. The last runs in two processes, of which the larger peak counts."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import fusion_tinting as ft
 from fusion_tinting.reporting.tables import Table
-from fusion_tinting.run.processes import freed_memory_kept
+from fusion_tinting.run.processes import fitting_heap
 
 RATIO = {
     "joint": "step_ratio_paper",
@@ -71,7 +71,7 @@ def steps(world: World, rounds: int) -> dict[str, list[float]]:
 
 def our_turn(world: World, step: Callable[[], object]) -> float:
     """Return the time of a turn with memory handled as `adapt` does around its steps."""
-    with freed_memory_kept(sum(p.numel() for p in world.pretrained.parameters()), world.device):
+    with fitting_heap(sum(p.numel() for p in world.pretrained.parameters()), world.device):
         return turn(world, step)
 
 

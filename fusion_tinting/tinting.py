@@ -28,19 +28,15 @@ from fusion_tinting.run.layer_choice import choose_or_recall
 from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.needs import Needs, require_precision
-<<<<<<< HEAD
-from fusion_tinting.run.processes import Processes, give_back_memory
-=======
 from fusion_tinting.run.peers import naming_the_lost
-from fusion_tinting.run.processes import Processes
->>>>>>> ec3f2b6 (Several processes share one model by FSDP2; sharded task vectors and their broadcasts are gone)
+from fusion_tinting.run.processes import Processes, fitting_heap, give_back_memory
 from fusion_tinting.run.samples import described
 from fusion_tinting.run.sharding import require_shardable
 from fusion_tinting.run.storage import refuse_device
 from fusion_tinting.run.surroundings import one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel, plain_models
 from fusion_tinting.run.top_predictions import classes_kept
-from fusion_tinting.run.training import train
+from fusion_tinting.run.training import M, train
 from fusion_tinting.run.unlabeled import Unlabeled
 
 
@@ -107,19 +103,34 @@ def tint(
     )
     model.info = info
     visited = {task: _visited(task, unlabeled[task], pretrained, inputs, options) for task in experts}
-    first_look(model, experts, heads, visited, options, processes)
-    identity = Identity.of(model, options, visited, info.split, processes)
+    with fitting_heap(model.vectors.size, processes.device, lean=model.vectors.apart):
+        first_look(model, experts, heads, visited, options, processes)
+        return _run(model, experts, heads, visited, options, context, finished)
+
+
+def _run(
+    model: M,
+    experts: Mapping[str, nn.Module],
+    heads: Mapping[str, nn.Module],
+    inputs: Mapping[str, Unlabeled],
+    options: Settings,
+    context: Context,
+    finished: Manifest | None,
+) -> M:
+    """Adapt and save, or load the finished run that is in the folder."""
+    run_dir, processes = context.run_dir, context.processes
+    identity = Identity.of(model, options, inputs, model.info.split, processes)
     context = replace(context, identity=identity)
-    if finished is not None and context.run_dir is not None:
-        remove_unfinished(context.run_dir, of_the_dead=True)
-        identity.require_same(finished.identity, context.run_dir)
-        return model.restore(context.run_dir, finished, info.tensor_names)
-    with held(context.run_dir, processes):
-        _require_unfinished(context.run_dir, identity)
-        _adapt(model, experts, heads, visited, options, context)
+    if finished is not None and run_dir is not None:
+        remove_unfinished(run_dir, of_the_dead=True)
+        identity.require_same(finished.identity, run_dir)
+        return model.restore(run_dir, finished, model.info.tensor_names)
+    with held(run_dir, processes):
+        _require_unfinished(run_dir, identity)
+        _adapt(model, experts, heads, inputs, options, context)
         model.info = replace(model.info, settings=options.to_json(), **identity.told())
-        if context.run_dir is not None and (context.writes or processes.shards):
-            model.save(context.run_dir, context.writes)
+        if run_dir is not None and (context.writes or processes.shards):
+            model.save(run_dir, context.writes)
     return model
 
 
@@ -207,12 +218,9 @@ def _check(
     if options.gradient_checkpointing:
         require_blocks(pretrained)
     require_precision(context.processes.device, [pretrained, *heads.values()])
-<<<<<<< HEAD
     if _finished(context.run_dir) is None:  # such a run is loaded, which takes less
-        Needs.of(pretrained, heads, options).require_room(context.processes.device)
-=======
-    Needs.of(pretrained, heads, options, context.processes).require_room(context.processes.device)
->>>>>>> 69bd0d9 (Several processes share one model by FSDP2; sharded task vectors and their broadcasts are gone)
+        needs = Needs.of(pretrained, heads, options, context.processes)
+        needs.require_room(context.processes.device)
 
 
 def _start(options: Settings, tasks: list[str], info: RunInfo) -> Init:

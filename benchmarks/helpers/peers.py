@@ -28,6 +28,7 @@ from fusion_tinting.families.clip import CLIPImageEncoder
 from fusion_tinting.method.schedule import batch_schedule, task_order
 from fusion_tinting.method.tints import resolve_layer
 from fusion_tinting.run.context import Context
+from fusion_tinting.run.sharding import shard
 from fusion_tinting.run.storage import load_task_vectors
 from fusion_tinting.run.training import Training
 
@@ -152,13 +153,20 @@ class Ours:
             "seed": SEED,
         }
         settings = ft.Settings(**{**options, **settings})
-        vectors = world.vectors(**settings.task_vectors)
+        shared = processes is not None and processes.shards
+        vectors = (
+            load_task_vectors(world.pretrained, world.experts, settings.task_vectors, processes)
+            if shared
+            else world.vectors(**settings.task_vectors)
+        )
         tints = deepcopy(nn.ModuleList(world.heads.values() if settings.layer == "head" else ()))
         tints.requires_grad_(True)
         layer = resolve_layer(world.pretrained, settings.layer)
         encoder = deepcopy(world.pretrained)
         model = ft.TintedModel(encoder, world.heads, tints, layer=layer, vectors=vectors)
-        self._start(world, model, settings, processes or InItsPrecision(world))
+        processes = processes or InItsPrecision(world)
+        shard(model, processes)
+        self._start(world, model, settings, processes)
 
     def _start(
         self, world: World, model: ft.TintedModel, settings: ft.Settings, processes: ft.Processes

@@ -167,10 +167,13 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         debug = {"steps": 1} if self.is_debug_mode else {}
         processes = FabricProcesses(self.fabric)
         start = family.pretrained if base is None else base
+        models: dict[str, Any] = {
+            "pretrained": processes.fit({PRETRAINED: start})[PRETRAINED],
+            "experts": processes.fit(Reordered(family.experts, tasks)),
+            "heads": processes.fit({task: family.heads[task] for task in tasks}),
+        }
         model = tint(
-            processes.fit({PRETRAINED: start})[PRETRAINED],
-            experts=processes.fit(Reordered(family.experts, tasks)),
-            heads=processes.fit({task: family.heads[task] for task in tasks}),
+            **models,
             unlabeled=unlabeled,
             run_dir=run_dir,
             processes=processes,
@@ -185,6 +188,10 @@ class ModelTinting(LightningFabricMixin, BaseAlgorithm):
         )
         if processes.rank == 0:
             plots.write_pictures(model, run_dir)
+        if processes.shards:  # whole again, for task pools run it as often as they like
+            self.fabric.barrier()
+            model = family.model_class.load(run_dir, **models, tensor_names=family.tensor_names)
+            model = model.to(processes.device)
         return model
 
     def _show_agreement(

@@ -15,6 +15,13 @@ HALF = "bf16-true"
 PRECISIONS = ("32-true", "bf16-mixed", HALF)
 
 
+class OneModel(ModelParallelStrategy):
+    """Devices that share one model: `fabric=fsdp2`. What is set up by Fabric itself stays whole."""
+
+    def __init__(self) -> None:
+        super().__init__(parallelize_fn=lambda module, _: module)
+
+
 class FabricProcesses(Processes):
     """The ranks, device and precision of a Fabric.
 

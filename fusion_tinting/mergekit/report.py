@@ -24,7 +24,7 @@ from fusion_tinting.run.artifact import COEFFICIENTS
 from fusion_tinting.run.experts import outputs
 from fusion_tinting.run.files import possibly, read_json, sha256, write_record
 from fusion_tinting.run.peers import naming_the_lost
-from fusion_tinting.run.processes import Processes, sensible_threads
+from fusion_tinting.run.processes import Processes, fitting_heap, sensible_threads
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.top_predictions import MANY_CLASSES, TOP, Predictions, dense, kept
 
@@ -102,6 +102,7 @@ def compare(
     total = (len(ways) + 1) * sum(len(inputs.unlabeled) for inputs in todo.values())
     with (
         _encoder_kept(model),
+        fitting_heap(model.vectors.size, processes.device, lean=model.vectors.apart),
         sensible_threads(model.vectors.size, processes.device),
         tqdm(total=total, desc="Report", unit="input", disable=not progress, dynamic_ncols=True) as bar,
     ):

@@ -24,7 +24,6 @@ from fusion_tinting.method.sampling import kept_by
 from fusion_tinting.method.schedule import task_order
 from fusion_tinting.method.settings import Settings
 from fusion_tinting.method.shards import fill, is_sharded
-from fusion_tinting.method.tensors import Tensors
 from fusion_tinting.method.tinted_model import TintedNetwork
 
 ON_A_CPU = 1 << 18
@@ -118,7 +117,7 @@ class Adaptation:
             model.encoder,
             self.vectors,
             trainable=settings.lr_coefficients != 0,
-            arriving=arriving(settings, self.vectors.size, isinstance(self.vectors.kept, Tensors)),
+            arriving=arriving(settings, self.vectors.size, self.vectors.apart),
         )
         self.optimizers = Optimizers(self.coefficients.raw, model.tints, settings)
         averaged = settings.average and settings.steps > 0

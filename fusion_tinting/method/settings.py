@@ -245,6 +245,12 @@ def _task_vectors(options: Mapping[str, str]) -> dict[str, str]:
     }  # fmt: skip
     defaults = {"dtype": "fp32", "storage": "memory", "pretraining": "same", "gradients": "auto"}
     complete = {**defaults, **options}
+    if complete["storage"] == "sharded":
+        raise ValueError(
+            "`task_vectors.storage: sharded` is no more: processes that share one model, by FSDP2, share "
+            "its task vectors too. Leave it out, and start `fusion_bench … fabric=fsdp2`, `torchrun … "
+            "mergekit-tint learn`, or `tint(processes=DistributedProcesses(shards=True))`."
+        )
     for name, value in complete.items():
         if name not in choices:
             raise unknown("setting of task_vectors", name, choices)

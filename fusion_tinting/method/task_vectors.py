@@ -182,6 +182,11 @@ class TaskVectors:
         return max(stop for _, stop, _ in self.slots.values())
 
     @property
+    def apart(self) -> bool:
+        """Whether they are kept tensor by tensor, as those of large models are."""
+        return isinstance(self.kept, Tensors)
+
+    @property
     def device(self) -> torch.device:
         """Where merged tensors come from."""
         return self.kept.device

@@ -18,6 +18,8 @@ WORTHWHILE = 0.9
 """Twice the threads must take at most this share of the time, or they are not used."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
+LEAST, MOST = 1 << 18, 32 << 20
+"""Bytes from which glibc takes memory from the system, and returns it, block by block."""
 
 
 class Processes:
@@ -134,28 +136,32 @@ def sensible_threads(
 
 
 @contextmanager
-def freed_memory_kept(parameters: int, device: torch.device) -> Iterator[None]:
-    """Let glibc keep what a small model frees, to use it again, while the context lasts.
+def fitting_heap(parameters: int, device: torch.device, lean: bool = False) -> Iterator[None]:
+    """Let glibc keep what a small model frees, and return what a large one does, while the context lasts.
 
-    It gives the top of its heap back to the system whenever some megabytes are free there, which is after
-    every backward pass, and takes them again page by page: a tenth of a small model's step. With another
-    C library, on a GPU or with a large model nothing happens.
+    By itself it returns the top of its heap whenever some megabytes are free there, which is after every
+    backward pass, and takes them again page by page: a tenth of a small model's step. And it keeps what
+    lies below, in which blocks of a large model's size leave holes: up to ten bytes a parameter. With
+    another C library, on a GPU, or with a large model that is not to be lean, nothing happens.
 
     Args:
         parameters: how many the model has.
         device: where it runs.
+        lean: whether memory counts for more than the time that it takes to get it again.
     """
-    if device.type != "cpu" or parameters > SMALL_MODEL or platform.libc_ver()[0] != "glibc":
+    small = parameters <= SMALL_MODEL
+    if device.type != "cpu" or not (small or lean) or platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
-    # Setting either turns off glibc's dynamic thresholds; these are their usual final values.
-    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    # Setting either turns off glibc's dynamic thresholds; their usual final values are those set last.
+    libc.mallopt(M_MMAP_THRESHOLD, MOST if small else LEAST)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30 if small else LEAST)
     try:
         yield
     finally:
-        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        libc.mallopt(M_MMAP_THRESHOLD, MOST)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * MOST)
         libc.malloc_trim(0)
 
 

@@ -5,6 +5,7 @@ the experts and the tints, beside one block. See torch.distributed.fsdp and `fus
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -61,6 +62,7 @@ def shard(model: TintedNetwork, processes: Processes) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # whose output we never change
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     half = None if model.precision == FULL else model.precision
     for parts, dtype in ((_of_encoder(model.encoder), None), (_tints(model), half)):

@@ -19,7 +19,7 @@ from fusion_tinting.run.files import path_of
 from fusion_tinting.run.history import History
 from fusion_tinting.run.identity import Identity
 from fusion_tinting.run.lock import held
-from fusion_tinting.run.processes import Processes, freed_memory_kept, sensible_threads
+from fusion_tinting.run.processes import Processes, fitting_heap, sensible_threads
 from fusion_tinting.run.samples import finite
 from fusion_tinting.run.surroundings import attributes_kept, one_at_a_time, undisturbed
 from fusion_tinting.run.tinted_model import TintedModel
@@ -103,7 +103,7 @@ def train(
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         attributes_kept(model),
         Adaptation(model, settings, context.processes) as adaptation,
-        freed_memory_kept(size, device),
+        fitting_heap(size, device, lean=model.vectors.apart),
     ):
         training = Training(adaptation, unlabeled, predictions, context)
         rehearsal = None if context.processes.shards else training.rehearsal  # who share do all alike

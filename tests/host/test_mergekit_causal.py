@@ -4,9 +4,11 @@ import json
 import random
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -147,6 +149,43 @@ def tinted(model: TintedModel, task: str) -> Tensor:
 def assert_reproduced(model: TintedModel, folders: dict[str, Path]) -> None:
     for task, folder in folders.items():
         torch.testing.assert_close(logits(folder), tinted(model, task), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {"layer": "block:-1", "update": "joint", "gradient_checkpointing": True}),
+        ("llama, tied", {"layer": "model.norm", "task_vectors": {"storage": "stream"}}),
+    ],
+)
+def test_processes_that_share_a_model_learn_and_report_what_one_does(make, kind, settings):
+    """As `torchrun --nproc-per-node 2` starts them."""
+    world = make(kind)
+    settings = {"batch_size": 4, "lr": 1e-3, **settings}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    arguments = ("learn", world.config(**settings), world.folder / "two", "--report", "3")
+    started = [
+        forked.start(
+            forked.mergekit_tint, *arguments, folder=world.folder,
+            environment={"RANK": rank, "LOCAL_RANK": rank, **group},
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    first, second = (forked.end(*process, seconds=300) for process in started)
+    assert "Next:" in first
+    assert not second.strip()
+    command("learn", world.config(**settings), world.run, "--report", "3")
+    for path in (Path("coefficients.safetensors"), *(tint_path(Path(), task) for task in TASKS)):
+        one, two = load_file(world.run / path), load_file(world.folder / "two" / path)
+        assert one.keys() == two.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    one, two = (read_json(folder / report.REPORT)["tasks"] for folder in (world.run, world.folder / "two"))
+    for task in TASKS:
+        for way, found in one[task]["ways"].items():
+            assert two[task]["ways"][way] == pytest.approx(found, abs=1e-4)
 
 
 @pytest.mark.parametrize(

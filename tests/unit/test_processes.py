@@ -96,9 +96,9 @@ def test_no_iteration_waits_for_the_device(world, update, sampler, objective):
 
 FAULTS = """
 import resource, torch
-from fusion_tinting.run.processes import freed_memory_kept
+from fusion_tinting.run.processes import fitting_heap
 
-with freed_memory_kept(1000, torch.device("cpu")):
+with fitting_heap(1000, torch.device("cpu")):
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         del [torch.ones(1 << 20) for _ in range(25)][:]  # 100 MB in pieces of 4
@@ -113,3 +113,31 @@ def test_memory_that_a_small_model_frees_is_used_again():
     first, *_, last = map(int, said.split())
     assert first > 20_000
     assert last < 100
+
+
+HOLES = """
+import sys, torch
+from fusion_tinting.run.processes import fitting_heap
+
+def held():
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Anonymous"))
+
+with fitting_heap(10**8, torch.device("cpu"), lean=sys.argv[1] == "lean"):
+    del [torch.ones(1 << 22) for _ in range(2)][:]  # of 16 MB: from now on glibc itself keeps smaller ones
+    before, tensors = held(), [torch.ones(1 << 18) for _ in range(100)]  # 100 MB in pieces of one
+    del tensors[::2]
+    print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to return memory")
+def test_memory_that_a_large_model_frees_goes_back_though_there_is_other_above_it():
+    """Kilobytes that are held when every second tensor is freed."""
+
+    def held(kind: str) -> int:
+        command = [sys.executable, "-c", HOLES, kind]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert held("lean") < 60_000
+    assert held("as ever") > 90_000
