@@ -16,6 +16,7 @@ from uuid import uuid4
 import torch
 from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor
+from torch import distributed
 from tqdm.auto import tqdm
 
 from fusion_tinting.errors import unknown
@@ -112,7 +113,9 @@ def build_in(folder: Path, recipe: Recipe, seed: int, progress: bool) -> None:
         unit="step",
         disable=not progress,
     )
-    with bar, _workers(recipe.workers) as workers:
+    # In a process of a group transformers writes no model, but in the first: others may be here alone.
+    in_a_group = distributed.is_available() and distributed.is_initialized()
+    with bar, _workers(recipe.workers or int(in_a_group)) as workers:
         for stage in stages:
             _make_all(stage, Build(folder, seed), workers, bar)
     for left_over in list(folder.rglob("*" + UNFINISHED)):

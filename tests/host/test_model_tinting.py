@@ -295,7 +295,7 @@ def test_the_command_in_two_processes_ends_with_the_table_and_the_one_process_re
     """`fusion_bench` as it was installed; `tests/unit/test_sharded.py` has other settings."""
     settings = ("method=model_tinting_pp", "method.steps=4", "method.update=joint")
     alone = ("method.num_workers=0", "method.run_dir=run2")
-    two_processes = ("fabric.devices=2", "fabric.accelerator=cpu", *alone)
+    two_processes = ("fabric=fsdp2", "fabric.devices=2", "fabric.accelerator=cpu", *alone)
     result = run(
         *(FUSION_BENCH, "modelpool=clip-micro_3", "taskpool=clip-micro_3", *settings, *two_processes),
         cwd=tmp_path,

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from fusion_tinting import mini
 from fusion_tinting.mini import recipe, zoo
@@ -26,12 +27,16 @@ MICRO = recipe.find("clip-micro_3")
 MORE_TASKS = dict(list(TASKS.items())[8:])
 
 
-def start_build(cache: Path, workers: int):
+def start_build(cache: Path, workers: int, rank: int = 0):
     """A process that builds a micro zoo, in a cache of its own; and what it writes."""
-    return forked.start(build, workers, folder=cache, environment={"FUSION_TINTING_CACHE": str(cache)})
+    environment = {"FUSION_TINTING_CACHE": str(cache)}
+    return forked.start(build, workers, rank, folder=cache, environment=environment)
 
 
-def build(workers: int) -> None:
+def build(workers: int, rank: int) -> None:
+    """Build, with a rank as one of several processes."""
+    if rank:
+        distributed.is_initialized, distributed.get_rank = lambda: True, lambda *_: rank
     print(mini.build(1, recipe=replace(MICRO, workers=workers)))
 
 
@@ -240,7 +245,7 @@ def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_pat
     folder = Path(str(unfinished).removesuffix(UNFINISHED))
     assert not folder.exists()
 
-    builders = [start_build(tmp_path, workers=0), start_build(tmp_path, workers=0)]
+    builders = [start_build(tmp_path, workers=0, rank=rank) for rank in (1, 2)]
     outputs = [forked.end(*builder, seconds=600) for builder in builders]
     assert {Path(said.split()[-1]) for said in outputs} == {folder}
     assert sum("Building" in said for said in outputs) == 1
