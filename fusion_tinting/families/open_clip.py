@@ -23,6 +23,7 @@ from fusion_tinting.families.rows import Rows
 from fusion_tinting.method.task_vectors import PRETRAINED
 from fusion_tinting.run.experts import LoadedExperts
 from fusion_tinting.run.files import write_tensors
+from fusion_tinting.run.stored import StoredTensors
 from fusion_tinting.run.tinted_model import TintedModel
 from fusion_tinting.run.unlabeled import Unlabeled
 
@@ -186,8 +187,17 @@ class OpenClip(Family):
     def load(self) -> None:
         """Load the pre-trained encoder and the heads."""
         self.pretrained, self.names = self.models.load(PRETRAINED), {}
-        self.experts = LoadedExperts(self.models.tasks, self.models.load)
+        self.experts = LoadedExperts(self.models.tasks, self.models.load, self._stored)
         self.heads = {task: self.models.load_head(task) for task in self.models.tasks}
+
+    def _stored(self, name: str) -> StoredTensors:
+        file = Path(self.models.paths[name])
+        if not (file := file.with_suffix(".safetensors")).is_file():
+            raise ValueError(
+                f"`task_vectors.storage: stream` reads `{name}` tensor by tensor from `{file}`, which is "
+                "missing: `python -m fusion_tinting.convert` writes it of a released file. Or use `memory`."
+            )
+        return StoredTensors({tensor: (file, tensor) for tensor, _ in self.pretrained.named_parameters()})
 
     def inputs(self, task: str, rows: Rows) -> Unlabeled:
         """Return images, preprocessed as OpenAI's."""

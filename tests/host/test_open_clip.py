@@ -207,6 +207,22 @@ def require_same(again: dict, report: dict, model) -> None:
         assert torch.equal(model(IMAGES, task), again["merged_model"](IMAGES, task))
 
 
+def test_experts_are_read_from_their_files_and_teach_the_same(fuse, checkpoints):
+    given = (*SHORT, *only("mnist", "dtd"), "method.task_vectors.gradients=arriving")
+    kept, streamed = (
+        fuse(*given, f"method.task_vectors.storage={storage}")["merged_model"]
+        for storage in ("memory", "stream")
+    )
+    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
+    for name, row in kept.coefficients.items():
+        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+    with pytest.raises(
+        ValueError, match=r"stream` reads .* is missing: `python -m fusion_tinting.convert`"
+    ):
+        released_files = ("modelpool.trust_pickles=true", "method.task_vectors.storage=stream")
+        fuse(*given, *released_files, model_dir=checkpoints)
+
+
 def test_an_artifact_applied_gives_the_runs_own_report(fuse, done):
     again = fuse("method=model_tinting", f"method.artifact={done.folder}/tinting", "method.num_workers=0")
     assert again["report"]["baselines"] == done.report["baselines"]

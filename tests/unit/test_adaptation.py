@@ -389,6 +389,21 @@ def test_several_tasks_share_a_pass_of_the_encoder_and_nothing_changes(
         torch.testing.assert_close(together.coefficients[name], row, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+@pytest.mark.parametrize("layer", ["blocks.1", "head"])
+def test_no_gradient_of_a_tint_waits_while_another_task_is_taught(world, monkeypatch, layer, update):
+    waiting, taught = [], ft.Adaptation.teach
+
+    def teach(self, step, batches):
+        waiting.extend(p for p in self.model.tint_modules.parameters() if p.grad is not None)
+        return taught(self, step, batches)
+
+    monkeypatch.setattr(ft.Adaptation, "teach", teach)
+    monkeypatch.setattr("fusion_tinting.method.adaptation.ON_A_CPU", 0)
+    world.tint(layer=layer, update=update, steps=2)
+    assert not waiting
+
+
 def test_more_processes_than_tasks_are_refused_in_joint_mode(world):
     processes = ft.Processes()
     processes.count = 4

@@ -385,6 +385,20 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch
     assert load_file(target)["x"].item() == 1
 
 
+def test_files_hold_tensors_whatever_their_memory_and_checkpoints_are_no_copies(tmp_path, monkeypatch):
+    whole = torch.arange(12.0).view(3, 4)
+    given = {"whole": whole, "rows": whole[1:], "turned": whole.T, "again": whole, "own": torch.ones(2)}
+    given |= {"apart": torch.arange(8.0)[4:], "none": torch.empty(0), "scalar": torch.tensor(3)}
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: copied.append(tensor) or clone(tensor))
+    files.write_tensors(tmp_path / "tensors.safetensors", given, {})
+    assert len(copied) == 2  # `rows` and `again`, which lie in the memory of `whole`
+    read, _ = files.read_tensors(tmp_path / "tensors.safetensors", checked=True)
+    assert read.keys() == given.keys()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in read.items())
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(world, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setattr("fusion_tinting.tinting.predict_experts", None)
