@@ -35,7 +35,8 @@ class Settings:
         sampler: `all`, `confidence_difference`, `top_confidence[:share]`, or a callable. The named ones
             choose among class distributions; of a task of labels or values every sample is kept.
         objective: `hard`, `soft`, `entropy`, `l1`, `cosine`, `sigmoid`, or a callable; or task -> one of
-            these. A run with a callable is continued only if it has a name: see `Named`.
+            these. A run with a callable is continued only if it has a name: see `Named`. `soft` reads the
+            top of distributions over many classes: see `run.top_predictions`.
         update: `sequential` takes an optimizer step after each task (the paper: K steps an
             iteration); `joint` sums the tasks' gradients and takes one step (AdaMerging's habit).
         steps: iterations; each visits every task once.

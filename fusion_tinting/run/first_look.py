@@ -91,8 +91,8 @@ class _Look:
         with torch.no_grad(), self._watched():
             self.output = self._ask(1)
 
-    def _ask(self, count: int) -> Tensor:
-        inputs = self.inputs.first(count)
+    def _ask(self, count: int, backward: bool = False) -> Tensor:
+        inputs = self.inputs.first(count, backward)
         renew(caching(self.model))
         try:
             with self.processes.autocast():
@@ -147,10 +147,12 @@ class _Look:
                 "The output of one sample is not the same twice: the model draws at random, in `eval` mode "
                 "too. Turn that off: the expert's prediction would be of another draw."
             )
-        if _apart(two[:1], self.output) > CLOSE:
+        backward = self._ask(2, backward=True)
+        if _apart(two[:1], self.output) > CLOSE or _apart(backward.flip(0), two) > CLOSE:
             raise ValueError(
-                "The output of a sample differs with the other samples in its batch, so that it cannot be "
-                "compared with the expert's. Give what pads batches a mask, or normalize each sample alone."
+                "The output of a sample differs with the other samples in its batch, or with their order, "
+                "and cannot be compared with the expert's. Give what pads batches a mask, normalize each "
+                "sample alone, and keep the order."
             )
 
     def _require_lesson(self, output: Tensor) -> None:

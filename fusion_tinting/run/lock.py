@@ -13,7 +13,14 @@ from typing import Any, TextIO
 
 import torch
 
-from fusion_tinting.run.files import alive, made, remove_unfinished, require_no_file, require_writable
+from fusion_tinting.run.files import (
+    alive,
+    made,
+    remove_unfinished,
+    require_no_file,
+    require_no_folder,
+    require_writable,
+)
 from fusion_tinting.run.processes import Processes
 
 LOCK = ".lock"
@@ -79,6 +86,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise _busy(folder / LOCK, _OWNERS[folder][2])
         new = not folder.exists()
         made(folder)
+        require_no_folder(folder / LOCK)
         file = _acquire(folder / LOCK)
         _OWNERS[folder] = (*me, _holder(file))
     try:

@@ -43,8 +43,7 @@ def read(source: Any, encoder: nn.Module | None, inputs: Take | None) -> tuple[A
     Raises:
         ValueError: none of these, an iterable without end, or batches that make no samples.
     """
-    plain = getattr(type(source), "__iter__", None) is DataLoader.__iter__
-    if isinstance(source, DataLoader) and source.batch_sampler is not None and plain:
+    if isinstance(source, DataLoader) and source.batch_sampler is not None and _iterates_plainly(source):
         return _loaded(source)
     if isinstance(source, (Tensor, np.ndarray)):
         rows = as_tensor(source)
@@ -67,6 +66,12 @@ def read(source: Any, encoder: nn.Module | None, inputs: Take | None) -> tuple[A
     if isinstance(source, list) and source and _is_sample(source[0]):
         return source, {}
     return _cut(source, encoder, inputs)
+
+
+def _iterates_plainly(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader gives what its data set, sampler and collate function make, and no more."""
+    ways = ("__iter__", "_get_iterator")
+    return all(getattr(type(loader), way) is getattr(DataLoader, way) for way in ways)
 
 
 def _may_be_columns(parts: tuple[Any, ...]) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fusion_tinting.errors import unknown
 from fusion_tinting.method.rows import Rows
 from fusion_tinting.method.shards import OwnRows
 from fusion_tinting.method.task_vectors import PRETRAINED, Files, TaskVectors
@@ -129,6 +130,8 @@ def load_task_vectors(
         processes: who share the models, each keeping its rows; this one alone by default.
     """
     place = options.get("storage", "memory")
+    if place not in STORAGES:
+        raise unknown("storage", place, STORAGES)
     processes = processes or Processes()
     storage, shared = STORAGES[place], processes.shards
     return TaskVectors.from_models(

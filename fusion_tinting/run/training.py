@@ -256,7 +256,7 @@ class Training:
             for row, batch in zip(rows, inputs.batches([[row] for row in rows]), strict=True):
                 if not finite(batch):
                     return f"Of `{task}` {inputs.named([row])} holds NaN or infinite numbers: leave it out."
-        return "Lower the learning rate."
+        return "Lower the learning rate." if step else "Check what the objective makes of the outputs."
 
     def _tell(self, new: range) -> None:
         """Tell the caller of iterations; where that raises, a checkpoint is left."""

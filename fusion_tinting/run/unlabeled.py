@@ -129,13 +129,14 @@ class Unlabeled:
             part._cached = self._cached[indices]
         return part
 
-    def first(self, count: int = 1) -> Any:
+    def first(self, count: int = 1, backward: bool = False) -> Any:
         """Return the inputs of the first samples as one batch; a sample counts again where there are fewer.
 
         Args:
             count: how many.
+            backward: whether the first comes last.
         """
-        return self._taken([place % len(self) for place in range(count)])
+        return self._taken([place % len(self) for place in range(count)][:: -1 if backward else 1])
 
     def require_repeatable(self) -> None:
         """Refuse data that are augmented at random: a sample must be what its expert has seen.

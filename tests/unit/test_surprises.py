@@ -22,6 +22,12 @@ class Halving(DataLoader):
         return (batch / 2 for batch in super().__iter__())
 
 
+class Twofold(DataLoader):
+    def _get_iterator(self):
+        iterator = super()._get_iterator()
+        return (batch * 2 for batch in iterator)
+
+
 class FirstOnly(SequentialSampler):
     def __iter__(self):
         return iter([0, 1])
@@ -34,6 +40,7 @@ class Ends(BatchSampler):
 
 LOADERS = {
     "an iterator of its own": (Halving(X, batch_size=3), X / 2),
+    "an iterator beneath": (Twofold(X, batch_size=3), X * 2),
     "a sampler of fewer": (DataLoader(X, sampler=SequentialSampler(range(5))), X[:5]),
     "a sampler with an iterator of its own": (DataLoader(X, sampler=FirstOnly(X)), X[:2]),
     "a batch sampler with one": (DataLoader(X, batch_sampler=Ends(range(8), 2, False)), X[[0, 7]]),
@@ -73,6 +80,20 @@ def test_a_sample_that_cannot_be_read_is_an_error_of_its_task(error):
         ValueError, match=f"Task `dogs`: .*samples? .* cannot be read: {type(error).__name__}"
     ):
         world.tint()
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("column", [0, 3])
+def test_batches_that_are_sorted_are_not_compared_with_unsorted_ones(descending, column):
+    world = make_world()
+    world.unlabeled["dogs"] = torch.cat(world.unlabeled["dogs"])
+    with pytest.raises(ValueError, match=r"Task `.*`: The output of a sample differs with .* their order"):
+        world.tint(inputs=lambda batch: batch[batch[:, column].argsort(descending=descending)])
+
+
+def test_an_objective_that_is_not_finite_at_once_is_told_from_a_rate_that_is_too_large():
+    with pytest.raises(ValueError, match=r"in iteration 0\. Check what the objective makes of the outputs"):
+        make_world().tint(objective=lambda output, expert: output.sum(1) * torch.inf)
 
 
 class ById(nn.Module):
@@ -211,3 +232,18 @@ def test_parts_take_what_the_whole_takes():
     assert torch.equal(
         told, ft.predict(world.experts["cats"], world.heads["cats"], ft.Unlabeled.of(inputs))
     )
+
+
+@pytest.mark.parametrize("storage", ["disk", "Memory", None])
+def test_a_run_is_loaded_into_a_storage_that_there_is(storage, tmp_path):
+    world = make_world()
+    world.tint(run_dir=tmp_path, steps=0)
+    with pytest.raises(ValueError, match=f"Unknown storage `{storage}`"):
+        ft.TintedModel.load(tmp_path, **world.models(), storage=storage)
+
+
+def test_a_folder_that_is_called_as_a_lock_is_left(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"`.*\.lock` is a folder; expected a file"):
+        make_world().tint(run_dir=tmp_path)
+    assert (tmp_path / ".lock").is_dir()
