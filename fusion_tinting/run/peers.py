@@ -67,10 +67,8 @@ def naming_the_lost(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except RuntimeError as error:
             processes: Any = kwargs.get("processes")
-            if getattr(processes, "count", 1) == 1 or not distributed.is_initialized():
-                raise
-            lost = _lost(processes)
-            if not lost:
+            alone = getattr(processes, "count", 1) == 1 or not distributed.is_initialized()
+            if alone or not _of_connection(error) or not (lost := _lost(processes)):
                 raise
             ranks = ", ".join(map(str, lost))
             raise ConnectionError(
@@ -80,6 +78,11 @@ def naming_the_lost(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return named
+
+
+def _of_connection(error: RuntimeError) -> bool:
+    """Return whether an error is of what joins the processes, and not of what this one does."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def _lost(processes: Processes) -> list[int]:
