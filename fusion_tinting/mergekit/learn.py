@@ -199,22 +199,30 @@ def family_of(config: Config) -> type[Family]:
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: an architecture that no family handles, or keys of `data` that do nothing.
+        ValueError: an architecture that no family handles, or another than the one that is named; or keys
+            of `data` that do nothing.
     """
-    name = config.family if config.family != AUTO else _family_of_model(config.experts[0].model)
+    model = config.experts[0].model
+    architecture = _architecture(model)
+    told = family_of_architecture(architecture)
+    if config.family == AUTO and told is None:
+        raise unknown(f"family of the architecture in `{model}`", architecture, FAMILIES[1:])
+    name = told if config.family == AUTO and told is not None else config.family
+    if told not in (None, name, "sentence_embedding"):  # which any bare encoder passes for
+        raise ValueError(
+            f"`family: {name}` is not that of `{model}`: its architecture, {architecture}, is of the "
+            f"family {told}. Name that, or leave `family` out."
+        )
     family = family_class(name)
     config.require_read(family.keys, name)
     return family
 
 
-def _family_of_model(model: str) -> str:
+def _architecture(model: str) -> str:
     from transformers import AutoConfig
 
     architectures = reachable(AutoConfig.from_pretrained, model).architectures or ["none"]
-    family = family_of_architecture(architectures[0])
-    if family is None:
-        raise unknown(f"family of the architecture in `{model}`", architectures[0], FAMILIES[1:])
-    return family
+    return str(architectures[0])
 
 
 def _models(config: Config, kind: type[Family], rows: Mapping[str, Rows]) -> Models:

@@ -252,6 +252,11 @@ def _reason(module: nn.Module, ours: Container[int]) -> str | None:
             return reason
     if parametrize.is_parametrized(module):
         return LIBRARIES["torch.nn.utils."]
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return (
+            "it has no running statistics, so that what it makes of a sample depends on the others in its "
+            "batch. Give it some, with `track_running_stats=True`, or a norm of another kind"
+        )
     if module._backward_hooks or module._backward_pre_hooks:
         return "it has a hook in the backward pass, which would change what is learned. Remove that"
     forward = vars(module).get("forward")

@@ -28,6 +28,10 @@ CHANGES = {
     "unknown key of data": ({"data": {"txet": "a"}}, r"Did you mean `text`"),
     "bad share": ({"data": {"split": 3}}, r"`split` of data .*must be a share"),
     "unknown family": ({"family": "bert"}, r"Unknown family `bert`"),
+    "another family": (
+        {"family": "token_classification"},
+        r"`family: token_classification` is not that of .* of the family sequence_classification",
+    ),
     "no base": ({"base_model": None}, r"lacks `base_model`"),
     "absent base": ({"base_model": "nowhere/base"}, r"`nowhere/base` is neither here nor"),
     "column of another family": ({"data": {"image": "picture"}}, r"`data\.image` .* has no effect"),

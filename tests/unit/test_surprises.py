@@ -247,3 +247,14 @@ def test_a_folder_that_is_called_as_a_lock_is_left(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"`.*\.lock` is a folder; expected a file"):
         make_world().tint(run_dir=tmp_path)
     assert (tmp_path / ".lock").is_dir()
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(6, track_running_stats=False), nn.SyncBatchNorm(6, 1e-5, 0.1, True, False)]
+)
+def test_a_norm_over_the_batch_alone_is_refused(norm):
+    world = make_world()
+    for model in (world.pretrained, *world.experts.values()):
+        model.norm = norm
+    with pytest.raises(ValueError, match=r"`norm` a .*BatchNorm.*: it has no running statistics"):
+        world.tint()
