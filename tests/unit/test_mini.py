@@ -27,16 +27,12 @@ MICRO = recipe.find("clip-micro_3")
 MORE_TASKS = dict(list(TASKS.items())[8:])
 
 
-def start_build(cache: Path, workers: int, rank: int = 0):
+def start_build(cache: Path, workers: int):
     """A process that builds a micro zoo, in a cache of its own; and what it writes."""
-    environment = {"FUSION_TINTING_CACHE": str(cache)}
-    return forked.start(build, workers, rank, folder=cache, environment=environment)
+    return forked.start(build, workers, folder=cache, environment={"FUSION_TINTING_CACHE": str(cache)})
 
 
-def build(workers: int, rank: int) -> None:
-    """Build, with a rank as one of several processes."""
-    if rank:
-        distributed.is_initialized, distributed.get_rank = lambda: True, lambda *_: rank
+def build(workers: int) -> None:
     print(mini.build(1, recipe=replace(MICRO, workers=workers)))
 
 
@@ -245,7 +241,7 @@ def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_pat
     folder = Path(str(unfinished).removesuffix(UNFINISHED))
     assert not folder.exists()
 
-    builders = [start_build(tmp_path, workers=0, rank=rank) for rank in (1, 2)]
+    builders = [start_build(tmp_path, workers=0), start_build(tmp_path, workers=0)]
     outputs = [forked.end(*builder, seconds=600) for builder in builders]
     assert {Path(said.split()[-1]) for said in outputs} == {folder}
     assert sum("Building" in said for said in outputs) == 1
@@ -255,6 +251,21 @@ def test_a_killed_build_is_completed_once_by_builders_that_come_together(tmp_pat
     expected, theirs = weights(mini.build(1, progress=False, recipe=MICRO)), weights(folder)
     assert expected.keys() == theirs.keys()
     assert all(torch.equal(expected[name], theirs[name]) for name in expected)
+
+
+def test_a_process_of_a_group_builds_in_workers(cache, monkeypatch):
+    """In the group itself transformers would write a model in the first process alone."""
+
+    class Asked(Exception):
+        pass
+
+    def worker(*_, **__):
+        raise Asked
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(zoo, "ProcessPoolExecutor", worker)
+    with pytest.raises(Asked):
+        mini.build(7, progress=False, recipe=MICRO)
 
 
 def test_another_seed_makes_other_models(micro):
