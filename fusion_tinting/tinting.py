@@ -29,7 +29,7 @@ from fusion_tinting.run.lock import held
 from fusion_tinting.run.manifest import MANIFEST, Manifest, peak_memory
 from fusion_tinting.run.needs import Needs, require_precision
 from fusion_tinting.run.peers import naming_the_lost
-from fusion_tinting.run.processes import Processes, fitting_heap, give_back_memory
+from fusion_tinting.run.processes import Processes, fitting_heap
 from fusion_tinting.run.samples import described
 from fusion_tinting.run.sharding import require_shardable
 from fusion_tinting.run.storage import refuse_device
@@ -155,7 +155,6 @@ def _adapt(
         cache=True,
         top=top,
     )
-    give_back_memory()
     if options.layer == AUTO:
         name, trials = choose_or_recall(model, inputs, predictions, options, context)
         layer = resolve_layer(model.encoder, name)
@@ -163,7 +162,6 @@ def _adapt(
             model.tint(layer, experts)
         model.info = replace(model.info, layer_choice=trials)
     train(model, inputs, predictions, options, context)
-    give_back_memory()
     seconds = round(time.perf_counter() - start, 3)
     model.info = replace(model.info, seconds=seconds, peak_memory_bytes=peak_memory())
 

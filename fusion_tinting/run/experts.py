@@ -83,14 +83,20 @@ class ResidentExperts(Mapping[str, nn.Module]):
         encoder: changed by each access.
         vectors: θ₀ and the experts, tensor by tensor.
         experts: task -> encoder, loaded on access; asked for those of another precision than θ₀.
-        part: beginning of the names that are wanted; the other tensors are left as they are.
+        part: of the encoder, which alone is wanted; the tensors of the rest are left as they are.
     """
 
     def __init__(
-        self, encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module], part: str = ""
+        self,
+        encoder: nn.Module,
+        vectors: TaskVectors,
+        experts: Mapping[str, nn.Module],
+        part: nn.Module | None = None,
     ):
         self._encoder, self._vectors, self._experts = release(encoder), vectors, experts
-        self._names = [name for name in vectors.slots if name.startswith(part)]
+        parameters = (encoder if part is None else part).parameters()
+        wanted = set(map(id, parameters))  # not by name: tied ones may have another
+        self._names = [name for name in vectors.slots if id(encoder.get_parameter(name)) in wanted]
 
     def __getitem__(self, task: str) -> nn.Module:
         if task in self._vectors.unlike:
@@ -118,7 +124,10 @@ class ResidentExperts(Mapping[str, nn.Module]):
 
 
 def at_hand(
-    encoder: nn.Module, vectors: TaskVectors, experts: Mapping[str, nn.Module], part: str = ""
+    encoder: nn.Module,
+    vectors: TaskVectors,
+    experts: Mapping[str, nn.Module],
+    part: nn.Module | None = None,
 ) -> Mapping[str, nn.Module]:
     """Return experts without loading them again, where their tensors are at hand already.
 

@@ -165,12 +165,6 @@ def fitting_heap(parameters: int, device: torch.device, lean: bool = False) -> I
         libc.malloc_trim(0)
 
 
-def give_back_memory() -> None:
-    """Give freed memory back to the system: glibc keeps that of all but the largest tensors."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _fastest(work: Callable[[], object], most: int) -> int:
     """Return the number of threads, doubled while that is worthwhile, with which `work` is done soonest."""
     best, least = 1, _seconds(work, 1)

@@ -130,8 +130,9 @@ class TintedModel(TintedNetwork):
         encoder = working(pretrained, precision)
         copies = {task: working(heads[task], precision) for task in experts}
         layers = experts
-        if not vectors.kept.shared:  # else whole layers are nowhere but in the experts
-            layers = at_hand(encoder, vectors, experts, "" if tinted is None else f"{tinted.path}.")
+        # Where processes share a model, whole layers are nowhere but in the experts.
+        if tinted is not None and not tinted.in_head and not vectors.kept.shared:
+            layers = at_hand(encoder, vectors, experts, encoder.get_submodule(tinted.path))
         tints = make_tints(tinted, layers, heads)
         if isinstance(layers, ResidentExperts):  # which were written into the encoder, one after another
             layers.restore()
