@@ -40,9 +40,14 @@ def require_unchanged(run_dir: Path, task: str, folder: Path) -> None:
         ValueError: naming the files.
     """
     path = run_dir / SOURCES
-    was = read_json(path)["experts"].get(task) if path.is_file() else None
-    now = _hashes(folder) if was is not None else {}
-    if changed := [name for name in was or () if was[name] != now.get(name)]:
+    if not path.is_file():
+        return
+    experts = read_json(path).get("experts")
+    was = experts.get(task) if isinstance(experts, dict) else None
+    if not isinstance(was, dict):
+        raise ValueError(f"`{path}` does not say what the expert `{task}` was. Restore it.")
+    now = _hashes(folder)
+    if changed := [name for name in was if was[name] != now.get(name)]:
         raise ValueError(
             f"{abbreviate(changed)} of the expert `{task}`, in `{folder}`, changed since the run was "
             "learned, so that its variant may not answer as it did. Restore them, or learn anew; or delete "

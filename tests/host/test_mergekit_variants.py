@@ -408,6 +408,11 @@ def _reads_otherwise(run):
     return ["['tokenizer_config.json'] of the expert `stars`", "Restore them"]
 
 
+def _nothing_said_of_experts(run):
+    (run.folder / "sources.json").write_text('{"experts": [1]}')
+    return ["sources.json` does not say what the expert `sst2` was"]
+
+
 def _made_in_python(run):
     manifest = json.loads((run.folder / "tinting.json").read_text())
     manifest["base"]["id"] = None
@@ -432,6 +437,7 @@ def _made_in_python(run):
         _unfinished,
         _configured_otherwise,
         _reads_otherwise,
+        _nothing_said_of_experts,
         _made_in_python,
     ],
 )
