@@ -148,6 +148,8 @@ BATCH_BYTES = 1 << 28
 """Outputs of one batch; what a language model says of a few samples takes that much."""
 ASKED = 4
 """Samples that an expert is asked about before what is kept of it is believed; evenly spread."""
+APART = 0.05
+"""By what share of the largest an output may differ in a batch, of which rounding is a small part."""
 ROUNDING, ROUNDING_IN_HALF, SAME_IDS = 1e-3, 1e-1, 0.99
 """By what share of their size outputs may differ then, in float32 and in half precision; and what share of
 the likeliest classes must be the same. Batches of another size round otherwise."""
@@ -247,7 +249,20 @@ def outputs(
     for chosen, inputs in zip(schedule, unlabeled.batches(schedule), strict=True):
         with explained(f"the model cannot take {unlabeled.named(chosen)}"):
             output = run(inputs)
+        if chosen[0] == 0 and output.shape[1:] == one.shape[1:]:
+            _require_alone(one, output[:1])
         yield output
+
+
+def _require_alone(alone: Tensor, among_others: Tensor) -> None:
+    """Refuse a model of which what it makes of a sample changes with the size of its batch."""
+    size = alone.abs()
+    apart = (alone - among_others).abs().max() / size.where(size < 1e30, 0).max().clamp(min=1e-12)
+    if apart > APART:
+        raise ValueError(
+            "what the model makes of the first sample differs among others, in a batch, from what it makes "
+            "of it alone. Give what pads batches a mask, or normalize each sample alone."
+        )
 
 
 def _require_finite(predictions: Predictions) -> None:

@@ -258,3 +258,23 @@ def test_a_norm_over_the_batch_alone_is_refused(norm):
         model.norm = norm
     with pytest.raises(ValueError, match=r"`norm` a .*BatchNorm.*: it has no running statistics"):
         world.tint()
+
+
+@pytest.mark.parametrize("least", [3, 20])
+def test_a_model_that_looks_at_large_batches_whole_is_refused(least):
+    def centered(features):
+        return features - features.mean(0) * (len(features) >= least)
+
+    world = make_world()
+    world.heads["owls"] = nn.Sequential(nn.Linear(6, 4), Doing(centered))
+    with pytest.raises(ValueError, match="Task `owls`: what the model makes of the first sample differs"):
+        world.tint(steps=10)
+
+
+class Doing(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, features):
+        return self.change(features)
