@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,8 +203,9 @@ def family_of(config: Config) -> type[Family]:
         ValueError: an architecture that no family handles, or another than the one that is named; or keys
             of `data` that do nothing.
     """
-    model = config.experts[0].model
-    architecture = _architecture(model)
+    model, architecture = config.experts[0].model, "none"
+    with nullcontext() if config.family == AUTO else suppress(OSError, ValueError):  # loading it says why
+        architecture = _architecture(model)
     told = family_of_architecture(architecture)
     if config.family == AUTO and told is None:
         raise unknown(f"family of the architecture in `{model}`", architecture, FAMILIES[1:])
