@@ -6,7 +6,8 @@
 The command runs in a process of its own, from its start to the last line of its report, with two steps of
 all tasks in batches of 2 x 64 tokens and the last block as tint. Counted is anonymous memory (mapped
 files are the system's to drop) above that of a process that has imported the same and has done nothing, and
-without the optimizer's two numbers for each of a tint's.
+without the optimizer's two numbers for each of a tint's. Of two processes that share the model the one
+counts that holds more.
 """
 
 import argparse
@@ -18,6 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 from helpers.command import Benchmark
@@ -37,16 +41,23 @@ PHASES = re.compile(
     r"|(?P<teaching>Expert )|(?P<writing>Pictures)|(?P<report>Report)"
 )
 """What the command says when it begins something."""
+SHARE = 0.56
+"""What each of two processes may hold of what one does."""
 IMPORTED = """
-import time, fusion_tinting.mergekit.learn, datasets, transformers.models.llama.modeling_llama
+import time, torch.distributed.fsdp, datasets, transformers.models.llama.modeling_llama
+import fusion_tinting.mergekit.learn
 from fusion_tinting.mergekit import report
 time.sleep(0.2)
 """
+PORT = 29519
 LEARN = [str(Path(sys.executable).with_name("mergekit-tint")), "learn"]
 
 
-def peaks(command: list[str]) -> Counter[str]:
-    """Return the largest anonymous memory of a command in each of its phases, in bytes."""
+def peaks(command: list[str], count: int = 1) -> Counter[str]:
+    """Return the largest anonymous memory of a command in each of its phases, in bytes.
+
+    With a count, of that many processes that share one model, as `torchrun` starts them.
+    """
     with tempfile.TemporaryFile("w+b") as log:
         seen = {0: "loading"}
 
@@ -59,16 +70,29 @@ def peaks(command: list[str]) -> Counter[str]:
                 seen[end] = begun[-1] if begun else seen[max(seen)]
             return seen[end]
 
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        largest, status, _ = watch(process.pid, phase)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        started = [
+            subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **_member(rank, count)})
+            for rank in range(count)
+        ]
+        with ThreadPoolExecutor(count) as threads:
+            watched = list(threads.map(lambda process: watch(process.pid, phase), started))
+        for process, (_, status, _) in zip(started, watched, strict=True):
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if any(process.returncode for process in started):
             log.seek(0)
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode()[-2000:]}")
-    return largest
+    return reduce(or_, (largest for largest, _, _ in watched))
 
 
-def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, object]:
+def _member(rank: int, count: int) -> dict[str, str]:
+    """Return what `torchrun` puts into the environment of one of several processes."""
+    if count == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": PORT}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def one(folder: Path, storage: str, count: int, processes: int, baseline: float) -> dict[str, object]:
     """Return bytes a parameter, of all and of each phase, and seconds, of one run."""
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["FUSION_TINTING_CACHE"] = temporary
@@ -77,11 +101,11 @@ def one(folder: Path, storage: str, count: int, baseline: float) -> dict[str, ob
             task_vectors={"storage": storage},
         )  # fmt: skip
         run = Path(temporary) / "run"
-        held = peaks([*LEARN, str(path), str(run), "--report", str(REPORTED)])
+        held = peaks([*LEARN, str(path), str(run), "--report", str(REPORTED)], processes)
         tints = sum(numbers(file) for file in (run / "tints").glob("*.safetensors"))
         seconds = json.loads((run / "tinting.json").read_text())["seconds"]
     parameters = numbers(folder / "base" / "model.safetensors")
-    held["learning"] -= 8 * tints
+    held["learning"] -= 8 * tints // processes
     phases = {name: (top - baseline) / parameters for name, top in held.items()}
     return {
         "bytes": max(phases.values()),
@@ -105,10 +129,13 @@ def measure(options: argparse.Namespace) -> dict:
     world(folder, options.size, max(options.tasks), TOKENS)
     baseline = max(peaks([sys.executable, "-c", IMPORTED]).values())
     runs = [
-        {"storage": storage, "tasks": count, **one(folder, storage, count, baseline)}
+        {
+            "storage": storage, "tasks": count, "processes": ranks,
+            **one(folder, storage, count, ranks, baseline),
+        }
         for count in options.tasks
-        for storage in ("memory", "stream")
-    ]
+        for storage, ranks in (("memory", 1), ("stream", 1), ("stream", 2))
+    ]  # fmt: skip
     return {
         "size": options.size,
         "parameters": numbers(folder / "base" / "model.safetensors"),
@@ -121,23 +148,20 @@ def table(outcome: dict) -> list[Table]:
     """Return the table of what was measured, and that of what follows for larger models."""
     rows = [
         [
-            run["storage"], run["tasks"], f"{run['bytes']:.1f}",
-            BARS.get((run["storage"], run["tasks"]), ""), f"{run['tints']:.1f}", f"{run['seconds']:.0f}",
+            *_kind(run), f"{run['bytes']:.1f}", _bar(run, outcome["runs"]),
+            f"{run['tints'] / run['processes']:.1f}", f"{run['seconds']:.0f}",
         ]
         for run in outcome["runs"]
     ]  # fmt: skip
     measured = Table(
-        ["storage", "K", "bytes a parameter", "at most", "of these tints", "seconds of adaptation"],
+        ["storage", "K", "processes", "bytes a parameter", "at most", "of these tints", "seconds"],
         rows,
         title=f"`mergekit-tint learn`, {outcome['parameters'] / 1e6:.0f} M parameters, bfloat16",
         numeric=False,
     )
     phases = Table(
-        ["storage", "K", *outcome["runs"][0]["phases"]],
-        [
-            [run["storage"], run["tasks"], *(f"{held:.1f}" for held in run["phases"].values())]
-            for run in outcome["runs"]
-        ],
+        ["storage", "K", "processes", *outcome["runs"][0]["phases"]],
+        [[*_kind(run), *(f"{held:.1f}" for held in run["phases"].values())] for run in outcome["runs"]],
         title="Bytes a parameter at the peak of each phase",
         numeric=False,
     )
@@ -157,6 +181,18 @@ def table(outcome: dict) -> list[Table]:
         numeric=False,
     )
     return [measured, phases, larger]
+
+
+def _kind(run: dict) -> list[object]:
+    return [run["storage"], run["tasks"], run["processes"]]
+
+
+def _bar(run: dict, runs: list[dict]) -> str:
+    """Return how much a run may hold; of several processes each, a share of what one does."""
+    if run["processes"] == 1:
+        return str(BARS.get((run["storage"], run["tasks"]), ""))
+    alone = [each["bytes"] for each in runs if _kind(each) == [*_kind(run)[:2], 1]]
+    return f"{SHARE * alone[0]:.1f}" if alone else ""
 
 
 def _larger(name: str, parameters: float, blocks: int, count: int) -> list[object]:

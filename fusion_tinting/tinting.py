@@ -103,7 +103,7 @@ def tint(
     )
     model.info = info
     visited = {task: _visited(task, unlabeled[task], pretrained, inputs, options) for task in experts}
-    with fitting_heap(model.vectors.size, processes.device, lean=model.vectors.apart):
+    with fitting_heap(model.vectors.size, processes.device, lean=model.vectors.lean):
         first_look(model, experts, heads, visited, options, processes)
         return _run(model, experts, heads, visited, options, context, finished)
 

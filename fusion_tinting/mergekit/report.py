@@ -102,7 +102,7 @@ def compare(
     total = (len(ways) + 1) * sum(len(inputs.unlabeled) for inputs in todo.values())
     with (
         _encoder_kept(model),
-        fitting_heap(model.vectors.size, processes.device, lean=model.vectors.apart),
+        fitting_heap(model.vectors.size, processes.device, lean=model.vectors.lean),
         sensible_threads(model.vectors.size, processes.device),
         tqdm(total=total, desc="Report", unit="input", disable=not progress, dynamic_ncols=True) as bar,
     ):

@@ -29,6 +29,9 @@ falls below it only by moving ten times the length of θ₀."""
 PRETRAINED = "_pretrained_"
 """Key of θ₀ among the content hashes, beside the task names (FusionBench's own word for it)."""
 
+GATHERED, LARGE = 1 << 18, 2 << 20
+"""See `TaskVectors.lean`: the fewer, the less is held, and the more pages are taken anew in every step."""
+
 FINITE = 1 << 24
 """Numbers that are looked at at a time, whether they are finite."""
 
@@ -180,6 +183,14 @@ class TaskVectors:
     def size(self) -> int:
         """P, how many numbers are merged."""
         return max(stop for _, stop, _ in self.slots.values())
+
+    @property
+    def lean(self) -> int:
+        """Bytes from which freed memory is worth the time that it takes to get it again; 0 for none.
+
+        Those who share a model gather and free all of it in every pass.
+        """
+        return 0 if not self.apart else GATHERED if self.kept.shared else LARGE
 
     @property
     def apart(self) -> bool:

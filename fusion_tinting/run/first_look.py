@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fusion_tinting.errors import abbreviate, of_task
 from fusion_tinting.method.merging import load_merged, on_gradient
@@ -33,6 +34,8 @@ BY_CLASS = (Reads.ARG_MAX, Reads.DISTRIBUTION, Reads.DIRECTION)
 """What is read along axis 1 of an output."""
 
 
+FEW = 8
+"""Samples that are looked at for one of another size."""
 SAME, CLOSE = 1e-3, 0.05
 """Differences, as shares of the largest output, that rounding may make between equal batches, and between
 batches of one sample and of two."""
@@ -92,7 +95,9 @@ class _Look:
             self.output = self._ask(1)
 
     def _ask(self, count: int, backward: bool = False) -> Tensor:
-        inputs = self.inputs.first(count, backward)
+        return self._answer(self.inputs.first(count, backward))
+
+    def _answer(self, inputs: Any) -> Tensor:
         renew(caching(self.model))
         try:
             with self.processes.autocast():
@@ -148,12 +153,26 @@ class _Look:
                 "too. Turn that off: the expert's prediction would be of another draw."
             )
         backward = self._ask(2, backward=True)
-        if _apart(two[:1], self.output) > CLOSE or _apart(backward.flip(0), two) > CLOSE:
+        same = _apart(two[:1], self.output) <= CLOSE and _apart(backward.flip(0), two) <= CLOSE
+        if not (same and self._pads_without_trace()):
             raise ValueError(
                 "The output of a sample differs with the other samples in its batch, or with their order, "
                 "and cannot be compared with the expert's. Give what pads batches a mask, normalize each "
                 "sample alone, and keep the order."
             )
+
+    def _pads_without_trace(self) -> bool:
+        """Return whether a sample of another size than the first answers alone as it does beside that."""
+        first = _sizes(self.inputs.first())
+        rows = range(1, min(FEW, len(self.inputs)))
+        alone = ((row, self.inputs.subset([row]).first()) for row in rows)
+        row, batch = next(((row, batch) for row, batch in alone if _sizes(batch) != first), (0, None))
+        if not row:
+            return True
+        both = self.inputs.subset([0, row]).first(2)
+        pair, own = self._answer(both), self._answer(batch)
+        ends = ((pair[:1], self.output), (pair[1:], own))
+        return all(one.shape != other.shape or _apart(one, other) <= CLOSE for one, other in ends)
 
     def _require_lesson(self, output: Tensor) -> None:
         """Refuse a sampler or an objective that returns something else than it should."""
@@ -307,6 +326,10 @@ class _Look:
                 "keeps it in a plain list, shares its tensors, or leaves out what it gives. Tint another "
                 "layer, or call it by its own name alone."
             )
+
+
+def _sizes(inputs: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

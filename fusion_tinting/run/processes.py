@@ -18,8 +18,8 @@ WORTHWHILE = 0.9
 """Twice the threads must take at most this share of the time, or they are not used."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
-LEAST, MOST = 1 << 18, 32 << 20
-"""Bytes from which glibc takes memory from the system, and returns it, block by block."""
+MOST = 32 << 20
+"""Bytes of the largest piece that glibc keeps when it is freed, by itself."""
 
 
 class Processes:
@@ -136,7 +136,7 @@ def sensible_threads(
 
 
 @contextmanager
-def fitting_heap(parameters: int, device: torch.device, lean: bool = False) -> Iterator[None]:
+def fitting_heap(parameters: int, device: torch.device, lean: int = 0) -> Iterator[None]:
     """Let glibc keep what a small model frees, and return what a large one does, while the context lasts.
 
     By itself it returns the top of its heap whenever some megabytes are free there, which is after every
@@ -147,7 +147,7 @@ def fitting_heap(parameters: int, device: torch.device, lean: bool = False) -> I
     Args:
         parameters: how many the model has.
         device: where it runs.
-        lean: whether memory counts for more than the time that it takes to get it again.
+        lean: size in bytes of what a large model's freed memory is returned by; 0: as the system does.
     """
     small = parameters <= SMALL_MODEL
     if device.type != "cpu" or not (small or lean) or platform.libc_ver()[0] != "glibc":
@@ -155,8 +155,8 @@ def fitting_heap(parameters: int, device: torch.device, lean: bool = False) -> I
         return
     libc = ctypes.CDLL(None)
     # Setting either turns off glibc's dynamic thresholds; their usual final values are those set last.
-    libc.mallopt(M_MMAP_THRESHOLD, MOST if small else LEAST)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30 if small else LEAST)
+    libc.mallopt(M_MMAP_THRESHOLD, MOST if small else lean)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30 if small else lean)
     try:
         yield
     finally:

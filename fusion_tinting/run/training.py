@@ -103,7 +103,7 @@ def train(
         torch.random.fork_rng(devices=[]),  # a sampler may draw; the caller's generator stays as it is
         attributes_kept(model),
         Adaptation(model, settings, context.processes) as adaptation,
-        fitting_heap(size, device, lean=model.vectors.apart),
+        fitting_heap(size, device, lean=model.vectors.lean),
     ):
         training = Training(adaptation, unlabeled, predictions, context)
         rehearsal = None if context.processes.shards else training.rehearsal  # who share do all alike

@@ -18,7 +18,7 @@ HOST_TESTS = Path(__file__).parents[1] / "host"
 
 def programs(folder: Path) -> tuple[Program, ...]:
     """Import the hosts, make what they read, some of it in a folder, and return both."""
-    sys.path.insert(0, str(HOST_TESTS))
+    sys.path[:0] = [str(HOST_TESTS), str(HOST_TESTS.parent)]
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import fusion_tinting.fusionbench  # noqa: F401  (repairs FusionBench before more of it is imported)

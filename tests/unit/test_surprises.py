@@ -278,3 +278,31 @@ class Doing(nn.Module):
 
     def forward(self, features):
         return self.change(features)
+
+
+class Means(nn.Module):
+    """The mean over the positions of a text, padded or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 6)
+
+    def forward(self, input_ids):
+        return self.words(input_ids).mean(1)
+
+
+@pytest.mark.parametrize("lengths", [(6, 6, 6, 3), (3, 3, 6), (4, 6, 3)])
+def test_texts_that_are_padded_without_a_mask_are_refused_whichever_is_the_longest(lengths):
+    torch.manual_seed(0)
+    world, base = make_world(), Means()
+    world.pretrained, world.experts = base, {task: deepcopy(base) for task in world.experts}
+    for expert in world.experts.values():
+        expert.words.weight.data += 0.2 * torch.randn_like(expert.words.weight)
+    texts = [torch.randint(1, 20, (length,)) for length in lengths * 4]
+
+    def padded(rows):
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    world.unlabeled = {task: DataLoader(texts, batch_size=4, collate_fn=padded) for task in world.experts}
+    with pytest.raises(ValueError, match=r"differs with the other samples in its batch.* mask"):
+        world.tint()
