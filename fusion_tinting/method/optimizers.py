@@ -64,8 +64,9 @@ class Optimizers:
 class _Adam:
     def __init__(self, parameters: list[nn.Parameter], rate: float):
         # Of a sharded parameter each process steps the rows that it holds.
-        self._own = {p: nn.Parameter(here(p.detach())) if is_sharded(p) else p for p in parameters}
-        self._adam = torch.optim.Adam(self._own.values(), lr=rate, betas=(0.9, 0.999), fused=True)
+        stepped = [nn.Parameter(here(p.detach())) if is_sharded(p) else p for p in parameters]
+        self._sharded = [(p, own) for p, own in zip(parameters, stepped, strict=True) if own is not p]
+        self._adam = torch.optim.Adam(stepped, lr=rate, betas=(0.9, 0.999), fused=True)
         self._moments: list[dict[str, Tensor]] = [
             {
                 "step": torch.zeros((), device=p.device),
@@ -74,15 +75,15 @@ class _Adam:
             }
             for p in parameters
         ]  # from the start, so that a checkpoint of any step has the same names
-        for own, moments in zip(self._own.values(), self._moments, strict=True):
+        for own, moments in zip(stepped, self._moments, strict=True):
             self._adam.state[own] = {name: here(tensor) for name, tensor in moments.items()}
 
     def moments(self) -> list[dict[str, Tensor]]:
         return self._moments
 
     def step(self, taught: Tensor) -> None:
-        for parameter, own in self._own.items():
-            if own is not parameter and parameter.grad is not None:
+        for parameter, own in self._sharded:
+            if parameter.grad is not None:
                 own.grad, parameter.grad = here(parameter.grad), None
         # What torch's gradient scaler says to a fused optimizer when a gradient is infinite.
         setattr(self._adam, "found_inf", (~taught).float())  # noqa: B010 (torch declares no such attribute)
