@@ -4,7 +4,7 @@ A merge, Adam and a mean are elementwise, and ⟨∂θ_l, τ_k,l⟩ is a sum: ea
 that it holds, and nothing but the (L, K) numbers ∂λ is summed over the processes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,7 +59,11 @@ def fill(tensor: Tensor, value: Tensor) -> None:
     here(tensor).copy_(value)
 
 
-def gathered(tensors: Mapping[str, Tensor], kept: bool = True) -> dict[str, Tensor]:
+def gathered(
+    tensors: Mapping[str, Tensor],
+    kept: bool = True,
+    aside: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> dict[str, Tensor]:
     """Return tensors as a whole; those that are sharded gathered in the host's memory, one after another.
 
     All processes must ask.
@@ -67,12 +71,13 @@ def gathered(tensors: Mapping[str, Tensor], kept: bool = True) -> dict[str, Tens
     Args:
         tensors: by name.
         kept: whether this process wants them; it gets none otherwise.
+        aside: what is done with each that was gathered, such as putting it where it takes no memory.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         value = tensor.full_tensor().cpu() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
         if kept:
-            found[name] = value
+            found[name] = aside(value) if is_sharded(tensor) else value
     return found
 
 

@@ -1,9 +1,11 @@
 """Checkpoints: a run that was killed continues as if it had not been."""
 
 import json
+import mmap
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion_tinting.run.cache import cache_folder
 from fusion_tinting.run.files import read_tensors, write_tensors
 from fusion_tinting.run.identity import Identity
 
@@ -69,6 +72,27 @@ def write_checkpoint(path: Path, state: Mapping[str, Tensor], identity: Identity
         "threads": str(torch.get_num_threads()),
     }
     write_tensors(path, state, metadata)
+
+
+def set_aside(tensor: Tensor) -> Tensor:
+    """Return a tensor in a nameless file of the cache folder, until it is written; in memory without room.
+
+    Tints and moments that several processes share are whole nowhere else, and three times a tint's size.
+
+    Args:
+        tensor: on the CPU.
+    """
+    if not tensor.numel():
+        return tensor
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()) as file:
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0)
+    except OSError:
+        return tensor
+    return torch.frombuffer(mapped, dtype=tensor.dtype).view(tensor.shape)
 
 
 def check_folder(run_dir: Path, identity: Identity) -> None:

@@ -313,7 +313,7 @@ class Training:
         if run_dir is None:
             return
         self.adaptation.share_tints()
-        trained = gathered(self.adaptation.state(), kept=self.context.writes)
+        trained = gathered(self.adaptation.state(), self.context.writes, checkpoint.set_aside)
         if self.context.writes:
             state = {**trained, "history": self.history.values, "rng": torch.get_rng_state()}
             path = checkpoint.checkpoint_path(run_dir)
