@@ -12,6 +12,7 @@ from torch import Tensor
 from world import make_world
 
 import fusion_tinting as ft
+from fusion_tinting.run import checkpoint
 
 CASES = [
     ("torch", "float32", "joint", "blocks.1", "memory"),
@@ -119,3 +120,18 @@ def test_an_artifact_that_was_learned_with_sharded_task_vectors_loads(world, tmp
     del manifest["crc32"]  # which such artifacts had not
     (tmp_path / "tinting.json").write_text(json.dumps(manifest))
     equal(tensors_of(ft.TintedModel.load(tmp_path, **world.models())), tensors_of(tinted))
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize(
+    "tensor", [torch.randn(3, 4), torch.tensor(2.0), torch.randn(5).bfloat16(), torch.empty(0, 3)]
+)
+def test_what_is_set_aside_for_a_checkpoint_is_the_same(monkeypatch, tensor, room):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if not room:
+        monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", full)
+    aside = checkpoint.set_aside(tensor)
+    assert torch.equal(aside, tensor)
+    assert aside.dtype == tensor.dtype
