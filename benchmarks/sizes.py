@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace) -> dict:
             **one(folder, storage, count, ranks, baseline),
         }
         for count in options.tasks
-        for storage, ranks in (("memory", 1), ("stream", 1), ("stream", 2))
+        for storage, ranks in (("memory", 1), ("memory", 2), ("stream", 1))
     ]  # fmt: skip
     return {
         "size": options.size,
