@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fusion_tinting.errors import abbreviate, of_task
 from fusion_tinting.method.merging import load_merged, on_gradient
@@ -25,7 +24,7 @@ from fusion_tinting.method.tinted_model import TintedNetwork
 from fusion_tinting.method.tints import HOOKS
 from fusion_tinting.run.experts import predict
 from fusion_tinting.run.processes import Processes
-from fusion_tinting.run.samples import described
+from fusion_tinting.run.samples import described, tensors_in
 from fusion_tinting.run.surroundings import attributes_kept
 from fusion_tinting.run.top_predictions import dense
 from fusion_tinting.run.unlabeled import Unlabeled, to_device
@@ -329,7 +328,7 @@ class _Look:
 
 
 def _sizes(inputs: Any) -> list[torch.Size]:
-    return [leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [tensor.shape for tensor in tensors_in(inputs)]
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

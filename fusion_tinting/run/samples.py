@@ -1,6 +1,6 @@
 """Samples and batches as users have them: made into tensors, put together, compared, described."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -166,16 +166,26 @@ def equal(one: Any, other: Any) -> bool:
     return one.shape == other.shape and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
+def tensors_in(inputs: Any) -> Iterator[Tensor]:
+    """Yield all tensors in inputs.
+
+    Args:
+        inputs: of the encoder.
+    """
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, (Mapping, tuple, list)):
+        for part in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from tensors_in(part)
+
+
 def finite(inputs: Any) -> bool:
     """Return whether all numbers in inputs are finite.
 
     Args:
         inputs: of the encoder.
     """
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    if isinstance(inputs, (Mapping, tuple, list)):
-        return all(map(finite, values))
-    return not isinstance(inputs, Tensor) or bool(inputs.isfinite().all())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_in(inputs))
 
 
 def nbytes(inputs: Any) -> int:
@@ -184,7 +194,4 @@ def nbytes(inputs: Any) -> int:
     Args:
         inputs: of the encoder.
     """
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    if isinstance(inputs, (Mapping, tuple, list)):
-        return sum(map(nbytes, values))
-    return int(inputs.nbytes) if isinstance(inputs, Tensor) else 0
+    return sum(tensor.nbytes for tensor in tensors_in(inputs))

@@ -312,8 +312,9 @@ class TintedModel(TintedNetwork):
                     f"`{name}` in `{path}` has shape {tuple(tensor.shape)}; the layer `{self.layer}` "
                     f"of these models has {tuple(target.shape)}."
                 )
+        state = tint.state_dict()
         for name, tensor in stored.items():
-            fill(tint.state_dict()[own[name]], tensor)
+            fill(state[own[name]], tensor)
 
     def _name_in_tint(self, name: str) -> str:
         """Return what a tensor of the tinted layer is called in its file."""
