@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 import yaml
 from fusion_bench.constants import PROJECT_ROOT_PATH
 from fusion_bench.scripts.cli import main  # our plugin acts where FusionBench is loaded
@@ -86,3 +87,16 @@ def finished(folder: Path, *overrides: str) -> Finished:
     with redirect_stdout(io.StringIO()) as shown, program(folder) as run:
         result = run(*overrides)
     return Finished(folder, result["report"], result["merged_model"], shown.getvalue())
+
+
+def assert_streams_the_same(fuse: Callable, *given: str) -> None:
+    """Adapt with experts in memory and with experts in their files: what is learned must be the same."""
+    kept, streamed = (
+        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
+            "merged_model"
+        ]
+        for storage in ("memory", "stream")
+    )
+    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
+    for name, row in kept.coefficients.items():
+        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import composed, finished
+from command import assert_streams_the_same, composed, finished
 from fusion_bench.modelpool import ResNetForImageClassificationPool
 from fusion_bench.tasks.clip_classification import get_num_classes
 from fusion_bench.utils import instantiate
@@ -138,15 +138,7 @@ def test_what_is_saved_is_the_shared_classifier_and_loads_in_the_pool(done):
 
 def test_experts_are_read_from_their_files_and_teach_the_same(fuse):
     given = (*SHORT, "taskpool.baselines=false")
-    kept, streamed = (
-        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
-            "merged_model"
-        ]
-        for storage in ("memory", "stream")
-    )
-    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
-    for name, row in kept.coefficients.items():
-        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+    assert_streams_the_same(fuse, *given)
 
 
 def test_an_expert_that_would_get_a_new_head_is_refused(fuse):

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from command import FUSION_BENCH, Finished, finished
+from command import FUSION_BENCH, Finished, assert_streams_the_same, finished
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from safetensors.torch import load_file
 from shell import run
@@ -275,15 +275,7 @@ def test_bf16_encoders_adapt(fuse, precision, kept, told):
 
 def test_experts_are_read_from_their_files_and_teach_the_same(fuse):
     given = (*SHORT, BRIEF, "fabric.precision=bf16-true")
-    kept, streamed = (
-        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
-            "merged_model"
-        ]
-        for storage in ("memory", "stream")
-    )
-    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
-    for name, row in kept.coefficients.items():
-        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+    assert_streams_the_same(fuse, *given)
 
 
 def test_the_returned_model_is_a_tinted_clip(done):

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 import torch
-from command import finished
+from command import assert_streams_the_same, finished
 from glue_hub import SCORED, TASKS, make_hub, of, require_scored
 from hub import read_offline
 from safetensors.torch import load_file, save_file
@@ -128,15 +128,7 @@ def test_fusionbenchs_own_methods_merge_the_backbones(done, fuse):
 
 def test_experts_are_read_from_their_files_and_teach_the_same(hub, fuse):
     given = (*SHORT, *of("sst2", "stsb"), "taskpool.baselines=false")
-    kept, streamed = (
-        fuse(*given, "method.task_vectors.gradients=arriving", f"method.task_vectors.storage={storage}")[
-            "merged_model"
-        ]
-        for storage in ("memory", "stream")
-    )
-    torch.testing.assert_close(kept.history.loss, streamed.history.loss, rtol=0, atol=1e-4)
-    for name, row in kept.coefficients.items():
-        torch.testing.assert_close(row, streamed.coefficients[name], rtol=0, atol=1e-4)
+    assert_streams_the_same(fuse, *given)
 
 
 def test_an_artifact_applied_gives_the_runs_own_report(done, fuse):
